@@ -1,0 +1,105 @@
+# A study, from its parameters to its report.  From the repository root:
+#
+#   snakemake -n --configfile params/paper.yaml      what would run, and why
+#   snakemake    --configfile params/paper.yaml      run it
+#
+# Every notebook is executed by papermill. The executed copy is a log and not an output: Snakemake deletes the outputs of
+# a failed job, and keeps its logs.
+
+import shutil
+
+from mae_core.parameters import ParameterError
+from mae_core.study import Study, flat_yaml, notebook_sources
+from snakemake.exceptions import WorkflowError
+
+if not config:
+    configfile: "params/smoke.yaml"
+
+try:
+    study = Study.check(config)
+except ParameterError as error:
+    raise WorkflowError(f"ParameterError: {error}") from None
+
+OUT, REPORT = f"outputs/{study.name}", f"report/{study.name}"
+RUN = f"{OUT}/{{case}}/seed{{seed}}"
+FINETUNED = expand(f"{RUN}/finetune/metrics.json", case=study.cases, seed=study.seeds)
+
+# Jobs that compute share the machine: each takes its threads, and on a GPU they take turns (resources: gpu=1).
+DEVICE = study.settings["shared"].get("device", "auto")
+THREADS = study.settings["shared"].get("threads", 0) or workflow.cores
+GPUS = int(DEVICE == "cuda" or (DEVICE == "auto" and shutil.which("nvidia-smi") is not None))
+
+PAPERMILL = (
+    "TQDM_MININTERVAL=10 papermill {input.notebook} {log.notebook} -k python3 --cwd . --no-progress-bar --log-output"
+    " --autosave-cell-every 30 -y {params.flat:q} > {log.text} 2>&1"
+    " || {{ tail -n 1 {log.text} >&2; echo 'more in {log.text} and {log.notebook}' >&2; exit 1; }}"
+)
+
+
+# What `params` reads must be a function of wildcards alone: Snakemake does not track one that also takes input.
+def flat(stage):
+    return lambda wildcards: flat_yaml(study.run(wildcards.case, int(wildcards.seed), stage).flat())
+
+
+def pretrained(wildcards):
+    return study.run(wildcards.case, int(wildcards.seed), "finetune").weights or []
+
+
+def notebook(name):
+    return {"notebook": f"notebooks/{name}.ipynb", "sources": notebook_sources(f"notebooks/{name}.ipynb")}
+
+
+wildcard_constraints:
+    seed=r"\d+",
+
+
+localrules:
+    all,
+    render,
+
+
+rule all:
+    input:
+        f"{REPORT}/index.html",
+        f"{REPORT}/report.pdf",
+
+
+rule pretrain:
+    input:
+        **notebook("pretrain"),
+    output:
+        f"{RUN}/pretrain/metrics.json",
+        weights=f"{RUN}/pretrain/weights.safetensors",
+    log:
+        notebook=f"{RUN}/pretrain/pretrain.ipynb",
+        text=f"{RUN}/pretrain/log.txt",
+    params:
+        flat=flat("pretrain"),
+    threads: THREADS
+    resources:
+        gpu=GPUS,
+    shell:
+        PAPERMILL
+
+
+rule finetune:
+    input:
+        **notebook("finetune"),
+        weights=pretrained,
+    output:
+        f"{RUN}/finetune/metrics.json",
+    log:
+        notebook=f"{RUN}/finetune/finetune.ipynb",
+        text=f"{RUN}/finetune/log.txt",
+    params:
+        flat=flat("finetune"),
+    threads: THREADS
+    resources:
+        gpu=GPUS,
+    shell:
+        PAPERMILL
+
+
+rule train:
+    input:
+        FINETUNED,

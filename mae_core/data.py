@@ -1,0 +1,251 @@
+"""Images as one uint8 tensor on the device: CIFAR-10, and ``shapes``, which the package draws itself.
+
+Both lie on disk in the format of CIFAR-10's Python version and are read by torchvision's dataset class, which
+checks the MD5 of every file before it unpickles it.
+
+Shapes: B batch, n images of a split, C = 3 colours, H = W = 32 pixels.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import pickle
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.datasets import CIFAR10
+
+DATASETS = ("shapes", "cifar10")
+AUGMENTATIONS = ("none", "crop-flip")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One half of a data set.
+
+    Attributes:
+        images_nCHW: uint8, 0 ... 255, on the device.
+        labels_n: int64, on the device.
+        classes: the ten names.
+    """
+
+    images_nCHW: Tensor
+    labels_n: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels_n)
+
+
+def load(
+    dataset: str, data_dir: str | Path = "data", train: bool = True, limit: int = 0, device: torch.device | str = "cpu"
+) -> Split:
+    """Read a split into memory, on the device.
+
+    Args:
+        dataset: ``shapes`` (drawn on first use, offline) or ``cifar10`` (downloaded by torchvision on first use).
+        data_dir: folder that holds, or will hold, the data set's own folder.
+        train: the training split or the test split.
+        limit: only the first ``limit`` images; 0 means all.
+        device: where the tensors live.
+
+    Raises:
+        ValueError: for an unknown data set.
+        FileNotFoundError: if CIFAR-10 is neither in ``data_dir`` nor to be had from the network.
+    """
+    if dataset == "shapes":
+        source = Shapes(data_dir, train=train)
+    elif dataset == "cifar10":
+        source = open_cifar10(data_dir, train)
+    else:
+        raise ValueError(f"dataset is {dataset!r}, not one of {', '.join(DATASETS)}")
+    images = torch.from_numpy(source.data).permute(0, 3, 1, 2)
+    stop = limit or len(images)
+    return Split(
+        images[:stop].contiguous().to(device), torch.tensor(source.targets[:stop]).to(device), tuple(source.classes)
+    )
+
+
+def checksum(dataset: str, data_dir: str | Path = "data") -> str:
+    """MD5 over the MD5s of a data set's files, as they lie on disk."""
+    folder = Path(data_dir) / (Shapes if dataset == "shapes" else CIFAR10).base_folder
+    md5s = [hashlib.md5(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*batch*"))]
+    return hashlib.md5("".join(md5s).encode()).hexdigest()
+
+
+def open_cifar10(data_dir: str | Path, train: bool) -> CIFAR10:
+    """torchvision's CIFAR-10; downloaded unless its files are there."""
+    with contextlib.suppress(RuntimeError):
+        return CIFAR10(str(data_dir), train=train)
+    try:
+        return CIFAR10(str(data_dir), train=train, download=True)
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"CIFAR-10 is not in data_dir ({data_dir}) and could not be downloaded ({error}): put its folder "
+            f"{CIFAR10.base_folder}/ there, or use dataset: shapes"
+        ) from error
+
+
+def to_unit(images_BCHW: Tensor) -> Tensor:
+    """uint8 0 ... 255 to float32 [-1, 1]."""
+    return images_BCHW.float() / 127.5 - 1
+
+
+def augment(images_BCHW: Tensor, how: str, generator: torch.Generator | None = None) -> Tensor:
+    """Random views of a batch, on its device.
+
+    Args:
+        images_BCHW: any dtype.
+        how: ``none``, or ``crop-flip``: shifted by up to 4 pixels (mirrored at the border) and flipped every other time.
+        generator: source of randomness, on the images' device.
+    """
+    if how == "none":
+        return images_BCHW
+    B, C, H, W = images_BCHW.shape
+    device, pad = images_BCHW.device, 4
+    padded = F.pad(images_BCHW.float(), (pad,) * 4, mode="reflect").to(images_BCHW.dtype)
+    top_B, left_B = torch.randint(2 * pad + 1, (2, B), generator=generator, device=device)
+    rows_BH = top_B[:, None] + torch.arange(H, device=device)
+    columns_BW = left_B[:, None] + torch.arange(W, device=device)
+    flip_B1 = torch.randint(2, (B, 1), generator=generator, device=device).bool()
+    columns_BW = torch.where(flip_B1, columns_BW.flip(1), columns_BW)
+    place_BHW = rows_BH[:, :, None] * (W + 2 * pad) + columns_BW[:, None, :]
+    return padded.flatten(2).gather(2, place_BHW.flatten(1)[:, None].expand(-1, C, -1)).reshape(B, C, H, W)
+
+
+# shapes: ten classes of coloured, textured shapes on textured ground ------------------------------------------------
+
+
+class Shapes(CIFAR10):
+    """The package's own data set: 10,000 training and 2,000 test images of ten shapes, seeded.
+
+    Files, format and reader are CIFAR-10's; the MD5s stand in ``md5.json`` beside the files, written with them.
+    """
+
+    base_folder = "shapes-batches-py"
+    train_batches, test_batches, images_per_batch = 5, 1, 2000
+    names = ("circle", "square", "triangle", "diamond", "plus", "ring", "star", "moon", "hexagon", "heart")
+
+    def __init__(self, root: str | Path, train: bool = True):
+        folder = Path(root) / self.base_folder
+        if not (folder / "md5.json").exists():
+            self.draw(folder)
+        md5 = json.loads((folder / "md5.json").read_text())
+        self.train_list = [[name, value] for name, value in md5.items() if name.startswith("data_batch")]
+        self.test_list = [["test_batch", md5["test_batch"]]]
+        self.meta = {"filename": "batches.meta", "key": "label_names", "md5": md5["batches.meta"]}
+        try:
+            super().__init__(str(root), train=train)
+        except RuntimeError as error:
+            raise FileNotFoundError(f"{folder} is damaged: delete the folder, it is drawn again") from error
+
+    @classmethod
+    def draw(cls, folder: Path) -> None:
+        """Write the data set into ``folder``: all of it, or nothing."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+            md5 = {}
+
+            def write(name: str, content: dict) -> None:
+                raw = pickle.dumps(content, protocol=2)
+                md5[name] = hashlib.md5(raw).hexdigest()
+                (Path(unfinished) / name).write_bytes(raw)
+
+            for batch in range(cls.train_batches + cls.test_batches):
+                images_nHWC, labels_n = draw_shapes(cls.images_per_batch, seed=batch)
+                rows = images_nHWC.transpose(0, 3, 1, 2).reshape(len(labels_n), -1)
+                name = f"data_batch_{batch + 1}" if batch < cls.train_batches else "test_batch"
+                write(name, {"data": rows, "labels": labels_n.tolist()})
+            write("batches.meta", {"label_names": list(cls.names)})
+            (Path(unfinished) / "md5.json").write_text(json.dumps(md5, indent=1))
+            with contextlib.suppress(OSError):  # another process was faster: its copy is the same
+                os.rename(unfinished, folder)
+                os.mkdir(unfinished)  # for the context manager to remove
+
+
+def draw_shapes(n_images: int, seed: int, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Draw seeded images: a shape of random place, size, angle, colour and texture on a textured ground.
+
+    Returns:
+        images_nHWC (uint8) and labels_n, indices into ``Shapes.names``.
+    """
+    rng = np.random.default_rng(seed)
+    labels_n = rng.permutation(np.arange(n_images) % len(Shapes.names))
+    y, x = (np.mgrid[0:size, 0:size].astype(np.float32) + 0.5) / size * 2 - 1
+
+    def column(low: float, high: float) -> np.ndarray:
+        return rng.uniform(low, high, (n_images, 1, 1)).astype(np.float32)
+
+    scale, angle = column(0.45, 0.75), column(-0.4, 0.4)
+    dx, dy = x - column(-0.25, 0.25), y - column(-0.25, 0.25)
+    u = (dx * np.cos(angle) + dy * np.sin(angle)) / scale
+    v = (dy * np.cos(angle) - dx * np.sin(angle)) / scale
+    inside = np.empty((n_images, size, size), np.float32)
+    for label in range(len(Shapes.names)):
+        chosen = labels_n == label
+        distance = signed_distance(label, u[chosen], v[chosen]) * scale[chosen]
+        inside[chosen] = np.clip(0.5 - distance * size / 2, 0, 1)  # one pixel of soft edge
+
+    ground, figure = (textured(n_images, x, y, rng) for _ in range(2))
+    contrast = np.abs(ground.mean((1, 2)) - figure.mean((1, 2))).sum(-1) < 0.5
+    figure[contrast] = 1 - figure[contrast]
+    image = ground + inside[..., None] * (figure - ground)
+    image += rng.normal(0, 0.02, image.shape).astype(np.float32)
+    return (image.clip(0, 1) * 255).round().astype(np.uint8), labels_n
+
+
+def textured(n_images: int, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Two colours blended by a wave of random direction, pitch and softness: (n, H, W, 3) in 0 ... 1."""
+    colours = rng.uniform(0, 1, (2, n_images, 1, 1, 3)).astype(np.float32)
+    angle, pitch, phase, hardness = (
+        rng.uniform(low, high, (n_images, 1, 1)).astype(np.float32)
+        for low, high in ((0, math.pi), (2, 12), (0, 2 * math.pi), (0.3, 3))
+    )
+    wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * pitch + phase)
+    blend = (0.5 + 0.35 * np.tanh(hardness * wave))[..., None]
+    return colours[0] * blend + colours[1] * (1 - blend)
+
+
+def signed_distance(label: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Distance to the outline of shape ``label`` of radius 1 at the origin (v points down); negative inside.
+
+    Exact or a close lower bound, after Quilez's catalogue of two-dimensional distance functions.
+    """
+    radius, direction = np.hypot(u, v), np.arctan2(u, -v)
+    match Shapes.names[label]:
+        case "circle":
+            return radius - 0.85
+        case "square":
+            return np.maximum(np.abs(u), np.abs(v)) - 0.75
+        case "triangle":
+            sector = 2 * math.pi / 3
+            return radius * np.cos(direction % sector - sector / 2) - 0.5
+        case "diamond":
+            return (np.abs(u) + np.abs(v) * 0.8 - 0.85) / 1.28
+        case "plus":
+            a, b = np.maximum(np.abs(u), np.abs(v)), np.minimum(np.abs(u), np.abs(v))
+            return np.maximum(a - 0.95, b - 0.3)
+        case "ring":
+            return np.abs(radius - 0.7) - 0.22
+        case "star":
+            sector = 2 * math.pi / 5
+            slice_angle = np.abs((direction + sector / 2) % sector - sector / 2)
+            a, b = radius * np.cos(slice_angle), radius * np.sin(slice_angle)
+            return (a - 1.05) * math.sin(0.6) + b * math.cos(0.6)
+        case "moon":
+            return np.maximum(radius - 0.95, 0.75 - np.hypot(u - 0.45, v))
+        case "hexagon":
+            sector = math.pi / 3
+            return radius * np.cos((direction % sector) - sector / 2) - 0.78
+        case "heart":
+            a, b = np.abs(u) * 1.05, 0.35 - v
+            lobes = np.hypot(a - 0.42, b - 0.25) - 0.48
+            point = a * 0.78 - (b + 0.95) * 0.62
+            return np.minimum(lobes, np.maximum(point, b - 0.28))

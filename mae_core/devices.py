@@ -1,0 +1,83 @@
+"""Where and how to compute: device, precision, threads, memory."""
+
+import ctypes
+import platform
+import resource
+import sys
+
+import torch
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device to train on.
+
+    Args:
+        name: ``cpu``, ``cuda``, ``mps``, or ``auto`` for the best that is there.
+
+    Raises:
+        ValueError: if the device is not available on this machine.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available[name]:
+        raise ValueError(f"device is {name!r}: this machine has none that torch {torch.__version__} can use")
+    return torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type of matrix products; ``auto`` takes bfloat16 on CUDA and on CPUs with instructions for it."""
+    if name == "auto":
+        fast = device.type == "cuda" or (device.type == "cpu" and cpu_has_bfloat16())
+        return torch.bfloat16 if fast else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices in hardware."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "sve_bf16", "bf16"))
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Matrix products in ``precision``; a no-op for float32."""
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+
+
+def set_up(threads: int = 0) -> None:
+    """Set the number of CPU threads (0 leaves torch's choice) and keep freed memory for the next step.
+
+    glibc hands every large tensor back to the system and faults its pages in again at the next step, which costs a
+    fifth of the speed; raised thresholds keep them (LOG.md has the figures). Elsewhere than Linux nothing changes.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    if platform.libc_ver()[0] == "glibc":
+        mmap_threshold, trim_threshold, top_pad = -3, -1, -2  # parameters' numbers in malloc.h
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in ((mmap_threshold, 1 << 30), (trim_threshold, (1 << 31) - 1), (top_pad, 64 << 20)):
+            mallopt(parameter, value)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that was allocated on a CUDA device, elsewhere the most this process has ever held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def describe(device: torch.device) -> str:
+    """The device's name as its maker prints it, with the threads in use for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"{platform.processor() or platform.machine()} GPU"
+    return f"{cpu_name()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+
+
+def cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,186 @@
+"""An executed notebook as a document: numbered blocks that an exporter prints, and nothing else.
+
+Only what display.py put there is taken from outputs, and plain streams where they are asked for: whatever else a cell
+printed (HTML, JavaScript, widgets) does not reach the report.
+"""
+
+import base64
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from nbformat import NotebookNode
+
+from mae_core.display import TABLE
+
+KINDS = {"figure": "Figure", "table": "Table"}
+ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+@dataclass
+class Text:
+    """Markdown, from a cell or from an output."""
+
+    markdown: str
+    role: str = ""  # "abstract" or ""
+
+
+@dataclass
+class Panel:
+    """One image of a figure."""
+
+    kind: str  # svg or png
+    content: bytes
+    alt: str
+
+
+@dataclass
+class Float:
+    """A numbered figure or table."""
+
+    kind: str
+    label: str
+    number: int
+    caption: str
+    sources: list[str]
+    panels: list[Panel] = field(default_factory=list)
+    columns: int = 1
+    table: dict[str, Any] = field(default_factory=dict)
+    notes: str = ""
+
+    @property
+    def name(self) -> str:
+        """As text refers to it: ``Figure 3``."""
+        return f"{KINDS[self.kind]} {self.number}"
+
+
+@dataclass
+class Code:
+    """Source or printed text, verbatim."""
+
+    text: str
+    role: str  # "source" or "stream"
+
+
+@dataclass
+class References:
+    """The numbered list of references: label and text of each."""
+
+    entries: list[tuple[str, str]]
+
+
+Block = Text | Float | Code | References
+
+
+@dataclass
+class Document:
+    """Blocks in order.
+
+    Attributes:
+        title: the first heading of level 1.
+        blocks: all but the title.
+        names: label to what a link to it says: ``Figure 3``, ``[2]``.
+    """
+
+    title: str
+    blocks: list[Block]
+    names: dict[str, str]
+
+
+class ExportError(ValueError):
+    """A notebook that cannot become a report."""
+
+
+def read(notebook: NotebookNode, show_code: bool = False) -> Document:
+    """Turn an executed notebook into a document.
+
+    Args:
+        notebook: executed, format 4.
+        show_code: keep sources and printed text.
+
+    Raises:
+        ExportError: if a cell ended in an error, a label stands twice, or the title is missing.
+    """
+    blocks = list(read_blocks(notebook, show_code))
+    names: dict[str, str] = {}
+    for block in blocks:
+        entries = []
+        if isinstance(block, Float):
+            block.number = 1 + sum(name.startswith(KINDS[block.kind]) for name in names.values())
+            entries = [(block.label, block.name)]
+        elif isinstance(block, References):
+            entries = [(label, f"[{number}]") for number, (label, _) in enumerate(block.entries, 1)]
+        for label, name in entries:
+            if label in names:
+                raise ExportError(f"the label {label} stands twice")
+            names[label] = name
+    title = re.match(r"# +(.+)", blocks[0].markdown) if blocks and isinstance(blocks[0], Text) else None
+    if not title:
+        raise ExportError("the notebook must begin with a title: a Markdown cell with '# ...'")
+    blocks[0].markdown = blocks[0].markdown[title.end() :].strip()
+    return Document(title[1].strip(), [b for b in blocks if not isinstance(b, Text) or b.markdown], names)
+
+
+def read_blocks(notebook: NotebookNode, show_code: bool) -> Iterator[Block]:
+    """The blocks in order, not yet numbered."""
+    for index, cell in enumerate(notebook.cells):
+        tags = cell.metadata.get("tags", [])
+        if cell.cell_type == "markdown":
+            yield Text(cell.source)
+        if cell.cell_type != "code":
+            continue
+        if show_code and cell.source.strip():
+            yield Code(cell.source, "source")
+        unfinished: Float | None = None
+        for output in cell.outputs:
+            if output.output_type == "error":
+                raise ExportError(f"cell {index} ended in an error: {ANSI.sub('', output.evalue)}")
+            if output.output_type == "stream":
+                if show_code and output.text.strip():
+                    yield Code(as_on_a_terminal(output.text), "stream")
+                continue
+            about, data = output.metadata.get("report", {}), output.data
+            if about.get("kind") == "figure":
+                if about["panel"] == 0:
+                    unfinished = Float(
+                        "figure", about["label"], 0, about["caption"], about["sources"], columns=about["columns"]
+                    )
+                unfinished.panels.append(panel(data, about["alt"]))
+                if about["panel"] == about["panels"] - 1:
+                    yield unfinished
+            elif about.get("kind") == "table":
+                yield Float(
+                    "table", about["label"], 0, about["caption"], about["sources"],
+                    table=data[TABLE], notes=about["notes"],
+                )  # fmt: skip
+            elif about.get("kind") == "references":
+                yield References([tuple(entry) for entry in about["entries"]])
+            elif "text/markdown" in data:
+                yield Text(data["text/markdown"], "abstract" if "abstract" in tags else "")
+            elif show_code and "text/plain" in data:
+                yield Code(data["text/plain"], "stream")
+
+
+def panel(data: dict[str, Any], alt: str) -> Panel:
+    """The image of a figure's output.
+
+    Raises:
+        ExportError: if there is none, or an SVG holds more than a drawing.
+    """
+    if "image/png" in data:
+        return Panel("png", base64.b64decode(data["image/png"]), alt)
+    if "image/svg+xml" not in data:
+        raise ExportError("a figure's output holds neither PNG nor SVG")
+    svg = data["image/svg+xml"]
+    if re.search(
+        r"<script|<foreignObject|\son\w+\s*=|javascript:|href\s*=\s*[\"'](?!#|data:image/)", svg, re.IGNORECASE
+    ):
+        raise ExportError("a figure's SVG holds a script, a handler or a remote reference")
+    return Panel("svg", svg.encode(), alt)
+
+
+def as_on_a_terminal(text: str) -> str:
+    """Printed text as a terminal leaves it: without colours, a line overwritten after ``\\r`` only at its last state."""
+    lines = ANSI.sub("", text).rstrip().split("\n")
+    return "\n".join(next((part for part in reversed(line.split("\r")) if part.strip()), "") for line in lines)

@@ -1,0 +1,119 @@
+"""What a trained model does on the test images: reconstructions, errors, predictions.
+
+Masks are fixed by a seed of their own, the same for every case, epoch and run.
+
+Shapes: B batch, n images of a split, N patches, P values in a patch, C colours or classes.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mae_core import devices
+from mae_core.data import Split, to_unit
+from mae_core.mae import MaskedAutoencoder, masked_error
+from mae_core.masking import Mask, sample_mask
+from mae_core.parameters import PretrainParameters, RunParameters
+from mae_core.vit import patchify, unpatchify
+
+MASK_SEED = 20211111  # any fixed number; this is the day the MAE paper appeared
+N_PICTURES = 10
+EVAL_BATCH = 500
+
+
+def fixed_masks(run: PretrainParameters, n_images: int, device: torch.device) -> Mask:
+    """The evaluation masks of a run: of image i always the same (drawn on the CPU)."""
+    generator = torch.Generator().manual_seed(MASK_SEED)
+    mask = sample_mask(run.mask_strategy, run.mask_ratio, n_images, run.model.grid_size, generator)
+    return Mask(*(part.to(device) for part in mask))
+
+
+@torch.no_grad()
+def reconstruct(
+    model: MaskedAutoencoder, images_BCHW: Tensor, mask: Mask, run: PretrainParameters
+) -> tuple[Tensor, Tensor]:
+    """Predict the hidden patches.
+
+    Args:
+        images_BCHW: scaled to [-1, 1].
+
+    Returns:
+        The images with the hidden patches grey, and with the predicted ones in their place; both images_BCHW in
+        [-1, 1]. With ``norm_pix`` the true mean and deviation of each patch are put back, as in the paper's figures.
+    """
+    device = images_BCHW.device
+    with devices.autocast(device, devices.choose_precision(run.precision, device)):
+        pred_BNP = model(images_BCHW, mask, run.mask_tokens_in_encoder).float()
+    patches_BNP = patchify(images_BCHW, run.patch_size)
+    if run.norm_pix:
+        variance = patches_BNP.var(dim=-1, keepdim=True)
+        pred_BNP = pred_BNP * (variance + 1e-6).sqrt() + patches_BNP.mean(dim=-1, keepdim=True)
+    hidden_BN1 = mask.masked_BN[..., None]
+    masked = torch.where(hidden_BN1, 0.0, patches_BNP)
+    painted = torch.where(hidden_BN1, pred_BNP, patches_BNP)
+    return unpatchify(masked, run.patch_size), unpatchify(painted, run.patch_size)
+
+
+@torch.no_grad()
+def reconstruction_metrics(
+    model: MaskedAutoencoder, test: Split, run: PretrainParameters, device: torch.device
+) -> dict[str, float]:
+    """Masked loss (as trained) and PSNR in decibels over the hidden pixels, of the whole test split."""
+    model.eval()
+    masks = fixed_masks(run, len(test), device)
+    precision = devices.choose_precision(run.precision, device)
+    loss, error = [], []
+    for batch in batches(len(test)):
+        images, mask = to_unit(test.images_nCHW[batch]), Mask(*(part[batch] for part in masks))
+        with devices.autocast(device, precision):
+            pred = model(images, mask, run.mask_tokens_in_encoder)
+        loss.append(masked_error(pred, images, mask, run.patch_size, run.norm_pix) * len(images))
+        _, painted = reconstruct(model, images, mask, run)
+        hidden_share = mask.masked_BN.float().mean()
+        error.append((painted.clamp(-1, 1) - images).square().mean(dim=(1, 2, 3)) / hidden_share)
+    mse_n = torch.cat(error).clamp(min=1e-10)
+    return {
+        "test_loss": torch.stack(loss).sum().item() / len(test),
+        "test_psnr": (10 * torch.log10(4 / mse_n)).mean().item(),  # the range [-1, 1] is 2 wide: peak ** 2 is 4
+    }
+
+
+def pictures(model: MaskedAutoencoder, test: Split, run: PretrainParameters, device: torch.device) -> list[Tensor]:
+    """The first test images: original, masked, reconstructed."""
+    model.eval()
+    images = to_unit(test.images_nCHW[:N_PICTURES])
+    masks = fixed_masks(run, len(test), device)
+    return [images, *reconstruct(model, images, Mask(*(part[:N_PICTURES] for part in masks)), run)]
+
+
+@torch.no_grad()
+def class_scores(model: nn.Module, split: Split, run: RunParameters, device: torch.device) -> Tensor:
+    """scores_nC, float32: what ``model`` returns for every image."""
+    model.eval()
+    with devices.autocast(device, devices.choose_precision(run.precision, device)):
+        return torch.cat([model(to_unit(split.images_nCHW[b])).float() for b in batches(len(split))])
+
+
+def accuracy(scores_nC: Tensor, labels_n: Tensor) -> float:
+    """Share of images, in per cent, whose highest score is their label's."""
+    return 100 * int((scores_nC.argmax(dim=1) == labels_n).sum()) / len(labels_n)
+
+
+def predictions(model: nn.Module, test: Split, run: RunParameters, device: torch.device) -> dict[str, Any]:
+    """Labels and predictions of the pictured test images, and the confusion counts of all (row: true class)."""
+    scores_nC = class_scores(model, test, run, device)
+    probability_nC = scores_nC.softmax(dim=1)
+    n_classes = len(test.classes)
+    confusion = torch.bincount(test.labels_n * n_classes + scores_nC.argmax(1), minlength=n_classes**2)
+    return {
+        "classes": list(test.classes),
+        "true": test.labels_n[:N_PICTURES].tolist(),
+        "predicted": scores_nC[:N_PICTURES].argmax(1).tolist(),
+        "confidence": [round(p, 4) for p in probability_nC[:N_PICTURES].amax(1).tolist()],
+        "confusion": confusion.reshape(n_classes, n_classes).tolist(),
+    }
+
+
+def batches(n: int) -> list[slice]:
+    return [slice(start, start + EVAL_BATCH) for start in range(0, n, EVAL_BATCH)]

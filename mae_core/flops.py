@@ -1,0 +1,32 @@
+"""Floating-point operations, measured on the model that ran (torch.utils.flop_counter), not computed by formula."""
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mae_core.mae import Classifier, MaskedAutoencoder
+from mae_core.masking import sample_mask
+from mae_core.parameters import PretrainParameters, RunParameters
+
+
+def of_pretraining(run: PretrainParameters) -> int:
+    """FLOPs of one image's forward pass, encoder and decoder (a multiply-add is two)."""
+    mask = sample_mask(run.mask_strategy, run.mask_ratio, 1, run.model.grid_size)
+    return count(MaskedAutoencoder(run.model), image(run), mask, run.mask_tokens_in_encoder)
+
+
+def of_classifier(run: RunParameters) -> int:
+    """FLOPs of one image's forward pass through the encoder with all patches and the head."""
+    return count(Classifier(run.model), image(run))
+
+
+def image(run: RunParameters) -> torch.Tensor:
+    return torch.zeros(1, 3, run.model.image_size, run.model.image_size)
+
+
+@torch.no_grad()
+def count(model: nn.Module, *inputs) -> int:
+    """FLOPs of ``model(*inputs)``."""
+    with FlopCounterMode(display=False) as counter:
+        model(*inputs)
+    return counter.get_total_flops()

@@ -1,0 +1,234 @@
+"""The masked autoencoder (He et al. 2021, arXiv 2111.06377) and its encoder as a classifier.
+
+Shapes: B batch, N patches, K kept (visible) patches, T = 1 + N tokens with the class token first, D width,
+P values in a patch (3 * patch_size ** 2).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mae_core.masking import Mask
+from mae_core.vit import Block, patchify, sincos_positions
+
+VARIANTS = ("report", "paper")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model; the defaults are the report's ViT-T/2.
+
+    ``variant`` names the choices that tell the two published models apart:
+
+    * ``report``: learned positions (none for the class token in the encoder), no bias in qkv, no projection between
+      encoder and decoder, no norm after the decoder.
+    * ``paper``: fixed sine-cosine positions, qkv bias, a projection into the decoder, a norm after it, as in He et al.
+      and in ``transformers.ViTMAEForPreTraining``.
+
+    Raises:
+        ValueError: where patches do not tile the image, heads do not divide a width, or the variant does not exist.
+    """
+
+    variant: str = "report"
+    image_size: int = 32
+    patch_size: int = 2
+    width: int = 192
+    depth: int = 12
+    heads: int = 3
+    decoder_width: int = 192
+    decoder_depth: int = 4
+    decoder_heads: int = 3
+    mlp_ratio: float = 4.0
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        if self.variant not in VARIANTS:
+            raise ValueError(f"variant is {self.variant!r}, not one of {', '.join(VARIANTS)}")
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"patch_size is {self.patch_size}: it must divide the image's side of {self.image_size} pixels"
+            )
+        for part in ("", "decoder_"):
+            width, heads = getattr(self, f"{part}width"), getattr(self, f"{part}heads")
+            if width % heads:
+                raise ValueError(f"{part}heads is {heads}: it must divide {part}width, which is {width}")
+            if width % 4 and self.variant == "paper":
+                raise ValueError(f"{part}width is {width}: sine-cosine positions need a multiple of 4")
+        if self.variant == "report" and self.decoder_width != self.width:
+            raise ValueError(
+                f"decoder_width is {self.decoder_width}: without a projection (variant: report) it must equal "
+                f"the encoder's width, {self.width}"
+            )
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of the image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def n_patches(self) -> int:
+        return self.grid_size**2
+
+    @property
+    def patch_values(self) -> int:
+        return 3 * self.patch_size**2
+
+
+class Encoder(nn.Module):
+    """A ViT over the visible patches, or over all of them."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        paper = config.variant == "paper"
+        self.config = config
+        self.embed = nn.Linear(config.patch_values, config.width)
+        self.class_token = nn.Parameter(torch.empty(1, 1, config.width))
+        if paper:
+            self.register_buffer("positions", sincos_positions(config.grid_size, config.width)[1:], persistent=False)
+        else:
+            self.positions = nn.Parameter(torch.empty(config.n_patches, config.width))
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.mlp_ratio, paper, config.norm_eps) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        initialize(self)
+
+    def forward(self, images_BCHW: Tensor, mask: Mask | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """Encode images scaled to [-1, 1].
+
+        Args:
+            images_BCHW: the images.
+            mask: which patches are visible; None means all.
+            mask_token: where given, masked patches are not dropped: this vector stands in for each.
+
+        Returns:
+            tokens_BTD: the class token, then the visible patches (all patches if none were dropped).
+        """
+        patches_BNP = patchify(images_BCHW, self.config.patch_size)
+        if mask is None or mask_token is not None:
+            tokens = self.embed(patches_BNP)
+            if mask is not None:
+                tokens = torch.where(mask.masked_BN[..., None], mask_token.to(tokens.dtype), tokens)
+            tokens = tokens + self.positions
+        else:
+            tokens = self.embed(take(patches_BNP, mask.ids_keep_BK)) + self.positions[mask.ids_keep_BK]
+        tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+
+class MaskedAutoencoder(nn.Module):
+    """Encoder, mask tokens, a light decoder, and a linear head that predicts pixels."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        paper = config.variant == "paper"
+        self.config = config
+        self.encoder = Encoder(config)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.decoder_width))
+        self.project = nn.Linear(config.width, config.decoder_width) if paper else nn.Identity()
+        if paper:
+            positions = sincos_positions(config.grid_size, config.decoder_width)
+            self.register_buffer("decoder_positions", positions, persistent=False)
+        else:
+            self.decoder_positions = nn.Parameter(torch.empty(1 + config.n_patches, config.decoder_width))
+        self.decoder = nn.ModuleList(
+            Block(config.decoder_width, config.decoder_heads, config.mlp_ratio, paper, config.norm_eps)
+            for _ in range(config.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(config.decoder_width, eps=config.norm_eps) if paper else nn.Identity()
+        self.head = nn.Linear(config.decoder_width, config.patch_values)
+        initialize(self, skip=self.encoder)
+
+    def forward(self, images_BCHW: Tensor, mask: Mask, mask_tokens_in_encoder: bool = False) -> Tensor:
+        """Predict the pixels of all patches from the visible ones.
+
+        Args:
+            images_BCHW: images scaled to [-1, 1].
+            mask: which patches are visible.
+            mask_tokens_in_encoder: feed mask tokens through the encoder instead of dropping patches (He et al., table
+                1c); the decoder then gets the encoder's output for every patch.
+
+        Returns:
+            pred_BNP, in image order, in the units of the loss's target.
+
+        Raises:
+            ValueError: if mask tokens are to enter an encoder that is not as wide as they are.
+        """
+        if mask_tokens_in_encoder:
+            if self.config.decoder_width != self.config.width:
+                raise ValueError("mask_tokens_in_encoder: true needs decoder_width equal to width")
+            tokens_BTD = self.project(self.encoder(images_BCHW, mask, self.mask_token))
+        else:
+            visible = self.project(self.encoder(images_BCHW, mask))
+            hidden = self.mask_token.to(visible.dtype).expand(
+                len(visible), mask.masked_BN.shape[1] + 1 - visible.shape[1], -1
+            )
+            shuffled = torch.cat([visible[:, 1:], hidden], dim=1)
+            tokens_BTD = torch.cat([visible[:, :1], take(shuffled, mask.ids_restore_BN)], dim=1)
+        tokens_BTD = tokens_BTD + self.decoder_positions
+        for block in self.decoder:
+            tokens_BTD = block(tokens_BTD)
+        return self.head(self.decoder_norm(tokens_BTD[:, 1:]))
+
+
+class Classifier(nn.Module):
+    """The encoder with a linear head on the class token; all patches are visible."""
+
+    def __init__(self, config: ModelConfig, n_classes: int = 10):
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.head = nn.Linear(config.width, n_classes)
+        initialize(self, skip=self.encoder)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Class scores (logits_BC) of images scaled to [-1, 1]."""
+        return self.head(self.encoder(images_BCHW)[:, 0])
+
+
+def masked_error(pred_BNP: Tensor, images_BCHW: Tensor, mask: Mask, patch_size: int, norm_pix: bool = False) -> Tensor:
+    """Mean squared error over the pixels of the masked patches only (He et al. 2021, section 3).
+
+    Args:
+        pred_BNP: predicted pixels, in the units of the target.
+        images_BCHW: the true images, scaled to [-1, 1].
+        mask: visible patches carry no loss, and no gradient.
+        patch_size: side of a patch in pixels.
+        norm_pix: the target of each patch is normalized to mean 0 and (unbiased) variance 1.
+
+    Returns:
+        A scalar, float32.
+    """
+    target_BNP = patchify(images_BCHW, patch_size)
+    if norm_pix:
+        target_BNP = normalize_patches(target_BNP)
+    error_BN = (pred_BNP.float() - target_BNP).square().mean(dim=-1)
+    return (error_BN * mask.masked_BN).sum() / mask.masked_BN.sum()
+
+
+def normalize_patches(patches_BNP: Tensor) -> Tensor:
+    """Each patch to mean 0 and variance 1 over its values, as the paper's ``norm_pix_loss`` does."""
+    mean_BN1 = patches_BNP.mean(dim=-1, keepdim=True)
+    variance_BN1 = patches_BNP.var(dim=-1, keepdim=True)
+    return (patches_BNP - mean_BN1) / (variance_BN1 + 1e-6).sqrt()
+
+
+def take(x_BND: Tensor, ids_BK: Tensor) -> Tensor:
+    """Rows ``ids_BK`` of each image's sequence: (B, K, D)."""
+    return x_BND.gather(1, ids_BK[..., None].expand(-1, -1, x_BND.shape[-1]))
+
+
+def initialize(module: nn.Module, skip: nn.Module | None = None) -> None:
+    """Xavier-uniform matrices, zero biases, tokens and positions from N(0, 0.02), as the MAE paper's code does."""
+    done = set() if skip is None else {id(p) for p in skip.parameters()}
+    for name, parameter in module.named_parameters():
+        if id(parameter) in done or "norm" in name:
+            continue
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif name.endswith("weight"):
+            nn.init.xavier_uniform_(parameter)
+        else:
+            nn.init.normal_(parameter, std=0.02)

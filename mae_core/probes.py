@@ -1,0 +1,81 @@
+"""What the frozen encoder knows: a linear probe and k nearest neighbours on its features.
+
+Shapes: n images, D width, C classes.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mae_core.data import Split
+from mae_core.evaluation import accuracy, class_scores
+from mae_core.mae import Encoder
+from mae_core.parameters import RunParameters
+
+
+class PatchMean(nn.Module):
+    """The encoder's mean patch token: (B, D)."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.encoder(images_BCHW)[:, 1:].mean(dim=1)
+
+
+def evaluate(encoder: Encoder, train: Split, test: Split, run: RunParameters, device: torch.device) -> dict[str, Any]:
+    """Test accuracy in per cent of a linear probe and of k-NN on the mean patch token, all patches visible.
+
+    Features are standardized with the training split's mean and deviation, as the affine-free batch norm before the
+    probe does in He et al. 2021 (appendix A.1).
+    """
+    features = PatchMean(encoder)
+    train_nD, test_nD = (class_scores(features, split, run, device) for split in (train, test))
+    mean_D, deviation_D = train_nD.mean(0), train_nD.std(0) + 1e-6
+    train_nD, test_nD = (train_nD - mean_D) / deviation_D, (test_nD - mean_D) / deviation_D
+    return {
+        "linear": linear_probe(train_nD, train.labels_n, test_nD, test.labels_n),
+        "knn": knn(train_nD, train.labels_n, test_nD, test.labels_n),
+    }
+
+
+def linear_probe(
+    train_nD: Tensor, train_labels_n: Tensor, test_nD: Tensor, test_labels_n: Tensor, penalty: float = 1e-4
+) -> float:
+    """Multinomial logistic regression with an L2 penalty, by L-BFGS over the whole split; deterministic."""
+    n_classes = int(train_labels_n.max()) + 1
+    weight = torch.zeros(n_classes, train_nD.shape[1], device=train_nD.device, requires_grad=True)
+    bias = torch.zeros(n_classes, device=train_nD.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(train_nD @ weight.T + bias, train_labels_n) + penalty * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(objective)
+    return accuracy(test_nD @ weight.detach().T + bias.detach(), test_labels_n)
+
+
+@torch.no_grad()
+def knn(
+    train_nD: Tensor,
+    train_labels_n: Tensor,
+    test_nD: Tensor,
+    test_labels_n: Tensor,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """k nearest neighbours by cosine, each voting with exp(cosine / temperature) (Wu et al. 2018, section 3.4)."""
+    k = min(k, len(train_nD))
+    n_classes = int(train_labels_n.max()) + 1
+    train_nD, votes = F.normalize(train_nD, dim=1), []
+    for chunk_mD in F.normalize(test_nD, dim=1).split(1000):
+        cosine_mk, ids_mk = (chunk_mD @ train_nD.T).topk(k, dim=1)
+        vote_mC = torch.zeros(len(chunk_mD), n_classes, device=chunk_mD.device)
+        votes.append(vote_mC.scatter_add(1, train_labels_n[ids_mk], (cosine_mk / temperature).exp()))
+    return accuracy(torch.cat(votes), test_labels_n)

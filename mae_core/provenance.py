@@ -1,0 +1,75 @@
+"""Where a result came from: commit, data, versions, hardware."""
+
+import datetime
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mae_core import data, devices
+from mae_core.parameters import RunParameters
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "safetensors",
+    "papermill",
+    "nbconvert",
+    "matplotlib",
+    "snakemake",
+    "typst",
+)
+
+
+def collect(run: RunParameters, device: torch.device) -> dict[str, Any]:
+    """What it takes to run the same again and to know whether it is the same."""
+    return {
+        **commit(),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": devices.describe(device),
+        "precision": str(devices.choose_precision(run.precision, device)).removeprefix("torch."),
+        "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": versions(),
+        "data_md5": data.checksum(run.dataset, run.data_dir),
+        "weights_sha256": sha256(run.folder / ("finetune" if hasattr(run, "weights") else "pretrain")),
+    }
+
+
+def commit() -> dict[str, Any]:
+    """The commit of the code, and whether the code differs from it; None outside a git checkout."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    top = git("rev-parse", "--show-toplevel")
+    if top is None:
+        return {"commit": None, "clean": None}
+    changed = git("status", "--porcelain", "--", ":/mae_core", ":/notebooks", ":/params", ":/Snakefile")
+    return {"commit": git("rev-parse", "HEAD"), "clean": changed == ""}
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what the results depend on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def sha256(folder: Path) -> str | None:
+    """Checksum of a stage's final weights."""
+    weights = folder / "weights.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else None

@@ -1,0 +1,90 @@
+"""A run's folder: written whole or not at all, read back without unpickling anything.
+
+A run is ``outputs/<study>/<case>/seed<k>/<stage>/`` with stage ``pretrain`` or ``finetune``:
+
+* ``parameters.json``, ``history.json`` (one list per curve), ``metrics.json`` (final numbers), ``provenance.json``
+* ``pictures.png``: a sheet of images, see :func:`save_sheet`
+* ``weights.safetensors``; while training, ``checkpoint.safetensors``
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``; what was written there takes its place at the end, and only then."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content``; two writes of equal content give equal bytes."""
+    with whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write tensors with a JSON note as safetensors."""
+    with whole(path) as temporary:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata={"about": json.dumps(about)},
+        )
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`save_tensors` wrote, on the CPU.
+
+    Raises:
+        ValueError: if the file is not whole, or no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it") from error
+
+
+def save_sheet(path: Path, rows: list[Tensor]) -> None:
+    """Save images as one PNG of tiles, a row of tiles per entry.
+
+    Args:
+        rows: each images_BCHW scaled to [-1, 1]; all of one shape.
+    """
+    sheet_RBCHW = ((torch.stack(rows).float().cpu() + 1) * 127.5).round().clamp(0, 255).byte()
+    R, B, C, H, W = sheet_RBCHW.shape
+    with whole(path) as temporary:
+        pixels = sheet_RBCHW.permute(0, 3, 1, 4, 2).reshape(R * H, B * W, C).numpy()
+        Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+def load_sheet(path: Path, n_rows: int) -> np.ndarray:
+    """Read a sheet of ``n_rows`` rows of square tiles: images_RBHWC, uint8."""
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    side = pixels.shape[0] // n_rows
+    return pixels.reshape(n_rows, side, pixels.shape[1] // side, side, 3).swapaxes(1, 2)

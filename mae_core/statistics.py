@@ -1,0 +1,51 @@
+"""Means over seeds, their intervals, and differences paired by seed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds.
+
+    Attributes:
+        values: one per seed.
+        mean: of the values.
+        interval: half-width of the 95 % interval (Student's t); None with fewer than two seeds, which give none.
+    """
+
+    values: tuple[float, ...]
+    mean: float
+    interval: float | None
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval exists and does not hold zero."""
+        return self.interval is not None and abs(self.mean) > self.interval
+
+
+def estimate(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """Mean and interval of at least one value.
+
+    Raises:
+        ValueError: without any value.
+    """
+    if not len(values):
+        raise ValueError("no values: nothing to estimate")
+    mean, interval = float(np.mean(values)), None
+    if len(values) > 1:
+        error = np.std(values, ddof=1) / np.sqrt(len(values))
+        interval = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * error)
+    return Estimate(tuple(float(v) for v in values), mean, interval)
+
+
+def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
+    """``first - second`` over the seeds that both have, as a paired t-test takes it; None if they share none.
+
+    The interval excludes zero exactly when the two-sided paired t-test rejects equality at 5 %.
+    """
+    shared = sorted(first.keys() & second.keys())
+    return estimate([first[seed] - second[seed] for seed in shared]) if shared else None

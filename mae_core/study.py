@@ -1,0 +1,154 @@
+"""A study: cases times seeds, each with the flat parameters of its runs."""
+
+import ast
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import nbformat
+import yaml
+
+from mae_core.parameters import (
+    FinetuneParameters,
+    ParameterError,
+    PretrainParameters,
+    RunParameters,
+    check_name,
+    nearest,
+)
+
+STAGES: dict[str, type[RunParameters]] = {"pretrain": PretrainParameters, "finetune": FinetuneParameters}
+KEYS = ("study", "seeds", "shared", "pretrain", "finetune", "cases")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a file of ``params/`` says.
+
+    Attributes:
+        name: of the study; results go to outputs/<name>/, the report to report/<name>/.
+        seeds: every case runs with each.
+        cases: name to the pre-training parameters that set it apart; None means from scratch.
+        settings: parameters of all cases, under ``shared``, ``pretrain`` and ``finetune``.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    cases: dict[str, dict[str, Any] | None]
+    settings: dict[str, dict[str, Any]]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read a study file.
+
+        Raises:
+            ParameterError: if the file is missing, is no YAML, or says something that cannot be run.
+        """
+        try:
+            content = yaml.safe_load(Path(path).read_text())
+        except OSError as error:
+            raise ParameterError(f"the study file {path} cannot be read: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise ParameterError(f"the study file {path} is not YAML: {error}") from error
+        return cls.check(content)
+
+    @classmethod
+    def check(cls, content: Mapping[str, Any]) -> Self:
+        """Build a study from a study file's content, and check the parameters of every run.
+
+        Raises:
+            ParameterError: naming what is wrong, and where.
+        """
+        if not isinstance(content, Mapping):
+            raise ParameterError("the study file must be a mapping with the keys " + ", ".join(KEYS))
+        for key in content:
+            if key not in KEYS:
+                raise ParameterError(f"{key} is not a key of a study file{nearest(key, KEYS)}")
+        seeds, cases = content.get("seeds"), content.get("cases")
+        if not isinstance(seeds, list) or not seeds or any(type(seed) is not int for seed in seeds):
+            raise ParameterError(f"seeds is {seeds!r}: it must be a list of whole numbers, with at least one")
+        if len(set(seeds)) < len(seeds):
+            raise ParameterError(f"seeds is {seeds!r}: each may stand there once")
+        if not isinstance(cases, Mapping) or not cases:
+            raise ParameterError("cases must map names to parameters, with at least one case")
+        settings = {part: content.get(part) or {} for part in ("shared", *STAGES)}
+        for part, value in [*settings.items(), *cases.items()]:
+            if not isinstance(value, Mapping | None):
+                raise ParameterError(f"{part} is {value!r}: it must map parameters to values")
+        study = cls(str(content.get("study")), tuple(seeds), dict(cases), settings)
+        for name in (study.name, *study.cases):
+            check_name("study" if name == study.name else "cases", str(name))
+        for case in study.cases:
+            for stage in study.stages(case):
+                study.run(case, study.seeds[0], stage)
+        return study
+
+    def stages(self, case: str) -> tuple[str, ...]:
+        """``pretrain`` and ``finetune``, or only the latter for a case from scratch."""
+        return tuple(STAGES) if self.cases[case] is not None else ("finetune",)
+
+    def run(self, case: str, seed: int, stage: str) -> PretrainParameters | FinetuneParameters:
+        """The parameters of one run.
+
+        Raises:
+            ParameterError: if the study has no such run, or its parameters do not fit.
+        """
+        for name, value, known in (
+            ("case", case, tuple(self.cases)),
+            ("seed", seed, self.seeds),
+            ("stage", stage, tuple(STAGES)),
+        ):
+            if value not in known:
+                raise ParameterError(f"{name} is {value!r}: {self.name} has {', '.join(map(str, known))}")
+        if stage not in self.stages(case):
+            raise ParameterError(f"{case} starts from scratch: it has no pre-training")
+        values = self.settings["shared"] | self.settings[stage]
+        values |= {"study": self.name, "case": str(case), "seed": seed}
+        if stage == "pretrain":
+            values |= self.cases[case]
+        elif "pretrain" in self.stages(case):
+            values["weights"] = str(self.run(case, seed, "pretrain").folder / "pretrain" / "weights.safetensors")
+        try:
+            return STAGES[stage].check(values)
+        except ParameterError as error:
+            raise ParameterError(f"{self.name}, case {case}, {stage}: {error}") from error
+
+
+def flat_yaml(values: Mapping[str, Any]) -> str:
+    """Parameters as one line of YAML, for ``papermill -y``."""
+    return yaml.safe_dump(dict(values), default_flow_style=True, sort_keys=False, width=sys.maxsize).strip()
+
+
+def notebook_sources(notebook: str | Path) -> list[str]:
+    """The package's modules that a notebook imports, directly or through others: what a change must re-run.
+
+    ``from mae_core import name`` counts as an import of the module that defines the name.
+    """
+    package = Path(__file__).parent
+    exported = {}
+    for node in ast.parse((package / "__init__.py").read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            exported |= {alias.name: node.module for alias in node.names}
+
+    def imports(source: str) -> set[Path]:
+        modules = set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == package.name:
+                modules.add(node.module)
+                modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+                modules |= {exported[alias.name] for alias in node.names if alias.name in exported}
+            elif isinstance(node, ast.Import):
+                modules |= {alias.name for alias in node.names}
+        paths = {package / f"{module.removeprefix(f'{package.name}.').replace('.', '/')}.py" for module in modules}
+        return {path for path in paths if path.exists()}
+
+    cells = nbformat.read(notebook, as_version=4).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    found, queue = set(), imports(re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE))
+    while queue:
+        found |= queue
+        queue = set().union(*(imports(path.read_text()) for path in queue)) - found
+    return sorted(str(path.relative_to(package.parent)) for path in found)

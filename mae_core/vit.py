@@ -1,0 +1,86 @@
+"""The Vision Transformer's parts, and the encoder as a classifier (Dosovitskiy et al. 2021).
+
+Shapes: B batch, T tokens, N patches (a square grid), D width, H heads, P values in a patch (3 * patch_size ** 2).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def patchify(images_BCHW: Tensor, patch_size: int) -> Tensor:
+    """Cut images into patches, row by row; a patch's values are ordered (row, column, colour).
+
+    Returns:
+        patches_BNP, in the images' units.
+    """
+    B, C, H, W = images_BCHW.shape
+    p = patch_size
+    grid = images_BCHW.reshape(B, C, H // p, p, W // p, p)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(B, (H // p) * (W // p), p * p * C)
+
+
+def unpatchify(patches_BNP: Tensor, patch_size: int) -> Tensor:
+    """The inverse of :func:`patchify` for square images: images_BCHW."""
+    B, N, P = patches_BNP.shape
+    p, side = patch_size, math.isqrt(N)
+    grid = patches_BNP.reshape(B, side, side, p, p, P // p**2)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(B, P // p**2, side * p, side * p)
+
+
+def sincos_positions(grid_size: int, width: int) -> Tensor:
+    """Fixed 2-D sine-cosine positions, a row of zeros first for the class token (He et al. 2021, appendix A.1).
+
+    Returns:
+        positions_TD with T = 1 + grid_size ** 2: half of the width codes the column, half the row, and of each half
+        one half is sines, the other cosines, of frequencies 1 ... 1/10000.
+    """
+    frequency = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angle = torch.arange(grid_size, dtype=torch.float64)[:, None] * frequency
+    code_GD = torch.cat([angle.sin(), angle.cos()], dim=1)
+    column = code_GD[None, :, :].expand(grid_size, -1, -1)
+    row = code_GD[:, None, :].expand(-1, grid_size, -1)
+    positions = torch.cat([column, row], dim=-1).flatten(0, 1)
+    return torch.cat([torch.zeros(1, width), positions]).float()
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention.
+
+    On a CPU the softmax of a matrix product is written out: its backward pass is faster there than that of
+    ``scaled_dot_product_attention`` (LOG.md has the figures); elsewhere the fused kernel is used.
+    """
+
+    def __init__(self, width: int, heads: int, qkv_bias: bool):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        B, T, D = x_BTD.shape
+        q, k, v = self.qkv(x_BTD).reshape(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        if x_BTD.device.type == "cpu":
+            weights_BHTT = (q * (D // self.heads) ** -0.5 @ k.mT).softmax(dim=-1)
+            mixed = weights_BHTT.to(v.dtype) @ v
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.transpose(1, 2).reshape(B, T, D))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block with exact GELU."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, qkv_bias: bool, norm_eps: float):
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attention = Attention(width, heads, qkv_bias)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.norm1(x_BTD))
+        return x_BTD + self.mlp(self.norm2(x_BTD))
