@@ -7,9 +7,10 @@
 # a failed job, and keeps its logs.
 
 import shutil
+from pathlib import Path
 
 from mae_core.parameters import ParameterError
-from mae_core.study import Study, flat_yaml, notebook_sources
+from mae_core.study import Study, flat_yaml, sources
 from snakemake.exceptions import WorkflowError
 
 if not config:
@@ -22,6 +23,7 @@ except ParameterError as error:
 
 OUT, REPORT = f"outputs/{study.name}", f"report/{study.name}"
 RUN = f"{OUT}/{{case}}/seed{{seed}}"
+COMPARED = flat_yaml({"study": study.name, "cases": list(study.cases), "seeds": list(study.seeds)})
 FINETUNED = expand(f"{RUN}/finetune/metrics.json", case=study.cases, seed=study.seeds)
 
 # Jobs that compute share the machine: each takes its threads, and on a GPU they take turns (resources: gpu=1).
@@ -46,7 +48,7 @@ def pretrained(wildcards):
 
 
 def notebook(name):
-    return {"notebook": f"notebooks/{name}.ipynb", "sources": notebook_sources(f"notebooks/{name}.ipynb")}
+    return {"notebook": f"notebooks/{name}.ipynb", "sources": sources(f"notebooks/{name}.ipynb")}
 
 
 wildcard_constraints:
@@ -100,6 +102,52 @@ rule finetune:
         PAPERMILL
 
 
+# All training, without the report.
 rule train:
     input:
         FINETUNED,
+
+
+rule ablations:
+    input:
+        FINETUNED,
+        **notebook("ablations"),
+    output:
+        f"{OUT}/results.csv",
+    log:
+        notebook=f"{OUT}/ablations.ipynb",
+        text=f"{OUT}/ablations.log.txt",
+    params:
+        flat=COMPARED,
+    shell:
+        PAPERMILL
+
+
+rule report:
+    input:
+        FINETUNED,
+        f"{OUT}/results.csv",
+        **notebook("report"),
+    output:
+        touch(f"{OUT}/.reported"),
+    log:
+        notebook=f"{OUT}/report.ipynb",
+        text=f"{OUT}/report.log.txt",
+    params:
+        flat=COMPARED,
+    shell:
+        PAPERMILL
+
+
+rule render:
+    input:
+        f"{OUT}/.reported",
+        sources("mae_core/export.py"),
+        Path("report/templates").rglob("*.*"),
+    output:
+        f"{REPORT}/index.html",
+        f"{REPORT}/report.pdf",
+    log:
+        f"{OUT}/render.log.txt",
+    shell:
+        "python -m mae_core.export {OUT}/report.ipynb {REPORT} > {log} 2>&1 || {{ tail -n 3 {log} >&2; exit 1; }}"

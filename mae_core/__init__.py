@@ -1,7 +1,7 @@
 """Masked autoencoders on small images: the model, the maskings, the training, the evidence."""
 
 from mae_core.data import load
-from mae_core.display import show_figure, show_table, show_text
+from mae_core.display import show_figure, show_references, show_table, show_text
 from mae_core.mae import Classifier, MaskedAutoencoder, ModelConfig
 from mae_core.masking import Mask, sample_mask
 from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
@@ -22,6 +22,7 @@ __all__ = [
     "pretrain",
     "sample_mask",
     "show_figure",
+    "show_references",
     "show_table",
     "show_text",
 ]

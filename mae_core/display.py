@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from mae_core.figures import STYLE
 
+PNG_DPI = 220
 TABLE = "application/vnd.mae.table+json"
 
 
@@ -111,7 +112,7 @@ def image_data(figure: Figure) -> dict[str, Any]:
     file = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         if pixels:
-            figure.savefig(file, format="png", dpi=220, metadata={"Software": None})
+            figure.savefig(file, format="png", dpi=PNG_DPI, metadata={"Software": None})
             return {"image/png": base64.b64encode(file.getvalue()).decode()}
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return {"image/svg+xml": file.getvalue().decode()}

@@ -6,13 +6,14 @@ printed (HTML, JavaScript, widgets) does not reach the report.
 
 import base64
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from nbformat import NotebookNode
 
-from mae_core.display import TABLE
+from mae_core.display import PNG_DPI, TABLE
 
 KINDS = {"figure": "Figure", "table": "Table"}
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -23,7 +24,8 @@ class Text:
     """Markdown, from a cell or from an output."""
 
     markdown: str
-    role: str = ""  # "abstract" or ""
+    role: str = ""  # "abstract", "byline" or ""
+    kind = "text"
 
 
 @dataclass
@@ -33,6 +35,7 @@ class Panel:
     kind: str  # svg or png
     content: bytes
     alt: str
+    width: float  # inches, as drawn
 
 
 @dataclass
@@ -50,6 +53,12 @@ class Float:
     notes: str = ""
 
     @property
+    def linked(self) -> bool:
+        """Whether the table's own cells name its sources: then they carry the links, not the caption."""
+        cells = {cell for row in self.table.get("rows", []) for cell in row}
+        return bool(self.sources) and cells.issuperset(self.sources)
+
+    @property
     def name(self) -> str:
         """As text refers to it: ``Figure 3``."""
         return f"{KINDS[self.kind]} {self.number}"
@@ -61,6 +70,7 @@ class Code:
 
     text: str
     role: str  # "source" or "stream"
+    kind = "code"
 
 
 @dataclass
@@ -68,6 +78,17 @@ class References:
     """The numbered list of references: label and text of each."""
 
     entries: list[tuple[str, str]]
+    kind = "references"
+
+
+@dataclass
+class Section:
+    """A heading: its number ("2.1", or nothing for the references), anchor, words and level (2 or 3)."""
+
+    number: str
+    anchor: str
+    heading: str
+    level: int
 
 
 Block = Text | Float | Code | References
@@ -81,11 +102,13 @@ class Document:
         title: the first heading of level 1.
         blocks: all but the title.
         names: label to what a link to it says: ``Figure 3``, ``[2]``.
+        sections: the headings of level 2 and 3, in order.
     """
 
     title: str
     blocks: list[Block]
     names: dict[str, str]
+    sections: list[Section]
 
 
 class ExportError(ValueError):
@@ -119,7 +142,27 @@ def read(notebook: NotebookNode, show_code: bool = False) -> Document:
     if not title:
         raise ExportError("the notebook must begin with a title: a Markdown cell with '# ...'")
     blocks[0].markdown = blocks[0].markdown[title.end() :].strip()
-    return Document(title[1].strip(), [b for b in blocks if not isinstance(b, Text) or b.markdown], names)
+    blocks = [block for block in blocks if not isinstance(block, Text) or block.markdown]
+    return Document(title[1].strip(), blocks, names, list(number_sections(blocks)))
+
+
+def number_sections(blocks: list[Block]) -> Iterator[Section]:
+    """Number the headings of all Markdown blocks; sections from the references on have none."""
+    numbers, numbered = [0, 0], True
+    for block in blocks:
+        for marks, heading in re.findall(
+            r"^(##|###) +(.+)$", block.markdown if block.kind == "text" else "", re.MULTILINE
+        ):
+            level = len(marks)
+            numbers = [numbers[0] + 1, 0] if level == 2 else [numbers[0], numbers[1] + 1]
+            numbered = numbered and heading.strip() != "References"
+            number = ".".join(str(n) for n in numbers[: level - 1]) if numbered else ""
+            yield Section(number, slug(heading), heading.strip(), level)
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading."""
+    return re.sub(r"\W+", "-", heading.lower()).strip("-")
 
 
 def read_blocks(notebook: NotebookNode, show_code: bool) -> Iterator[Block]:
@@ -157,7 +200,8 @@ def read_blocks(notebook: NotebookNode, show_code: bool) -> Iterator[Block]:
             elif about.get("kind") == "references":
                 yield References([tuple(entry) for entry in about["entries"]])
             elif "text/markdown" in data:
-                yield Text(data["text/markdown"], "abstract" if "abstract" in tags else "")
+                role = next((tag for tag in tags if tag in ("abstract", "byline")), "")
+                yield Text(data["text/markdown"], role)
             elif show_code and "text/plain" in data:
                 yield Code(data["text/plain"], "stream")
 
@@ -169,7 +213,8 @@ def panel(data: dict[str, Any], alt: str) -> Panel:
         ExportError: if there is none, or an SVG holds more than a drawing.
     """
     if "image/png" in data:
-        return Panel("png", base64.b64decode(data["image/png"]), alt)
+        png = base64.b64decode(data["image/png"])
+        return Panel("png", png, alt, width=struct.unpack(">I", png[16:20])[0] / PNG_DPI)
     if "image/svg+xml" not in data:
         raise ExportError("a figure's output holds neither PNG nor SVG")
     svg = data["image/svg+xml"]
@@ -177,7 +222,7 @@ def panel(data: dict[str, Any], alt: str) -> Panel:
         r"<script|<foreignObject|\son\w+\s*=|javascript:|href\s*=\s*[\"'](?!#|data:image/)", svg, re.IGNORECASE
     ):
         raise ExportError("a figure's SVG holds a script, a handler or a remote reference")
-    return Panel("svg", svg.encode(), alt)
+    return Panel("svg", svg.encode(), alt, width=float(re.search(r'width="([\d.]+)pt"', svg)[1]) / 72)
 
 
 def as_on_a_terminal(text: str) -> str:

@@ -68,7 +68,10 @@ def curves(
         label: of the vertical axis, with its unit.
         colours: by name; others in order of the palette.
     """
-    figure = new_figure(4.0, 3.0)
+    series = {name: histories for name, histories in series.items() if histories}
+    if not series:
+        return not_run(2.8, 2.3)
+    figure = new_figure(2.8, 2.3)
     axes = figure.add_subplot(xlabel="epoch", ylabel=label)
     for (name, histories), colour in zip(series.items(), COLOURS * 9, strict=False):
         colour = colours.get(name, colour)
@@ -81,16 +84,16 @@ def curves(
             axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     if len(series) > 1:
-        axes.legend()
+        axes.legend(handlelength=1.2)
     return figure
 
 
 @styled
-def image_rows(rows: Sequence[tuple[str, np.ndarray]], titles: Sequence[str] = ()) -> Figure:
+def image_rows(rows: Sequence[tuple[str, Sequence[np.ndarray]]], titles: Sequence[str] = ()) -> Figure:
     """Rows of small images, each row with its name to the left.
 
     Args:
-        rows: name and images_BHWC (uint8) of each row.
+        rows: name and images (each HWC, uint8) of each row.
         titles: one above each column.
     """
     n_columns = len(rows[0][1])
@@ -121,14 +124,18 @@ def mask_overview(masks: Mapping[str, np.ndarray]) -> Figure:
     return image_rows(rows)
 
 
-def reconstructions(folder: Path, n_images: int = 8) -> Figure:
+def reconstructions(folder: Path | None, n_images: int = 8) -> Figure:
     """What a pre-training run makes of the first test images: masked, reconstructed, original."""
+    if folder is None:
+        return not_run(7.0, 2.2)
     original, masked, painted = load_sheet(folder / "pictures.png", 3)[:, :n_images]
     return image_rows([("masked", masked), ("reconstructed", painted), ("original", original)])
 
 
 def samplings(folders: Mapping[str, Path], n_images: int = 8) -> Figure:
     """The same test images under several maskings, each with its reconstruction; the original last."""
+    if not folders:
+        return not_run(7.0, 2.2)
     rows = []
     for name, folder in folders.items():
         original, masked, painted = load_sheet(folder / "pictures.png", 3)[:, :n_images]
@@ -137,28 +144,34 @@ def samplings(folders: Mapping[str, Path], n_images: int = 8) -> Figure:
 
 
 @styled
-def predictions(folder: Path) -> Figure:
+def predictions(folder: Path | None) -> Figure:
     """Test images with the predicted class and its probability; a wrong one in red, with the true class."""
+    if folder is None:
+        return not_run(6.2, 3.1)
     told = read_json(folder / "metrics.json")["predictions"]
     (images,) = load_sheet(folder / "pictures.png", 1)
-    figure = new_figure(7.2, 3.6)
+    figure = new_figure(6.2, 3.1)
     for axes, image, true, predicted, confidence in zip(
         figure.subplots(2, 5).flat, images, told["true"], told["predicted"], told["confidence"], strict=False
     ):
         bare_image(axes, image)
         right, names = true == predicted, told["classes"]
         axes.set_title(
-            f"{names[predicted]}, {100 * confidence:.0f} %", color=INK if right else ACCENT, fontsize=10, pad=3
+            f"{names[predicted]}, {100 * confidence:.0f} %", color=INK if right else ACCENT, fontsize=9, pad=2
         )
-        axes.set_xlabel("" if right else f"is: {names[true]}", color=ACCENT, fontsize=9, labelpad=2)
+        axes.set_xlabel("" if right else f"is: {names[true]}", color=ACCENT, fontsize=8, labelpad=1)
     return figure
 
 
 @styled
-def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Share of each true class (row) that was given each label (column), in per cent."""
+def confusion(folder: Path | None) -> Figure:
+    """Share of each true class (row) that was given each label (column), in per cent, by a fine-tuning run."""
+    if folder is None:
+        return not_run(4.2, 3.6)
+    told = read_json(folder / "metrics.json")["predictions"]
+    counts, classes = np.array(told["confusion"]), told["classes"]
     share = 100 * counts / counts.sum(1, keepdims=True)
-    figure = new_figure(4.4, 3.8)
+    figure = new_figure(4.2, 3.6)
     axes = figure.add_subplot(xlabel="predicted", ylabel="true")
     axes.imshow(share, cmap="Greys", vmin=0, vmax=100)
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
@@ -205,6 +218,8 @@ def accuracies(rows: Sequence[Mapping[str, Any]]) -> Figure:
 @styled
 def environment(provenance: Mapping[str, Any], dataset: str) -> Figure:
     """How a study runs, and on what: from parameters to report, with the versions that did it."""
+    if not provenance:
+        return not_run(7.2, 1.55)
     versions = provenance["versions"]
     steps = [
         ("params/", "one YAML file"),
@@ -234,6 +249,14 @@ def environment(provenance: Mapping[str, Any], dataset: str) -> Figure:
     axes.text(len(steps) / 2, 0.42, provenance["device"], ha="center", va="center", fontsize=10, color=INK)
     detail = f"{provenance['platform']}; {provenance['precision']} matrix products; data: {dataset}"
     axes.text(len(steps) / 2, 0.16, detail, ha="center", va="center", fontsize=9, color="#555555")
+    return figure
+
+
+@styled
+def not_run(width: float, height: float) -> Figure:
+    """An empty frame in the place of a figure whose runs do not exist."""
+    figure = Figure(figsize=(width, height))
+    figure.text(0.5, 0.5, "not run", ha="center", va="center", color=GREY, fontsize=12)
     return figure
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mae_core.mae import Classifier, MaskedAutoencoder
+from mae_core.mae import Classifier, MaskedAutoencoder, ModelConfig
 from mae_core.masking import sample_mask
 from mae_core.parameters import PretrainParameters, RunParameters
 
@@ -30,3 +30,9 @@ def count(model: nn.Module, *inputs) -> int:
     with FlopCounterMode(display=False) as counter:
         model(*inputs)
     return counter.get_total_flops()
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Number of trained values of a masked autoencoder, encoder and decoder."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in MaskedAutoencoder(config).parameters())

@@ -18,6 +18,7 @@ from matplotlib.font_manager import FontProperties
 from mistune.plugins.math import math
 from mistune.plugins.table import table
 
+from mae_core.document import Document, slug
 from mae_core.figures import STYLE
 
 MATH_SIZE = 10.0  # points
@@ -44,20 +45,19 @@ def typeset(tex: str) -> Formula:
     return Formula(svg, width / MATH_SIZE, height / MATH_SIZE, float(depth) / MATH_SIZE)
 
 
-def slug(heading: str) -> str:
-    """The anchor of a heading."""
-    return re.sub(r"\W+", "-", heading.lower()).strip("-")
-
-
 class HtmlRenderer(mistune.HTMLRenderer):
     """Markdown as HTML, with numbered sections and resolved links."""
 
-    def __init__(self, names: dict[str, str]):
+    def __init__(self, document: Document):
         super().__init__(escape=True)
-        self.names = names
+        self.names = document.names
+        self.numbers = {section.anchor: section.number for section in document.sections}
 
     def heading(self, text: str, level: int, **attrs) -> str:
-        return f'<h{level} id="{slug(mistune.util.striptags(text))}">{text}</h{level}>\n'
+        anchor = slug(html.unescape(mistune.util.striptags(text)))
+        number = self.numbers.get(anchor)
+        before = f'<span class="number">{number}</span>' if number else ""
+        return f'<h{level} id="{anchor}">{before}{text}</h{level}>\n'
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
         if not url.startswith("#"):
@@ -87,15 +87,16 @@ class TypstRenderer(mistune.HTMLRenderer):
     """Markdown as Typst: every text is a string literal, so that nothing in it is read as markup.
 
     Args:
-        names: label to what a link to it says.
+        document: resolves links.
         folder: where images of formulas are written.
     """
 
     NAME = "typst"
 
-    def __init__(self, names: dict[str, str], folder: Path):
+    def __init__(self, document: Document, folder: Path):
         super().__init__(escape=True)
-        self.names, self.folder = names, folder
+        self.names, self.folder = document.names, folder
+        self.anchors = {section.anchor: section for section in document.sections}
 
     def text(self, text: str) -> str:
         return f"#{literal(text)};"
@@ -141,7 +142,9 @@ class TypstRenderer(mistune.HTMLRenderer):
 
     def heading(self, text: str, level: int, **attrs) -> str:
         words = "".join(re.findall(r'#"((?:[^"\\]|\\.)*)"', text))
-        return f"#heading(level: {level - 1})[{text}] #label({literal(slug(words))})\n\n"
+        section = self.anchors.get(slug(words))
+        unnumbered = "" if section and section.number else ", numbering: none"
+        return f"#[#heading(level: {level - 1}{unnumbered})[{text}] #label({literal(slug(words))})]\n\n"
 
     def block_code(self, code: str, info: str | None = None) -> str:
         return f"#raw({literal(code.rstrip())}, block: true)\n\n"
@@ -171,17 +174,15 @@ class TypstRenderer(mistune.HTMLRenderer):
         return f"image({literal(path.name)}, height: {scale * formula.height:.3f}em, alt: {literal(tex.strip())})"
 
 
-def to_html(markdown: str, names: dict[str, str]) -> str:
+def to_html(markdown: str, document: Document) -> str:
     """Markdown as HTML."""
-    return mistune.create_markdown(renderer=HtmlRenderer(names), plugins=[math, table])(markdown)
+    return mistune.create_markdown(renderer=HtmlRenderer(document), plugins=[math, table])(markdown)
 
 
-def to_typst(markdown: str, names: dict[str, str], folder: Path) -> str:
+def to_typst(markdown: str, document: Document, folder: Path) -> str:
     """Markdown as Typst; pictures of formulas go into ``folder``."""
-    renderer = TypstRenderer(names, folder)
-    parse = mistune.create_markdown(renderer=None, plugins=[math])
-    state = mistune.BlockState()
-    return renderer(parse(markdown), state)
+    tokens = mistune.create_markdown(renderer=None, plugins=[math])(markdown)
+    return TypstRenderer(document, folder)(tokens, mistune.BlockState())
 
 
 def literal(text: str) -> str:

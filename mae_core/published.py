@@ -1,7 +1,7 @@
 """Numbers from elsewhere that this study is held against.
 
-The student's: the report whose claims are tested, ViT-T/2 on CIFAR-10. The paper's: He et al. 2021, ViT-L on ImageNet-1k,
-tables 1c, 1e and 1f. Both are test (validation) accuracies after fine-tuning, in per cent.
+The student's: the report whose claims are tested, ViT-T/2 on CIFAR-10. The paper's: He et al. 2021, ViT-L on
+ImageNet-1k, tables 1c and 1f. Both are test (validation) accuracies after fine-tuning, in per cent.
 """
 
 from mae_core.parameters import PretrainParameters
@@ -27,3 +27,17 @@ STUDENT_FLOPS_RATIO, PAPER_FLOPS_RATIO = 2.4, 3.3  # mask tokens in the encoder 
 def look_up(numbers: dict[tuple[str, float, bool], float], run: PretrainParameters | None) -> float | None:
     """The published number for a case with these masks; None if there is none."""
     return numbers.get((run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder)) if run else None
+
+
+REFERENCES = {
+    "ref-he2021": "He, K., Chen, X., Xie, S., Li, Y., Dollár, P., Girshick, R. (2021). *Masked autoencoders are scalable "
+    "vision learners.* arXiv:2111.06377.",
+    "ref-dosovitskiy2021": "Dosovitskiy, A., Beyer, L., Kolesnikov, A., et al. (2021). *An image is worth 16x16 words: "
+    "transformers for image recognition at scale.* ICLR 2021, arXiv:2010.11929.",
+    "ref-bao2022": "Bao, H., Dong, L., Piao, S., Wei, F. (2022). *BEiT: BERT pre-training of image transformers.* ICLR "
+    "2022, arXiv:2106.08254.",
+    "ref-krizhevsky2009": "Krizhevsky, A. (2009). *Learning multiple layers of features from tiny images.* Technical "
+    "report, University of Toronto.",
+    "ref-wu2018": "Wu, Z., Xiong, Y., Yu, S. X., Lin, D. (2018). *Unsupervised feature learning via non-parametric "
+    "instance discrimination.* CVPR 2018, arXiv:1805.01978.",
+}

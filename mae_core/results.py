@@ -8,9 +8,10 @@ A run is ``outputs/<study>/<case>/seed<k>/<stage>/`` with stage ``pretrain`` or 
 """
 
 import contextlib
+import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,21 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+METRICS = {
+    "last_epoch_accuracy": ("test accuracy, last epoch (%)", "{:.2f}"),
+    "best_epoch_accuracy": ("test accuracy, best epoch (%)", "{:.2f}"),
+    "linear": ("linear probe, frozen encoder (%)", "{:.2f}"),
+    "knn": ("k-NN, frozen encoder (%)", "{:.2f}"),
+    "train_loss": ("training loss, last epoch", "{:.4f}"),
+    "test_loss": ("test loss", "{:.4f}"),
+    "test_psnr": ("test PSNR on hidden pixels (dB)", "{:.2f}"),
+    "flops_per_image": ("FLOPs of a forward pass, per image", "{:,.0f}"),
+    "images_per_second": ("training images a second", "{:,.0f}"),
+    "train_seconds": ("training (s)", "{:.1f}"),
+    "wall_seconds": ("all, with data and evaluation (s)", "{:.1f}"),
+    "peak_memory_bytes": ("peak memory (bytes)", "{:,.0f}"),
+}
 
 
 @contextlib.contextmanager
@@ -40,6 +56,12 @@ def write_json(path: Path, content: Any) -> None:
     """Write ``content``; two writes of equal content give equal bytes."""
     with whole(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, rows: list[list[str]]) -> None:
+    """Write rows of text cells as comma-separated values."""
+    with whole(path) as temporary, open(temporary, "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def read_json(path: Path) -> Any:
@@ -88,3 +110,9 @@ def load_sheet(path: Path, n_rows: int) -> np.ndarray:
     pixels = np.asarray(Image.open(path).convert("RGB"))
     side = pixels.shape[0] // n_rows
     return pixels.reshape(n_rows, side, pixels.shape[1] // side, side, 3).swapaxes(1, 2)
+
+
+def metric_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """A run's metrics, one row each: name and value."""
+    values = {**metrics, **metrics.get("probes", {})}
+    return [[name, form.format(values[key])] for key, (name, form) in METRICS.items() if key in values]

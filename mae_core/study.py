@@ -122,8 +122,8 @@ def flat_yaml(values: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(values), default_flow_style=True, sort_keys=False, width=sys.maxsize).strip()
 
 
-def notebook_sources(notebook: str | Path) -> list[str]:
-    """The package's modules that a notebook imports, directly or through others: what a change must re-run.
+def sources(path: str | Path) -> list[str]:
+    """The package's modules that a notebook or a module imports, directly or through others: what a change must re-run.
 
     ``from mae_core import name`` counts as an import of the module that defines the name.
     """
@@ -140,15 +140,17 @@ def notebook_sources(notebook: str | Path) -> list[str]:
                 modules.add(node.module)
                 modules |= {f"{node.module}.{alias.name}" for alias in node.names}
                 modules |= {exported[alias.name] for alias in node.names if alias.name in exported}
-            elif isinstance(node, ast.Import):
-                modules |= {alias.name for alias in node.names}
         paths = {package / f"{module.removeprefix(f'{package.name}.').replace('.', '/')}.py" for module in modules}
         return {path for path in paths if path.exists()}
 
-    cells = nbformat.read(notebook, as_version=4).cells
-    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-    found, queue = set(), imports(re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE))
+    path = Path(path)
+    if path.suffix == ".ipynb":
+        cells = nbformat.read(path, as_version=4).cells
+        code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        found, queue = set(), imports(re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE))
+    else:
+        found, queue = set(), {path.resolve()}
     while queue:
         found |= queue
-        queue = set().union(*(imports(path.read_text()) for path in queue)) - found
-    return sorted(str(path.relative_to(package.parent)) for path in found)
+        queue = set().union(*(imports(module.read_text()) for module in queue)) - found
+    return sorted(str(module.relative_to(package.parent)) for module in found)

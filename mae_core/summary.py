@@ -69,6 +69,18 @@ class Case:
         values = self.values(quantity)
         return estimate(list(values.values())) if values else None
 
+    def folder(self, stage: str) -> Path | None:
+        """Of the first seed that finished a stage; None if none did."""
+        return next((self.folders[seed] / stage for seed in self.read(stage, "metrics")), None)
+
+    def sources(self, stage: str) -> list[str]:
+        """The runs that finished a stage, as figures and tables name them."""
+        return [f"{self.name}/seed{seed}/{stage}" for seed in self.read(stage, "metrics")]
+
+    def beats(self, other: "Case", quantity: str) -> Estimate | None:
+        """By how much a quantity is above another case's, paired by seed; None where one of them has not run."""
+        return paired_difference(self.values(quantity), other.values(quantity))
+
     @cached_property
     def label(self) -> str:
         """The case in words."""
@@ -98,8 +110,8 @@ class Summary:
             found[name] = Case(name, pretrained[0] if pretrained else None, any(scratch), folders)
         return cls(run.study, found)
 
-    def find(self, strategy: str | None, ratio: float = 0.0, mask_tokens: bool = False) -> Case | None:
-        """The case that ran with these masks (None for ``strategy``: from scratch), or None."""
+    def find(self, strategy: str | None, ratio: float = 0.0, mask_tokens: bool = False) -> Case:
+        """The case that ran with these masks (None for ``strategy``: from scratch); one without values if none did."""
         for case in self.cases.values():
             run = case.pretrained
             if run and (run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder) == (
@@ -110,7 +122,7 @@ class Summary:
                 return case
             if strategy is None and case.from_scratch:
                 return case
-        return None
+        return Case("not run", None, False, {})
 
     @property
     def seeds(self) -> list[int]:
@@ -120,12 +132,12 @@ class Summary:
 
 @dataclass(frozen=True)
 class Claim:
-    """A published statement as a difference that should be above zero.
+    """A published statement, and what this study says of it.
 
     Attributes:
         statement: what is claimed.
         source: who claims it.
-        measured: the difference in words, with its unit.
+        measured: the difference, with its interval and unit.
         verdict: supported, contradicted, undecided or not run.
     """
 
@@ -135,86 +147,95 @@ class Claim:
     verdict: str
 
 
-def judge(difference: Estimate | None, exact: bool = False) -> str:
-    """The verdict on the claim that a difference is above zero.
-
-    Args:
-        difference: over the seeds; None if a case is missing.
-        exact: the quantity is counted, not sampled: one value decides.
-    """
-    if difference is None:
-        return "not run"
-    if exact or difference.excludes_zero:
-        return "supported" if difference.mean > 0 else "contradicted"
-    if difference.interval is None:
-        return "undecided: one seed, points " + ("for it" if difference.mean > 0 else "against it")
-    return f"undecided at {len(difference.values)} seeds"
-
-
-def signed(value: Estimate, unit: str, digits: int) -> str:
-    """A difference with its sign, interval if there is one, and unit."""
-    interval = "" if value.interval is None else f" ± {value.interval:.{digits}f}"
-    return f"{value.mean:+.{digits}f}{interval}{unit}".replace("-", "−")
-
-
 def claims(summary: Summary) -> list[Claim]:
     """Every claim of the student's report, and the paper's ones that it leans on, with this study's verdict."""
-    default = summary.find("random", 0.75)
+    default, scratch = summary.find("random", 0.75), summary.find(None)
     tokens = summary.find("random", 0.75, mask_tokens=True)
-    block50, block75 = summary.find("block", 0.5), summary.find("block", 0.75)
-    grid, scratch = summary.find("grid", 0.75), summary.find(None)
-    found = []
+    block50, block75, grid = summary.find("block", 0.5), summary.find("block", 0.75), summary.find("grid", 0.75)
 
-    def claim(statement: str, source: str, better: Case | None, worse: Case | None, quantity: str, **how) -> None:
-        unit, digits, scale, sign, exact = (
-            how.get(key, usual) for key, usual in dict(unit=" points", digits=2, scale=1.0, sign=1, exact=False).items()
-        )
-        difference = None
-        if better and worse:
-            a, b = better.values(quantity), worse.values(quantity)
-            difference = paired_difference(
-                {seed: sign * scale * value for seed, value in a.items()},
-                {seed: sign * scale * value for seed, value in b.items()},
-            )
-        measured = "–" if difference is None else signed(difference, unit, digits)
-        found.append(Claim(statement, source, measured, judge(difference, exact)))
+    def above(statement: str, source: str, higher: Case, lower: Case, quantity: str) -> Claim:
+        """The claim that ``higher`` exceeds ``lower``."""
+        difference = higher.beats(lower, quantity)
+        return Claim(statement, source, measured(difference, quantity), judge(difference))
 
-    both, student, paper = "both", "student", "paper"
-    claim("Pre-training beats training from scratch", both, default, scratch, "accuracy")
-    found.append(throughout(default, scratch))
-    claim("Mask tokens in the encoder lower the accuracy", both, default, tokens, "accuracy")
-    found.append(flops_ratio(tokens, default))
-    claim("Skipping mask tokens saves memory", paper, tokens, default, "memory", unit=" MiB", digits=0, scale=2**-20)
-    claim("Block-wise 50 % beats random 75 %", student, block50, default, "accuracy")
-    claim("Random 75 % beats block-wise 75 %", both, default, block75, "accuracy")
-    claim("Random 75 % beats grid-wise 75 %", both, default, grid, "accuracy")
-    loss = {"unit": " of loss", "digits": 4}
-    claim("Grid-wise masking is the easier task: its loss is below random's", both, default, grid, "loss", **loss)
-    claim("Block-wise masking is harder: its loss at 75 % is above random's", both, block75, default, "loss", **loss)
-    claim("A lower ratio is an easier task: block-wise 50 % against 75 %", both, block75, block50, "loss", **loss)
-    return found
+    return [
+        above("Pre-training beats training from scratch", "both", default, scratch, "accuracy"),
+        throughout(default, scratch),
+        above("Mask tokens in the encoder lower the accuracy", "both", default, tokens, "accuracy"),
+        flops_ratio(tokens, default),
+        above("Skipping mask tokens saves memory", "paper", tokens, default, "memory"),
+        above("Block-wise 50 % beats random 75 %", "student", block50, default, "accuracy"),
+        above("Random 75 % beats block-wise 75 %", "both", default, block75, "accuracy"),
+        above("Random 75 % beats grid-wise 75 %", "both", default, grid, "accuracy"),
+        above("Grid-wise masking is the easier task: random's loss is higher", "both", default, grid, "loss"),
+        above(
+            "Block-wise masking is harder: its loss at 75 % is higher than random's", "both", block75, default, "loss"
+        ),
+        above(
+            "A lower ratio is an easier task: block-wise loss at 75 % is above 50 %", "both", block75, block50, "loss"
+        ),
+    ]
 
 
-def throughout(default: Case | None, scratch: Case | None) -> Claim:
+def measured(difference: Estimate | None, quantity: str) -> str:
+    """A difference with its sign, its interval if there is one, and its unit."""
+    if difference is None:
+        return "–"
+    unit, digits, scale = {"loss": ("", 4, 1.0), "memory": (" MiB", 0, 2.0**-20)}.get(quantity, (" points", 2, 1.0))
+    interval = "" if difference.interval is None else f" ± {difference.interval * scale:.{digits}f}"
+    return f"{difference.mean * scale:+.{digits}f}".replace("-", "−") + interval + unit
+
+
+def throughout(default: Case, scratch: Case) -> Claim:
     """Whether the pre-trained model is ahead after every epoch of fine-tuning, in every seed."""
-    statement = "It does so after every epoch of fine-tuning"
-    histories = [case.read("finetune", "history") if case else {} for case in (default, scratch)]
-    seeds = histories[0].keys() & histories[1].keys()
+    statement, histories = "It does so after every epoch", [c.read("finetune", "history") for c in (default, scratch)]
     pairs = [
-        pair for seed in seeds for pair in zip(*(history[seed]["test_accuracy"] for history in histories), strict=False)
+        pair
+        for seed in histories[0].keys() & histories[1].keys()
+        for pair in zip(*(history[seed]["test_accuracy"] for history in histories), strict=False)
     ]
     if not pairs:
         return Claim(statement, "student", "–", "not run")
     ahead = sum(a > b for a, b in pairs)
-    verdict = "supported" if ahead == len(pairs) else "contradicted"
-    return Claim(statement, "student", f"ahead in {ahead} of {len(pairs)} epochs", verdict)
+    return Claim(
+        statement, "student", f"in {ahead} of {len(pairs)}", "supported" if ahead == len(pairs) else "contradicted"
+    )
 
 
-def flops_ratio(tokens: Case | None, default: Case | None) -> Claim:
-    """What mask tokens in the encoder cost."""
-    statement = f"They cost more: {published.STUDENT_FLOPS_RATIO:g}× the FLOPs (student), {published.PAPER_FLOPS_RATIO:g}× (paper)"
-    a, b = (case.estimate("flops") if case else None for case in (tokens, default))
+def flops_ratio(tokens: Case, default: Case) -> Claim:
+    """What mask tokens in the encoder cost: counted, so one run decides."""
+    student, paper = published.STUDENT_FLOPS_RATIO, published.PAPER_FLOPS_RATIO
+    statement = f"They cost more FLOPs: {student:g}× (student), {paper:g}× (paper)"
+    a, b = tokens.estimate("flops"), default.estimate("flops")
     if not a or not b:
         return Claim(statement, "both", "–", "not run")
-    ratio = a.mean / b.mean
-    return Claim(statement, "both", f"{ratio:.2f}×", judge(estimate([ratio - 1]), exact=True))
+    return Claim(statement, "both", f"{a.mean / b.mean:.2f}×", "supported" if a.mean > b.mean else "contradicted")
+
+
+def judge(difference: Estimate | None) -> str:
+    """The verdict on the claim that a difference, sampled over seeds, is above zero."""
+    if difference is None:
+        return "not run"
+    if difference.interval is None:
+        points = "for it" if difference.mean > 0 else "against it" if difference.mean < 0 else "neither way"
+        return f"undecided (one seed; points {points})"
+    if not difference.excludes_zero:
+        return f"undecided ({len(difference.values)} seeds)"
+    return "supported" if difference.mean > 0 else "contradicted"
+
+
+def accuracy_series(summary: Summary) -> list[dict[str, Any]]:
+    """Every case's accuracies beside the published ones, for figures.accuracies."""
+    rows = []
+    for case in summary.cases.values():
+        mean = case.estimate("accuracy")
+        rows.append(
+            {
+                "name": case.label,
+                "values": list(mean.values) if mean else [],
+                "interval": mean.interval if mean else None,
+                "student": published.look_up(published.STUDENT, case.pretrained),
+                "paper": published.look_up(published.PAPER, case.pretrained),
+            }
+        )
+    return rows

@@ -1,25 +1,118 @@
-"""The study's tables, as rows of text made from saved results."""
+"""The study's tables, as rows of text made from saved results; a dash stands for what was not run."""
 
-from collections.abc import Mapping
-from typing import Any
+from mae_core import published
+from mae_core.statistics import Estimate
+from mae_core.summary import QUANTITIES, Case, Summary, claims
 
-METRICS = {
-    "last_epoch_accuracy": ("test accuracy, last epoch (%)", "{:.2f}"),
-    "best_epoch_accuracy": ("test accuracy, best epoch (%)", "{:.2f}"),
-    "linear": ("linear probe, frozen encoder (%)", "{:.2f}"),
-    "knn": ("k-NN, frozen encoder (%)", "{:.2f}"),
-    "train_loss": ("training loss, last epoch", "{:.4f}"),
-    "test_loss": ("test loss", "{:.4f}"),
-    "test_psnr": ("test PSNR on hidden pixels (dB)", "{:.2f}"),
-    "flops_per_image": ("FLOPs of a forward pass, per image", "{:,.0f}"),
-    "images_per_second": ("training images a second", "{:,.0f}"),
-    "train_seconds": ("training (s)", "{:.1f}"),
-    "wall_seconds": ("all, with data and evaluation (s)", "{:.1f}"),
-    "peak_memory_bytes": ("peak memory (bytes)", "{:,.0f}"),
-}
+NOT_RUN = "–"
 
 
-def metric_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """A run's metrics, one row each: name and value."""
-    values = {**metrics, **metrics.get("probes", {})}
-    return [[name, form.format(values[key])] for key, (name, form) in METRICS.items() if key in values]
+def number(value: Estimate | float | None, digits: int = 2, scale: float = 1.0) -> str:
+    """A number, with its interval where it has one."""
+    if value is None:
+        return NOT_RUN
+    if not isinstance(value, Estimate):
+        return f"{value * scale:,.{digits}f}"
+    interval = "" if value.interval is None else f" ± {value.interval * scale:,.{digits}f}"
+    return f"{value.mean * scale:,.{digits}f}{interval}"
+
+
+def relative(case: Case, base: Case, quantity: str) -> str:
+    """A quantity as a multiple of another case's."""
+    a, b = case.estimate(quantity), base.estimate(quantity)
+    return f"{a.mean / b.mean:.2f}×" if a and b else NOT_RUN
+
+
+def mask_token_rows(summary: Summary) -> list[list[str]]:
+    """Table 1a of the student's report: with and without mask tokens in the encoder, accuracy and FLOPs.
+
+    Columns: encoder, accuracy here, student, paper; FLOPs here, student, paper.
+    """
+    base, rows = summary.find("random", 0.75), []
+    for name, tokens in (("with mask tokens", True), ("without", False)):
+        case, key = summary.find("random", 0.75, tokens), ("random", 0.75, tokens)
+        ours = [number(case.estimate("accuracy")), relative(case, base, "flops")]
+        flops = [f"{x:g}×" if tokens else "1×" for x in (published.STUDENT_FLOPS_RATIO, published.PAPER_FLOPS_RATIO)]
+        rows.append([name, ours[0], str(published.STUDENT[key]), str(published.PAPER[key]), ours[1], *flops])
+    return rows
+
+
+def sampling_rows(summary: Summary) -> list[list[str]]:
+    """Table 1b of the student's report: mask sampling against accuracy, with what an epoch costs.
+
+    Columns: masks, ratio, accuracy here, student, paper, FLOPs relative to random 75 %.
+    """
+    base, rows = summary.find("random", 0.75), []
+    for strategy, ratio in (("random", 0.75), ("block", 0.5), ("block", 0.75), ("grid", 0.75)):
+        case, key = summary.find(strategy, ratio), (strategy, ratio, False)
+        numbers = [number(case.estimate("accuracy")), str(published.STUDENT[key]), str(published.PAPER[key])]
+        rows.append([strategy, f"{100 * ratio:g}", *numbers, relative(case, base, "flops")])
+    return rows
+
+
+def accuracy_rows(summary: Summary) -> list[list[str]]:
+    """Every case: fine-tuned (last and best epoch), linear probe, k-NN, reconstruction error."""
+    quantities = (("accuracy", 2), ("best_accuracy", 2), ("linear", 2), ("knn", 2), ("loss", 4), ("psnr", 2))
+    return [
+        [case.label, *(number(case.estimate(quantity), digits) for quantity, digits in quantities)]
+        for case in summary.cases.values()
+    ]
+
+
+def cost_rows(summary: Summary) -> list[list[str]]:
+    """Every case's pre-training and fine-tuning: FLOPs, time, images a second, memory."""
+    base = summary.find("random", 0.75)
+    return [
+        [
+            case.label,
+            number(case.estimate("flops"), 1, 1e-6),
+            relative(case, base, "flops"),
+            number(case.estimate("seconds"), 1, 1 / 60),
+            number(case.estimate("speed"), 0),
+            number(case.estimate("memory"), 0, 2**-20),
+            number(case.estimate("finetune_seconds"), 1, 1 / 60),
+            number(case.estimate("finetune_speed"), 0),
+        ]
+        for case in summary.cases.values()
+    ]
+
+
+def claim_rows(summary: Summary) -> list[list[str]]:
+    """Every claim with who makes it, what this study measured, and the verdict."""
+    return [[claim.statement, claim.source, claim.measured, claim.verdict] for claim in claims(summary)]
+
+
+def recipe_rows(summary: Summary) -> list[list[str]]:
+    """Model and recipes of the default case, as they ran: parameter, pre-training, fine-tuning."""
+    default = summary.find("random", 0.75)
+    names = (
+        "dataset", "augment", "variant", "patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth",
+        "decoder_heads", "epochs", "warmup_epochs", "batch_size", "base_lr", "beta2", "weight_decay",
+    )  # fmt: skip
+    first, second = (next(iter(default.read(s, "parameters").values()), {}) for s in ("pretrain", "finetune"))
+    second = {name: value for name, value in second.items() if not name.startswith("decoder")}
+    return [[name, *(str(values.get(name, NOT_RUN)) for values in (first, second))] for name in names]
+
+
+def provenance_rows(summary: Summary) -> list[list[str]]:
+    """Every run: when it finished, the commit of the code, and the checksum of its weights."""
+    rows = []
+    for case in summary.cases.values():
+        for stage in ("pretrain", "finetune"):
+            for seed, told in case.read(stage, "provenance").items():
+                commit = (told["commit"] or "no commit")[:9] + ("" if told["clean"] else ", changed")
+                finished = told["finished"].replace("T", " ").removesuffix("+00:00")
+                checksum = (told["weights_sha256"] or NOT_RUN)[:12]
+                rows.append([f"{case.name}/seed{seed}/{stage}", finished, commit, checksum])
+    return rows
+
+
+def csv_rows(summary: Summary) -> list[list[str]]:
+    """A header and one line per case and seed with every quantity, unrounded; empty where it was not run."""
+    rows = [["study", "case", "seed", *QUANTITIES]]
+    for case in summary.cases.values():
+        values = {quantity: case.values(quantity) for quantity in QUANTITIES}
+        for seed in case.folders:
+            cells = [repr(values[quantity][seed]) if seed in values[quantity] else "" for quantity in QUANTITIES]
+            rows.append([summary.name, case.name, str(seed), *cells])
+    return rows

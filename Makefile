@@ -1,0 +1,39 @@
+# make report              the smoke study and its report, in report/smoke/
+# make report STUDY=laptop the same for another file of params/
+# make test                all tests
+# make lint                ruff
+# make lab                 JupyterLab
+# make env                 only the environment, in .venv/
+
+PYTHON ?= python3
+STUDY  ?= smoke
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: report test lint lab env
+report: $(READY)
+	snakemake --configfile params/$(STUDY).yaml
+	@echo "the report: report/$(STUDY)/index.html and report/$(STUDY)/report.pdf"
+
+test: $(READY)
+	python -m pytest
+
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+
+lab: $(READY)
+	jupyter lab notebooks
+
+env: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet --upgrade pip
+	python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@

@@ -1,0 +1,100 @@
+"""Live reconstructions for the explore notebook: a trained model, an image, a mask, and the picture of all three."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from IPython.display import display
+from matplotlib.figure import Figure
+
+from mae_core import devices
+from mae_core.data import DATASETS, Split, to_unit
+from mae_core.evaluation import reconstruct
+from mae_core.figures import image_rows
+from mae_core.mae import MaskedAutoencoder
+from mae_core.masking import sample_mask
+from mae_core.parameters import DEVICES, ParameterError, Parameters, PretrainParameters, option
+from mae_core.results import load_tensors
+from mae_core.training import pretrain
+
+
+@dataclass(frozen=True)
+class ExploreParameters(Parameters):
+    """What to look at."""
+
+    weights: str = option("", "path of pre-trained weights (.safetensors); empty: train a small model here")
+    dataset: str = option("shapes", "images to look at", choices=DATASETS)
+    data_dir: str = option("data", "folder that holds the data set")
+    epochs: int = option(4, "of the small model's training, where it is needed", low=1, high=1000)
+    device: str = option("auto", "auto: cuda, else mps, else cpu", choices=DEVICES)
+
+
+def open_model(run: ExploreParameters) -> tuple[MaskedAutoencoder, PretrainParameters]:
+    """The pre-trained model in ``run.weights``, or a small one trained here and now on the chosen images.
+
+    Returns:
+        The model, on the device, and the parameters it was trained with.
+
+    Raises:
+        ParameterError: if there is no such file, or it holds no pre-trained model of this package.
+    """
+    if not run.weights:
+        trained = PretrainParameters(
+            study="explore", dataset=run.dataset, data_dir=run.data_dir, epochs=run.epochs, device=run.device,
+            train_images=8000, batch_size=64, base_lr=6e-3,
+        )  # fmt: skip
+        return pretrain(trained).eval(), trained
+    if not Path(run.weights).is_file():
+        raise ParameterError(f"weights is {run.weights!r}: there is no such file; pre-train first, or leave it empty")
+    tensors, about = load_tensors(Path(run.weights))
+    try:
+        trained = PretrainParameters.check(about)
+        model = MaskedAutoencoder(trained.model)
+        model.load_state_dict(tensors)
+    except (ValueError, RuntimeError) as error:
+        raise ParameterError(f"weights is {run.weights!r}: not a pre-trained model of mae_core ({error})") from error
+    return model.to(devices.choose_device(run.device)).eval(), replace(trained, device=run.device)
+
+
+@dataclass(frozen=True)
+class Painter:
+    """Draws what a model paints into hidden patches."""
+
+    model: MaskedAutoencoder
+    trained: PretrainParameters
+    images: Split
+
+    def paint(self, image: int, strategy: str, ratio: float, seed: int) -> Figure:
+        """Masked, reconstructed, original, side by side.
+
+        Args:
+            image: index into the images.
+            strategy: ``random``, ``block`` or ``grid``.
+            ratio: share of patches to hide; grid masks have one ratio, 0.75, whatever is asked.
+            seed: of the mask.
+        """
+        return image_rows(
+            [("", self.rows(image, strategy, ratio, seed))], titles=["masked", "reconstructed", "original"]
+        )
+
+    def show(self, image: int, strategy: str, ratio: float, seed: int) -> None:
+        """Display :meth:`paint`: what the notebook's controls call."""
+        display(self.paint(image, strategy, ratio, seed))
+
+    def comparison(self, image: int, seed: int = 0) -> Figure:
+        """One image under the three maskings at 75 %: a column each."""
+        columns = [self.rows(image, strategy, 0.75, seed) for strategy in ("random", "block", "grid")]
+        rows = [
+            (name, [column[i] for column in columns]) for i, name in enumerate(("masked", "reconstructed", "original"))
+        ]
+        return image_rows(rows, titles=["random", "block", "grid"])
+
+    def rows(self, image: int, strategy: str, ratio: float, seed: int) -> list:
+        """The three pictures as arrays_HWC, uint8."""
+        ratio = 0.75 if strategy == "grid" else ratio
+        device = next(self.model.parameters()).device
+        generator = torch.Generator(device).manual_seed(seed)
+        mask = sample_mask(strategy, ratio, 1, self.trained.model.grid_size, generator, device)
+        images_BCHW = to_unit(self.images.images_nCHW[image : image + 1]).to(device)
+        pictures = [*reconstruct(self.model, images_BCHW, mask, self.trained), images_BCHW]
+        return [((p[0].permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy() for p in pictures]

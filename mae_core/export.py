@@ -1,0 +1,148 @@
+"""Print an executed notebook: as one HTML file, and as a PDF through Typst. Both are nbconvert exporters.
+
+python -m mae_core.export outputs/smoke/report.ipynb report/smoke
+"""
+
+import argparse
+import base64
+import datetime
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import typst
+from nbconvert.exporters import HTMLExporter, TemplateExporter
+from nbconvert.filters import Highlight2HTML
+from nbformat import NotebookNode
+from pygments.formatters import HtmlFormatter
+from traitlets import Bool, Unicode
+
+from mae_core import markup
+from mae_core.document import ExportError, read
+from mae_core.results import whole
+
+HOUSE = Path(__file__).parents[1] / "report"
+TEMPLATES, FONTS, STYLE = HOUSE / "templates", HOUSE / "fonts", HOUSE / "templates" / "mae" / "style.css"
+TEXT_WIDTH = "156mm"  # of the PDF: A4 less its margins
+
+
+class ReportHtmlExporter(HTMLExporter):
+    """One HTML file: no script, no remote reference, fonts embedded."""
+
+    show_code = Bool(False, help="print sources and streams, too").tag(config=True)
+    back = Unicode("", help="a link back to the report").tag(config=True)
+
+    def __init__(self, **options):
+        super().__init__(template_name="mae", extra_template_basedirs=[str(TEMPLATES)], **options)
+
+    def from_notebook_node(self, nb: NotebookNode, resources: dict[str, Any] | None = None, **more):
+        document = read(nb, self.show_code)
+        self.register_filter("markdown", lambda text: markup.to_html(text, document))
+        self.register_filter("inline", lambda text: re.sub(r"^<p>|</p>\s*$", "", markup.to_html(text, document)))
+        self.register_filter("data_uri", lambda panel: markup.data_uri(panel.kind, panel.content))
+        self.register_filter("highlight", Highlight2HTML(pygments_lexer="python", parent=self))
+        self.register_filter("links", lambda sources: [(name, page(name)) for name in sources])
+        about = {"document": document, "style": style(self.show_code), "show_code": self.show_code, "back": self.back}
+        return super().from_notebook_node(nb, {**(resources or {}), **about}, **more)
+
+
+class ReportTypstExporter(TemplateExporter):
+    """A Typst source; its images are written into the folder that ``resources["folder"]`` names."""
+
+    file_extension = ".typ"
+
+    def __init__(self, **options):
+        super().__init__(template_name="mae", extra_template_basedirs=[str(TEMPLATES)], **options)
+
+    def _template_name_default(self) -> str:
+        return "mae"
+
+    def from_notebook_node(self, nb: NotebookNode, resources: dict[str, Any] | None = None, **more):
+        document, folder = read(nb), Path((resources or {})["folder"])
+
+        def image(panel, name: str, columns: int) -> str:
+            path = folder / f"{name}.{panel.kind}"
+            path.write_bytes(panel.content)
+            width = f"calc.min({panel.width}in, {TEXT_WIDTH})" if columns == 1 else "100%"
+            return f"image({markup.literal(path.name)}, width: {width}, alt: {markup.literal(panel.alt)})"
+
+        self.register_filter("markdown", lambda text: markup.to_typst(text, document, folder))
+        self.register_filter("literal", markup.literal)
+        self.register_filter("image", image)
+        return super().from_notebook_node(nb, {**(resources or {}), "document": document}, **more)
+
+
+def page(source: str) -> str:
+    """The rendered notebook of a run named ``case/seed0/stage``, or of ``ablations``, relative to the report."""
+    return f"notebooks/{source.replace('/', '-')}.html"
+
+
+def style(with_code: bool) -> str:
+    """The style sheet, with its fonts as data; pages with code get colours for it instead of all fonts."""
+
+    def embed(found: re.Match) -> str:
+        font = (FONTS / found[1]).read_bytes()
+        return f"url(data:font/woff2;base64,{base64.b64encode(font).decode()})"
+
+    css = STYLE.read_text()
+    if with_code:
+        css += HtmlFormatter(style="friendly").get_style_defs("pre.source")
+    return re.sub(r"url\(([\w-]+\.woff2)\)", embed, css)
+
+
+def write_html(notebook: Path, target: Path, **options) -> None:
+    """Print a notebook as HTML."""
+    body, _ = ReportHtmlExporter(**options).from_notebook_node(nbformat.read(notebook, as_version=4))
+    with whole(target) as temporary:
+        temporary.write_text(body)
+
+
+def write_pdf(notebook: Path, target: Path) -> None:
+    """Print a notebook as tagged PDF (PDF/UA-1); the same notebook gives the same bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, _ = ReportTypstExporter().from_notebook_node(nbformat.read(notebook, as_version=4), {"folder": folder})
+        main = Path(folder) / "report.typ"
+        main.write_text(source)
+        pdf = typst.compile(
+            str(main),
+            ignore_system_fonts=True,
+            pdf_standards=["ua-1"],
+            timestamp=int(datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC).timestamp()),
+        )
+    with whole(target) as temporary:
+        temporary.write_bytes(pdf)
+
+
+def write_report(report: Path, folder: Path) -> None:
+    """Print the report as HTML and PDF, and beside it the executed notebook of every run of its study.
+
+    Args:
+        report: the executed report notebook, ``outputs/<study>/report.ipynb``.
+        folder: gets ``index.html``, ``report.pdf`` and ``notebooks/``.
+
+    Raises:
+        ExportError: if a notebook holds an error, or something that must not be printed.
+    """
+    for notebook in sorted(report.parent.rglob("*.ipynb")):
+        name = "-".join(notebook.relative_to(report.parent).with_suffix("").parts[:-1]) or notebook.stem
+        write_html(notebook, folder / "notebooks" / f"{name}.html", show_code=True, back="../index.html")
+    write_pdf(report, folder / "report.pdf")
+    write_html(report, folder / "index.html")
+
+
+def main() -> None:
+    """Print an executed report notebook as HTML and PDF."""
+    parser = argparse.ArgumentParser(prog="python -m mae_core.export", description=main.__doc__)
+    parser.add_argument("report", type=Path, help="outputs/<study>/report.ipynb")
+    parser.add_argument("folder", type=Path, help="report/<study>")
+    words = parser.parse_args()
+    try:
+        write_report(words.report, words.folder)
+    except ExportError as error:
+        raise SystemExit(f"ExportError: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The report's sentences that hold a number, a verdict or a date: each is made from results, none is typed by hand."""
+
+import datetime
+from typing import Any
+
+from mae_core import published
+from mae_core.flops import count_parameters
+from mae_core.summary import Case, Summary, claims, measured
+from mae_core.tables import number
+
+DATASETS = {"cifar10": "CIFAR-10", "shapes": "the package's own drawn shapes"}
+
+
+def newest(summary: Summary) -> dict[str, Any]:
+    """The provenance of the run that finished last; empty if nothing has run."""
+    told = [p for case in summary.cases.values() for p in case.read("finetune", "provenance").values()]
+    return max(told, key=lambda p: p["finished"], default={})
+
+
+def byline(summary: Summary) -> str:
+    """Study, seeds, date of the last run, commit."""
+    told = newest(summary)
+    if not told:
+        return f"Study *{summary.name}*: nothing has run yet."
+    finished = datetime.datetime.fromisoformat(told["finished"])
+    commit = (told["commit"] or "none")[:9]
+    return f"Study *{summary.name}*, {seeds(summary)}. Last run: {finished.day} {finished:%B %Y}, commit {commit}."
+
+
+def seeds(summary: Summary) -> str:
+    """How many seeds, in words."""
+    return count(len(summary.seeds), "seed")
+
+
+def count(n: int, noun: str) -> str:
+    """A number and its noun, in the right form."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def intervals(summary: Summary) -> str:
+    """What the numbers after ± are, or why there are none."""
+    if len(summary.seeds) < 2:
+        return "With one seed no interval can be given, and no difference between cases can be told from chance."
+    return (
+        f"± is the half-width of the 95 % interval of the mean over {seeds(summary)} (Student's t); differences are "
+        "paired by seed."
+    )
+
+
+def dataset(summary: Summary) -> str:
+    """What was learned from."""
+    used = {p["dataset"] for case in summary.cases.values() for p in case.read("finetune", "parameters").values()}
+    return " and ".join(DATASETS[name] for name in sorted(used)) or "nothing yet"
+
+
+def abstract(summary: Summary) -> str:
+    """The study in one paragraph."""
+    text = (
+        "A student's report verified the masked autoencoder (MAE) of [He et al.](#ref-he2021) at small scale: a vision "
+        "transformer that learns from images of which it sees a quarter. This is the same study, rebuilt so that every "
+        f"number in it comes from a run that can be repeated. On {dataset(summary)}"
+    )
+    ours, scratch = (summary.find(*how).estimate("accuracy") for how in (("random", 0.75), (None,)))
+    if not ours or not scratch:
+        return text + ", the comparison of pre-training with training from scratch has not run."
+    verdicts = [claim.verdict.split(" (")[0] for claim in claims(summary)]
+    counts = {word: verdicts.count(word) for word in ("supported", "contradicted", "undecided", "not run")}
+    told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    return (
+        f"{text}, an encoder pre-trained with 75 % random masking reaches {number(ours)} % test accuracy after "
+        f"fine-tuning, against {number(scratch)} % from scratch with the same recipe. Of {len(verdicts)} claims of the "
+        f"report and of the paper, these runs leave {told} ([Table](#tab-claims)). {intervals(summary)}"
+    )
+
+
+def model(summary: Summary) -> str:
+    """The model that ran, in words."""
+    run = summary.find("random", 0.75).pretrained
+    if not run:
+        return "The default case has not been pre-trained."
+    position = "learned" if run.variant == "report" else "fixed sine-cosine"
+    return (
+        f"**Model.** Images of 32×32 pixels are cut into patches of {run.patch_size}×{run.patch_size}, so that there are "
+        f"{run.model.n_patches}. The encoder has {count(run.depth, 'pre-norm block')} of width {run.width} with "
+        f"{count(run.heads, 'head')}, a class token and {position} positions; the decoder has "
+        f"{count(run.decoder_depth, 'block')} of width {run.decoder_width}. Encoder and decoder together have "
+        f"{count_parameters(run.model):,} parameters. The encoder sees the visible patches only; the decoder gets its "
+        "output, with one learned mask token in the place of every hidden patch, and predicts pixels."
+    )
+
+
+def reconstruction_caption(case: Case) -> str:
+    """What the reconstructions show, and how good they are on average."""
+    psnr = case.estimate("psnr")
+    told = f" Over all test images, the hidden pixels have a PSNR of {number(psnr)} dB." if psnr else ""
+    return f"Test images as the encoder sees them, as the decoder paints them, and as they are ({case.label}).{told}"
+
+
+def discussion(summary: Summary) -> str:
+    """What the numbers say, in the order of the student's report."""
+    default, scratch = summary.find("random", 0.75), summary.find(None)
+    tokens = summary.find("random", 0.75, mask_tokens=True)
+    block50, block75, grid = summary.find("block", 0.5), summary.find("block", 0.75), summary.find("grid", 0.75)
+    verdicts = [claim.verdict for claim in claims(summary)]
+    paragraphs = []
+    if gain := default.beats(scratch, "accuracy"):
+        probe = default.beats(scratch, "linear")
+        also = f", and a linear probe of the frozen encoder by {measured(probe, 'linear')}" if probe else ""
+        paragraphs.append(
+            f"**Pre-training** changes the accuracy against scratch by {measured(gain, 'accuracy')}{also}. The claim that "
+            f"it helps is {verdicts[0]}; that it helps after every epoch of fine-tuning, {verdicts[1]}."
+        )
+    if change := tokens.beats(default, "accuracy"):
+        ratio = tokens.estimate("flops").mean / default.estimate("flops").mean
+        theirs = published.STUDENT["random", 0.75, True] - published.STUDENT["random", 0.75, False]
+        paragraphs.append(
+            f"**Mask tokens in the encoder** change the accuracy by {measured(change, 'accuracy')} and multiply the FLOPs "
+            f"of a forward pass by {ratio:.2f}. The student found {theirs:+.1f} points at "
+            f"{published.STUDENT_FLOPS_RATIO:g}×. That they hurt is {verdicts[2]}.".replace(" -", " −")
+        )
+    changes = {case.label: case.beats(default, "accuracy") for case in (block50, block75, grid)}
+    if told := ", ".join(f"{label} by {measured(change, 'accuracy')}" for label, change in changes.items() if change):
+        paragraphs.append(f"**Mask sampling** changes the accuracy against random 75 %: {told}.")
+    if block50.estimate("flops") and default.estimate("flops"):
+        ratio = block50.estimate("flops").mean / default.estimate("flops").mean
+        paragraphs.append(
+            f"An epoch of block 50 % costs {ratio:.2f} times the FLOPs of one of random 75 %, for its encoder sees twice "
+            "as many patches: equal epochs are not equal work."
+        )
+    losses = [(case.estimate("loss"), case.label) for case in (grid, default, block75) if case.estimate("loss")]
+    if len(losses) > 1:
+        told = ", ".join(
+            f"{label} {number(value, 4)}" for value, label in sorted(losses, key=lambda pair: pair[0].mean)
+        )
+        paragraphs.append(
+            f"**How hard the task is** shows in the test loss at 75 %, lowest first: {told}. An easy task need not teach "
+            "the best representation; the accuracies tell whether it did."
+        )
+    if not paragraphs:
+        return "There is nothing to discuss yet: no two cases have run."
+    return "\n\n".join([*paragraphs, intervals(summary)])
+
+
+def reproduce(summary: Summary) -> str:
+    """How to run it again, and on what it ran."""
+    told = newest(summary)
+    if not told:
+        return "Nothing has run yet."
+    versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
+    return (
+        f"`make report STUDY={summary.name}` runs every case and prints this report. The parameters stand in "
+        f"`params/{summary.name}.yaml`; those of a single run, its curves, metrics and provenance in "
+        f"`outputs/{summary.name}/<case>/seed<k>/`. The last run used {told['device']} ({told['platform']}, "
+        f"{told['precision']} matrix products) and {versions}. MD5 of the data: `{told['data_md5']}`."
+    )
