@@ -41,7 +41,7 @@ def open_model(run: ExploreParameters) -> tuple[MaskedAutoencoder, PretrainParam
     if not run.weights:
         trained = PretrainParameters(
             study="explore", dataset=run.dataset, data_dir=run.data_dir, epochs=run.epochs, device=run.device,
-            train_images=8000, batch_size=64, base_lr=6e-3,
+            width=64, decoder_width=64,
         )  # fmt: skip
         return pretrain(trained).eval(), trained
     if not Path(run.weights).is_file():

@@ -115,12 +115,21 @@ def write_pdf(notebook: Path, target: Path) -> None:
         temporary.write_bytes(pdf)
 
 
+def write_figures(notebook: Path, folder: Path) -> None:
+    """Write every panel of every figure as a file named after its label, for use elsewhere."""
+    for block in read(nbformat.read(notebook, as_version=4)).blocks:
+        for index, panel in enumerate(block.panels if block.kind == "figure" else []):
+            suffix = f"-{'abcdefgh'[index]}" if len(block.panels) > 1 else ""
+            with whole(folder / f"{block.label}{suffix}.{panel.kind}") as temporary:
+                temporary.write_bytes(panel.content)
+
+
 def write_report(report: Path, folder: Path) -> None:
     """Print the report as HTML and PDF, and beside it the executed notebook of every run of its study.
 
     Args:
         report: the executed report notebook, ``outputs/<study>/report.ipynb``.
-        folder: gets ``index.html``, ``report.pdf`` and ``notebooks/``.
+        folder: gets ``index.html``, ``report.pdf``, ``figures/`` and ``notebooks/``.
 
     Raises:
         ExportError: if a notebook holds an error, or something that must not be printed.
@@ -128,6 +137,7 @@ def write_report(report: Path, folder: Path) -> None:
     for notebook in sorted(report.parent.rglob("*.ipynb")):
         name = "-".join(notebook.relative_to(report.parent).with_suffix("").parts[:-1]) or notebook.stem
         write_html(notebook, folder / "notebooks" / f"{name}.html", show_code=True, back="../index.html")
+    write_figures(report, folder / "figures")
     write_pdf(report, folder / "report.pdf")
     write_html(report, folder / "index.html")
 

@@ -35,7 +35,11 @@ class Formula:
 
 
 def typeset(tex: str) -> Formula:
-    """A TeX formula as SVG, by matplotlib's mathtext."""
+    """A TeX formula as SVG, by matplotlib's mathtext.
+
+    Raises:
+        ValueError: if it is not a formula that mathtext knows.
+    """
     file = io.BytesIO()
     properties = FontProperties(family="STIXGeneral", size=MATH_SIZE, math_fontfamily="stix")
     with matplotlib.rc_context(STYLE):
@@ -72,12 +76,18 @@ class HtmlRenderer(mistune.HTMLRenderer):
         return text
 
     def inline_math(self, text: str) -> str:
-        formula = typeset(text)
+        try:
+            formula = typeset(text)
+        except ValueError:
+            return self.codespan(text)
         style = f"height: {formula.height:.3f}em; vertical-align: {-formula.depth:.3f}em"
         return f'<img class="formula" alt="{html.escape(text)}" style="{style}" src="{data_uri("svg", formula.svg)}">'
 
     def block_math(self, text: str) -> str:
-        formula = typeset(text)
+        try:
+            formula = typeset(text)
+        except ValueError:
+            return self.block_code(text)
         alt = html.escape(text.strip())
         style = f"height: {1.15 * formula.height:.3f}em"
         return f'<p class="formula"><img alt="{alt}" style="{style}" src="{data_uri("svg", formula.svg)}"></p>\n'
@@ -162,11 +172,18 @@ class TypstRenderer(mistune.HTMLRenderer):
         return "#line(length: 100%, stroke: .4pt)\n\n"
 
     def inline_math(self, text: str) -> str:
-        formula = typeset(text)
+        try:
+            formula = typeset(text)
+        except ValueError:
+            return self.codespan(text)
         return f"#box(baseline: {formula.depth:.3f}em, {self.formula(formula, text, 1.0)});"
 
     def block_math(self, text: str) -> str:
-        return f"#align(center, {self.formula(typeset(text), text, 1.05)})\n\n"
+        try:
+            formula = typeset(text)
+        except ValueError:
+            return self.block_code(text)
+        return f"#align(center, {self.formula(formula, text, 1.05)})\n\n"
 
     def formula(self, formula: Formula, tex: str, scale: float) -> str:
         path = self.folder / f"formula-{len(list(self.folder.glob('formula-*')))}.svg"

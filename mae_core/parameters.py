@@ -109,13 +109,13 @@ class RunParameters(Parameters):
     checkpoint_seconds: float = option(60.0, "save for resuming at the first end of an epoch after so long", low=0)
     variant: str = option("report", "model: the report's, or the MAE paper's", choices=VARIANTS)
     patch_size: int = option(4, "side of a patch, pixels; divides 32", low=1, high=32)
-    width: int = option(96, "of the encoder; a multiple of heads", low=4, high=4096)
-    depth: int = option(4, "encoder blocks", low=1, high=64)
-    heads: int = option(3, "attention heads of the encoder", low=1, high=64)
-    decoder_width: int = option(96, "of the decoder; variant report: equal to width", low=4, high=4096)
+    width: int = option(48, "of the encoder; a multiple of heads", low=4, high=4096)
+    depth: int = option(3, "encoder blocks", low=1, high=64)
+    heads: int = option(2, "attention heads of the encoder", low=1, high=64)
+    decoder_width: int = option(48, "of the decoder; variant report: equal to width", low=4, high=4096)
     decoder_depth: int = option(1, "decoder blocks", low=1, high=64)
-    decoder_heads: int = option(3, "attention heads of the decoder", low=1, high=64)
-    batch_size: int = option(128, "images per step", low=1, high=50000)
+    decoder_heads: int = option(2, "attention heads of the decoder", low=1, high=64)
+    batch_size: int = option(64, "images per step", low=1, high=50000)
     weight_decay: float = option(0.05, "AdamW, on matrices only", low=0, high=10)
     augment: str = option("none", "crop-flip: shifts up to 4 pixels, mirrors", choices=AUGMENTATIONS)
 
@@ -142,9 +142,9 @@ class PretrainParameters(RunParameters):
     mask_ratio: float = option(0.75, "share of patches to hide, in (0, 1); grid: 0.75", low=0, high=1)
     mask_tokens_in_encoder: bool = option(False, "true: hidden patches enter the encoder as mask tokens")
     norm_pix: bool = option(False, "true: predict each patch normalized to mean 0, variance 1")
-    epochs: int = option(6, "passes over the training images", low=1, high=100000)
+    epochs: int = option(4, "passes over the training images", low=1, high=100000)
     warmup_epochs: float = option(1.0, "of linear rise of the learning rate", low=0)
-    base_lr: float = option(1.5e-3, "learning rate at batch 256; scales with the batch", low=0, high=10)
+    base_lr: float = option(6e-3, "learning rate at batch 256; scales with the batch", low=0, high=10)
     beta2: float = option(0.95, "AdamW's second momentum", low=0, high=0.999999)
 
     def check_together(self) -> None:
@@ -165,9 +165,9 @@ class FinetuneParameters(RunParameters):
 
     weights: str = option("", "path of pre-trained weights (.safetensors); empty: from scratch")
     probes: bool = option(True, "also linear probe and k-NN on the frozen encoder")
-    epochs: int = option(6, "passes over the training images", low=1, high=100000)
+    epochs: int = option(3, "passes over the training images", low=1, high=100000)
     warmup_epochs: float = option(1.0, "of linear rise of the learning rate", low=0)
-    base_lr: float = option(2e-3, "learning rate at batch 256; scales with the batch", low=0, high=10)
+    base_lr: float = option(8e-3, "learning rate at batch 256; scales with the batch", low=0, high=10)
     beta2: float = option(0.999, "AdamW's second momentum", low=0, high=0.999999)
 
     def check_together(self) -> None:

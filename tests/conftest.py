@@ -1,0 +1,79 @@
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+UNPACK = ROOT.parent / "shared" / "data" / "unpack_cifar10.py"
+TINY = {"width": 24, "depth": 1, "decoder_width": 24, "train_images": 512, "epochs": 2, "threads": 1}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(min(2, os.cpu_count()))
+
+
+@pytest.fixture(scope="session")
+def shapes_dir(tmp_path_factory):
+    """A folder with the drawn data set."""
+    from mae_core.data import load
+
+    folder = tmp_path_factory.mktemp("shapes")
+    load("shapes", folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch, shapes_dir):
+    """Parameters of a run that takes a second; results go below a temporary folder."""
+    monkeypatch.chdir(tmp_path)
+    return {**TINY, "data_dir": str(shapes_dir)}
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir():
+    """A folder with CIFAR-10, or a skip that says why."""
+    folder = ROOT / "data"
+    if not (folder / "cifar-10-batches-py" / "test_batch").exists():
+        if not UNPACK.exists():
+            pytest.skip("CIFAR-10 is not in data/, and there is no ../shared/data to unpack it from")
+        subprocess.run([sys.executable, UNPACK, folder], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vitmae():
+    """transformers' ViTMAE at a small size, with the settings of its configuration."""
+    if importlib.util.find_spec("transformers") is None:
+        pytest.skip("transformers is not installed: pip install -e '.[dev]'")
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    def build(**more):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 192}
+        decoder = {
+            "decoder_hidden_size": 32,
+            "decoder_num_hidden_layers": 2,
+            "decoder_num_attention_heads": 2,
+            "decoder_intermediate_size": 128,
+        }
+        image = {"image_size": 32, "patch_size": 4, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        config = ViTMAEConfig(**sizes, **decoder, **image, **more)
+        model = ViTMAEForPreTraining(config)
+        positions = model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed
+        for done in (*positions, model.vit.embeddings.patch_embeddings.projection):
+            done._is_hf_initialized = False  # transformers 5 leaves positions at zero unless asked again
+        model.vit.embeddings.initialize_weights()
+        model.decoder.initialize_weights(64)
+        assert all(fixed.any() for fixed in positions)
+        with torch.no_grad():  # zero biases and unit norms would hide a swap
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.05)
+        return model
+
+    return build

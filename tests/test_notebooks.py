@@ -1,0 +1,64 @@
+"""The five notebooks as files, and as an explorer runs them: top to bottom, with their defaults."""
+
+import ast
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NAMES = ("explore", "pretrain", "finetune", "ablations", "report")
+
+
+def cells(name, kind):
+    return [c for c in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells if c.cell_type == kind]
+
+
+def test_there_are_five():
+    assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebooks_are_thin_and_committed_without_outputs(name):
+    for cell in cells(name, "code"):
+        assert not cell.outputs
+        assert cell.execution_count is None
+        assert not [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+        if "parameters" not in cell.metadata.get("tags", []):
+            assert len(cell.source.splitlines()) <= 20
+    assert cells(name, "markdown")[0].source.startswith("# ")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs_with_its_defaults_within_a_minute(name, tmp_path, monkeypatch, shapes_dir):
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "laptop").symlink_to(ROOT / "outputs" / "laptop")
+    (tmp_path / "data").symlink_to(shapes_dir)
+    began = time.monotonic()
+    done = papermill.execute_notebook(
+        ROOT / "notebooks" / f"{name}.ipynb",
+        tmp_path / "out.ipynb",
+        kernel_name="python3",
+        cwd=tmp_path,
+        progress_bar=False,
+    )
+    assert time.monotonic() - began < 60
+    outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
+    pictures = [o for o in outputs if o.get("metadata", {}).get("report", {}).get("kind") == "figure"]
+    assert pictures
+    if name == "explore":
+        assert [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "ablations", "report", "explore"])
+def test_an_unknown_parameter_ends_it_with_one_sentence(name, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError) as caught:
+        papermill.execute_notebook(
+            ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "out.ipynb", {"sead": 1}, kernel_name="python3",
+            cwd=tmp_path, progress_bar=False,
+        )  # fmt: skip
+    last = str(caught.value).strip().splitlines()[-1]
+    assert last.startswith("ParameterError: sead is not a parameter of")
+    assert not (tmp_path / "outputs").exists()

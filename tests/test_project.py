@@ -1,0 +1,59 @@
+"""The files around the package agree with each other."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def names(requirements):
+    return {re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-") for requirement in requirements}
+
+
+def test_conda_defers_to_pyproject():
+    content = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert content["name"]
+    assert content["channels"] == ["conda-forge"]
+    (python,) = [d for d in content["dependencies"] if isinstance(d, str) and d.startswith("python=")]
+    assert tuple(map(int, python.split("=")[1].split("."))) >= (3, 11)
+    assert PROJECT["requires-python"] == ">=3.11"
+    (pip,) = [d["pip"] for d in content["dependencies"] if isinstance(d, dict)]
+    assert pip == ["-c constraints.txt", "-e .[dev]"]  # pyproject.toml lists the dependencies, nobody else
+
+
+def test_every_dependency_has_exact_versions():
+    lines = [x for x in (ROOT / "constraints.txt").read_text().splitlines() if x and not x.startswith("#")]
+    assert all(re.match(r"[\w.\[\]-]+==[\w.+!]+( ;.*)?$", line) for line in lines)
+    extras = PROJECT["optional-dependencies"]
+    assert names(PROJECT["dependencies"]) | names(extras["dev"]) <= names(lines)
+    assert "://" not in "".join(lines)
+
+
+def test_the_makefile_has_what_the_readme_names():
+    readme, makefile = ((ROOT / name).read_text() for name in ("README.md", "Makefile"))
+    targets = set(re.findall(r"^(\w+):", makefile, re.M))
+    named = set(re.findall(r"\bmake (\w+)", readme))
+    assert {"report", "test"} <= named <= targets
+
+
+def test_the_readmes_links_lead_somewhere():
+    readme = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\(([^)#:]+)\)|src=\"([^\"]+)\"", readme)
+    assert links
+    for pair in links:
+        assert (ROOT / (pair[0] or pair[1])).exists(), pair
+
+
+def test_no_data_and_no_weights_are_committed():
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    files = done.stdout.split()
+    assert not [f for f in files if f.endswith((".safetensors", ".pt", ".pth", ".pkl", ".tar.gz"))]
+    assert not [f for f in files if "batches-py" in f]

@@ -1,0 +1,122 @@
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
+from mae_core.study import Study, flat_yaml, sources
+
+ROOT = Path(__file__).parents[1]
+SIX = {"random-75", "mask-tokens", "block-50", "block-75", "grid-75", "scratch"}
+
+
+@pytest.fixture
+def smoke():
+    return yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text())
+
+
+@pytest.mark.parametrize("name", ["smoke", "laptop", "paper"])
+def test_every_study_has_the_six_cases_and_checks(name):
+    study = Study.read(ROOT / "params" / f"{name}.yaml")
+    assert study.name == name
+    assert set(study.cases) == SIX
+    for case in study.cases:
+        for stage in study.stages(case):
+            run = study.run(case, study.seeds[-1], stage)
+            assert run.folder == Path("outputs") / name / case / f"seed{study.seeds[-1]}"
+
+
+def test_the_paper_study_is_the_students_recipe():
+    study = Study.read(ROOT / "params" / "paper.yaml")
+    pretraining, finetuning = (study.run("random-75", 0, stage) for stage in ("pretrain", "finetune"))
+    assert study.seeds == (0, 1, 2)
+    assert (pretraining.batch_size, pretraining.base_lr, pretraining.beta2) == (4096, 1.5e-4, 0.95)
+    assert (finetuning.epochs, finetuning.batch_size, finetuning.base_lr, finetuning.warmup_epochs) == (
+        100,
+        128,
+        1e-3,
+        5,
+    )
+    assert pretraining.weight_decay == finetuning.weight_decay == 0.05
+    assert pretraining.model.n_patches == 256
+    assert pretraining.augment == finetuning.augment == "none"
+    assert pretraining.train_images == 0
+
+
+def test_scratch_has_the_same_recipe_and_no_weights():
+    study = Study.read(ROOT / "params" / "laptop.yaml")
+    ours, scratch = (study.run(case, 0, "finetune").flat() for case in ("random-75", "scratch"))
+    assert scratch.pop("weights") == ""
+    assert ours.pop("weights") == "outputs/laptop/random-75/seed0/pretrain/weights.safetensors"
+    assert {**ours, "case": ""} == {**scratch, "case": ""}
+    with pytest.raises(ParameterError, match="scratch starts from scratch"):
+        study.run("scratch", 0, "pretrain")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(seeds=[]), "seeds is"),
+        (lambda s: s.update(seeds=[0, 0]), "each may stand there once"),
+        (lambda s: s.update(seeds=["0"]), "whole numbers"),
+        (lambda s: s.update(cases={}), "at least one case"),
+        (lambda s: s.update(case={}), "case is not a key of a study file; did you mean cases?"),
+        (lambda s: s.update(study="../../etc"), "study is '../../etc'"),
+        (lambda s: s["cases"].update({"a/b": {}}), "cases is 'a/b'"),
+        (lambda s: s["cases"].update({"more": {"mask_ration": 0.5}}), "case more, pretrain: mask_ration .* mask_ratio"),
+        (lambda s: s["cases"].update({"more": 0.5}), "more is 0.5: it must map"),
+        (lambda s: s["pretrain"].update(base_lr="1e-3"), "base_lr is '1e-3'.*1.0e-3"),
+        (lambda s: s["shared"].update(dataset="cifar"), "did you mean cifar10"),
+        (lambda s: s["shared"].update(mask_ratio=0.5), "finetune: mask_ratio is not a parameter"),
+    ],
+)
+def test_a_study_that_cannot_run_is_refused(smoke, change, message):
+    content = copy.deepcopy(smoke)
+    change(content)
+    with pytest.raises(ParameterError, match=message):
+        Study.check(content)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b", "study: [", ""])
+def test_a_file_that_is_no_study_is_refused(tmp_path, text):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ParameterError, match="study file"):
+        Study.read(path)
+    with pytest.raises(ParameterError, match="cannot be read"):
+        Study.read(tmp_path / "missing.yaml")
+
+
+def test_flat_yaml_survives_yaml():
+    run = PretrainParameters(base_lr=1e-5, weight_decay=1e-05)
+    assert PretrainParameters.check(yaml.safe_load(flat_yaml(run.flat()))) == run
+    assert "\n" not in flat_yaml(run.flat())
+
+
+def test_one_command_prints_the_parameters_of_a_run():
+    words = [sys.executable, "-m", "mae_core", "params/paper.yaml", "block-50", "2", "pretrain"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    run = PretrainParameters.check(yaml.safe_load(done.stdout))
+    assert (run.study, run.case, run.seed, run.mask_strategy, run.mask_ratio) == ("paper", "block-50", 2, "block", 0.5)
+    assert done.stderr == ""
+    wrong = subprocess.run([*words[:4], "blok-50", "0", "pretrain"], cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode != 0
+    assert wrong.stderr.startswith("ParameterError: case is 'blok-50'")
+    assert "Traceback" not in wrong.stderr
+
+
+def test_sources_follow_imports():
+    pretrain, report = (set(sources(ROOT / "notebooks" / f"{n}.ipynb")) for n in ("pretrain", "report"))
+    assert {"mae_core/training.py", "mae_core/masking.py", "mae_core/vit.py", "mae_core/data.py"} <= pretrain
+    assert not {"mae_core/narrative.py", "mae_core/export.py", "mae_core/study.py", "mae_core/explore.py"} & pretrain
+    assert {"mae_core/narrative.py", "mae_core/tables.py", "mae_core/summary.py"} <= report
+    assert "mae_core/training.py" not in report
+    assert "mae_core/markup.py" in sources(ROOT / "mae_core" / "export.py")
+
+
+def test_stages_have_their_own_parameters():
+    assert not hasattr(FinetuneParameters(), "mask_ratio")
+    assert not hasattr(PretrainParameters(), "weights")

@@ -1,0 +1,182 @@
+import math
+
+import pytest
+import torch
+
+from mae_core import training
+from mae_core.mae import Classifier, MaskedAutoencoder
+from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
+from mae_core.results import load_tensors, read_json
+from mae_core.training import NotFiniteError, finetune, learning_rate, new_model, new_optimizer, pretrain
+
+
+def weights(run, stage="pretrain"):
+    return load_tensors(run.folder / stage / "weights.safetensors")[0]
+
+
+def same(first, second):
+    assert first.keys() == second.keys()
+    return all(first[name].equal(second[name]) for name in first)
+
+
+def test_the_same_seed_gives_the_same_weights(tiny):
+    runs = [PretrainParameters.check({**tiny, "case": c, "seed": s}) for c, s in (("a", 0), ("b", 0), ("c", 1))]
+    for run in runs:
+        pretrain(run)
+    first, again, other = (weights(run) for run in runs)
+    assert same(first, again)
+    assert not same(first, other)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_an_interrupted_run_ends_with_the_same_weights(tiny, monkeypatch, stage):
+    kind, train = {"pretrain": (PretrainParameters, pretrain), "finetune": (FinetuneParameters, finetune)}[stage]
+    values = {**tiny, "epochs": 4, "checkpoint_seconds": 0.0, "augment": "crop-flip"}
+    whole, cut = (kind.check({**values, "case": case}) for case in ("whole", "cut"))
+    train(whole)
+
+    save, saved = training.Checkpoint.save_if_due, []
+
+    def save_then_die(self, epoch, history):
+        save(self, epoch, history)
+        saved.append(epoch)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Checkpoint, "save_if_due", save_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        train(cut)
+    assert not (cut.folder / stage / "metrics.json").exists()
+    epochs = []
+    restore = training.Checkpoint.restore
+    monkeypatch.setattr(training.Checkpoint, "save_if_due", save)
+    monkeypatch.setattr(training.Checkpoint, "restore", lambda self, h: epochs.append(restore(self, h)) or epochs[-1])
+    train(cut)
+    assert epochs == [2]
+    assert same(weights(whole, stage), weights(cut, stage))
+    histories = [read_json(run.folder / stage / "history.json") for run in (whole, cut)]
+    for history in histories:
+        history.pop("seconds")
+    assert histories[0] == histories[1]
+    assert not (cut.folder / stage / "checkpoint.safetensors").exists()
+
+
+def test_a_checkpoint_of_other_parameters_is_refused_by_name(tiny, monkeypatch):
+    run = PretrainParameters.check({**tiny, "checkpoint_seconds": 0.0})
+    save = training.Checkpoint.save_if_due
+
+    def save_then_die(self, epoch, history):
+        save(self, epoch, history)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Checkpoint, "save_if_due", save_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(run)
+    monkeypatch.setattr(training.Checkpoint, "save_if_due", save)
+    with pytest.raises(ParameterError, match=r"mask_ratio is 0.5, but the unfinished run .* has 0.75: delete"):
+        pretrain(PretrainParameters.check({**tiny, "mask_ratio": 0.5}))
+
+
+@pytest.mark.parametrize("strategy", ["random", "block", "grid"])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_every_masking_learns(tiny, strategy, tokens):
+    values = {**tiny, "epochs": 8, "mask_strategy": strategy, "mask_tokens_in_encoder": tokens}
+    run = PretrainParameters.check(values)
+    pretrain(run)
+    history, metrics = (read_json(run.folder / "pretrain" / f"{name}.json") for name in ("history", "metrics"))
+    assert history["train_loss"][-1] < 0.7 * history["train_loss"][0]
+    assert metrics["test_loss"] == pytest.approx(history["train_loss"][-1], rel=0.25)
+    assert history["epoch"] == list(range(1, 9))
+
+
+def test_fine_tuning_starts_from_the_pre_trained_encoder(tiny):
+    run = PretrainParameters.check(tiny)
+    trained = pretrain(run)
+    path = str(run.folder / "pretrain" / "weights.safetensors")
+    model = new_model(Classifier, FinetuneParameters.check(tiny), torch.device("cpu"))
+    training.load_encoder(model, FinetuneParameters.check({**tiny, "weights": path}))
+    assert same(trained.encoder.state_dict(), model.encoder.state_dict())
+    with pytest.raises(ParameterError, match=r"width is 32, but .* was trained with 24"):
+        finetune(FinetuneParameters.check({**tiny, "width": 32, "decoder_width": 32, "weights": path}))
+    with pytest.raises(ParameterError, match="there is no such file; pre-train first"):
+        finetune(FinetuneParameters.check({**tiny, "weights": "nowhere.safetensors"}))
+
+
+def test_fine_tuning_learns_and_tells_what_it_measured(tiny):
+    run = FinetuneParameters.check(
+        {**tiny, "epochs": 30, "train_images": 64, "batch_size": 32, "width": 48, "decoder_width": 48}
+    )
+    finetune(run)
+    history, metrics = (read_json(run.folder / "finetune" / f"{name}.json") for name in ("history", "metrics"))
+    assert history["train_loss"][-1] < 0.7  # it can learn 64 images by heart; guessing gives 2.3
+    assert metrics["last_epoch_accuracy"] == history["test_accuracy"][-1]
+    assert metrics["best_epoch_accuracy"] == max(history["test_accuracy"])
+    assert sum(map(sum, metrics["predictions"]["confusion"])) == 2000
+    right = sum(row[i] for i, row in enumerate(metrics["predictions"]["confusion"]))
+    assert metrics["last_epoch_accuracy"] == pytest.approx(right / 20)
+    assert set(metrics["probes"]) == {"linear", "knn"}
+    for name in ("parameters", "provenance"):
+        assert read_json(run.folder / "finetune" / f"{name}.json")
+
+
+def test_the_learning_rate_rises_then_falls_as_half_a_cosine():
+    run = PretrainParameters(epochs=20, warmup_epochs=4.0, base_lr=1e-3, batch_size=512)
+    assert learning_rate(0, run) == 0
+    assert learning_rate(2, run) == pytest.approx(1e-3)
+    assert learning_rate(4, run) == pytest.approx(2e-3)
+    assert learning_rate(12, run) == pytest.approx(1e-3)
+    assert learning_rate(8, run) == pytest.approx(1e-3 * (1 + math.cos(math.pi / 4)))
+    assert learning_rate(20, run) == pytest.approx(0)
+
+
+def test_only_matrices_decay():
+    model = MaskedAutoencoder(PretrainParameters().model)
+    decayed, others = new_optimizer(model, PretrainParameters(weight_decay=0.1)).param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert others["weight_decay"] == 0
+    assert all(p.ndim == 2 for p in decayed["params"])
+    assert len(decayed["params"]) == sum(isinstance(m, torch.nn.Linear) for m in model.modules())
+    assert len(decayed["params"]) + len(others["params"]) == len(list(model.parameters()))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny, monkeypatch):
+    monkeypatch.setattr(training, "masked_error", lambda pred, *rest: pred.float().mean() * float("nan"))
+    run = PretrainParameters.check(tiny)
+    with pytest.raises(NotFiniteError, match=r"epoch 1 is nan at a learning rate of .*: lower base_lr; no checkpoint"):
+        pretrain(run)
+    assert not (run.folder / "pretrain" / "metrics.json").exists()
+
+
+def test_a_batch_larger_than_the_data_is_refused(tiny):
+    with pytest.raises(ParameterError, match="batch_size is 1024: there are only 512 training images"):
+        pretrain(PretrainParameters.check({**tiny, "batch_size": 1024}))
+
+
+def test_a_missing_device_is_refused(tiny):
+    missing = "mps" if not torch.backends.mps.is_available() else "cuda"
+    with pytest.raises(ParameterError, match=f"device is '{missing}'"):
+        pretrain(PretrainParameters.check({**tiny, "device": missing}))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_it_trains_on_a_gpu(tiny):
+    for case, device in (("cpu", "cpu"), ("gpu", "cuda")):
+        pretrain(
+            PretrainParameters.check({**tiny, "case": case, "device": device, "precision": "float32", "epochs": 8})
+        )
+    losses = [
+        read_json(PretrainParameters(study="notebook", case=c).folder / "pretrain" / "metrics.json")
+        for c in ("cpu", "gpu")
+    ]
+    assert losses[0]["test_loss"] == pytest.approx(losses[1]["test_loss"], rel=0.1)
+
+
+def test_it_trains_on_cifar10(tiny, cifar10_dir):
+    values = {**tiny, "dataset": "cifar10", "data_dir": str(cifar10_dir), "train_images": 2000, "epochs": 3}
+    run = PretrainParameters.check(values)
+    pretrain(run)
+    history = read_json(run.folder / "pretrain" / "history.json")
+    assert history["train_loss"][-1] < 0.8 * history["train_loss"][0]
+    finetuning = FinetuneParameters.check(values | {"weights": str(run.folder / "pretrain" / "weights.safetensors")})
+    finetune(finetuning)
+    assert read_json(finetuning.folder / "finetune" / "metrics.json")["last_epoch_accuracy"] > 12

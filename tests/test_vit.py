@@ -1,0 +1,43 @@
+import torch
+import torch.nn.functional as F
+
+from mae_core.vit import Attention, Block, patchify, sincos_positions, unpatchify
+
+
+def test_unpatchify_undoes_patchify():
+    images = torch.randn(3, 3, 32, 32)
+    for patch_size in (1, 2, 4, 8, 16, 32):
+        patches = patchify(images, patch_size)
+        assert patches.shape == (3, (32 // patch_size) ** 2, 3 * patch_size**2)
+        assert unpatchify(patches, patch_size).equal(images)
+
+
+def test_patches_come_row_by_row_with_colours_last():
+    image = torch.arange(3 * 16).reshape(1, 3, 4, 4).float()
+    first, second = patchify(image, 2)[0, :2].reshape(2, 2, 2, 3)
+    assert first[1, 0].tolist() == image[0, :, 1, 0].tolist()
+    assert second[0, 1].tolist() == image[0, :, 0, 3].tolist()
+
+
+def test_positions_are_those_of_the_paper(vitmae):
+    theirs = vitmae()
+    for width, positions in ((48, theirs.vit.embeddings.position_embeddings), (32, theirs.decoder.decoder_pos_embed)):
+        torch.testing.assert_close(sincos_positions(8, width), positions[0].detach(), rtol=0, atol=1e-6)
+
+
+def test_attention_is_scaled_dot_product_attention():
+    torch.manual_seed(0)
+    attention, x = Attention(48, 3, qkv_bias=True), torch.randn(2, 10, 48)
+    q, k, v = attention.qkv(x).reshape(2, 10, 3, 3, 16).permute(2, 0, 3, 1, 4)
+    expected = attention.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 10, 48))
+    torch.testing.assert_close(attention(x), expected)
+
+
+def test_a_block_adds_attention_and_mlp_of_the_normed_input():
+    torch.manual_seed(0)
+    block, x = Block(32, 2, 4.0, False, 1e-6), torch.randn(2, 5, 32)
+    middle = x + block.attention(F.layer_norm(x, (32,), eps=1e-6))
+    first, gelu, last = block.mlp
+    assert gelu.approximate == "none"
+    expected = middle + last(F.gelu(first(F.layer_norm(middle, (32,), eps=1e-6))))
+    torch.testing.assert_close(block(x), expected)

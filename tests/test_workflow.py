@@ -1,0 +1,122 @@
+"""A whole study through Snakemake: from its file to the report, and what runs again after a change."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+STUDY = {
+    "study": "tiny",
+    "seeds": [0],
+    "shared": {
+        "dataset": "shapes", "train_images": 256, "threads": 1, "width": 24, "depth": 1, "decoder_width": 24,
+    },
+    "pretrain": {"epochs": 1},
+    "finetune": {"epochs": 1},
+    "cases": {"random-75": {}, "block-50": {"mask_strategy": "block", "mask_ratio": 0.5}, "scratch": None},
+}  # fmt: skip
+
+
+class Checkout:
+    """A copy of the project's files, with a study of its own."""
+
+    def __init__(self, folder, shapes_dir):
+        self.folder = folder
+        for name in ("mae_core", "notebooks", "report/templates", "report/fonts"):
+            shutil.copytree(
+                ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+            )
+        shutil.copy(ROOT / "Snakefile", folder)
+        (folder / "params").mkdir()
+        (folder / "data").symlink_to(shapes_dir)
+
+    def write(self, study):
+        (self.folder / "params" / "tiny.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+
+    def snakemake(self, *words, check=True):
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "params/tiny.yaml", *words]
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        env = {**os.environ, "PATH": path, "PYTHONPATH": str(self.folder)}
+        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True)
+        assert not check or done.returncode == 0, done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    def planned(self):
+        """What a dry run would do: ``{rule: [its outputs' cases]}``."""
+        told = self.snakemake("-n")
+        jobs = re.findall(r"(?:local)?rule (\w+):\n(.*?)(?=\n\n|\n\[|\Z)", told, re.S)
+        plan = {}
+        for rule, about in jobs:
+            case = re.search(r"wildcards: case=([\w-]+)", about)
+            plan.setdefault(rule, set()).add(case[1] if case else "")
+        return plan
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory, shapes_dir):
+    """The study, run once."""
+    checkout = Checkout(tmp_path_factory.mktemp("checkout"), shapes_dir)
+    checkout.write(STUDY)
+    checkout.snakemake()
+    return checkout
+
+
+def test_one_command_makes_the_report(checkout):
+    report = checkout.folder / "report" / "tiny"
+    assert (report / "report.pdf").read_bytes().startswith(b"%PDF")
+    page = (report / "index.html").read_text()
+    assert (report / "figures" / "fig-reconstructions.png").exists()
+    links = set(re.findall(r'href="(notebooks/[^"]+)"', page))
+    assert len(links) == 6  # five runs and the ablations
+    assert all((report / link).exists() for link in links)
+    for case, stages in (("random-75", ("pretrain", "finetune")), ("scratch", ("finetune",))):
+        for stage in stages:
+            folder = checkout.folder / "outputs" / "tiny" / case / "seed0" / stage
+            written = {path.name for path in folder.iterdir()}
+            files = ("parameters", "history", "metrics", "provenance")
+            assert {*(f"{name}.json" for name in files), "pictures.png", "weights.safetensors"} <= written
+            assert not [name for name in written if name.startswith((".", "checkpoint"))]
+    assert (checkout.folder / "outputs" / "tiny" / "results.csv").read_text().count("\n") == 4
+
+
+def test_a_second_time_nothing_runs(checkout):
+    assert "Nothing to be done" in checkout.snakemake("-n")
+
+
+def test_a_change_of_one_case_runs_that_case_again(checkout):
+    cases = STUDY["cases"] | {"block-50": {"mask_strategy": "block", "mask_ratio": 0.6}}
+    checkout.write(STUDY | {"cases": cases})
+    plan = checkout.planned()
+    checkout.write(STUDY)
+    assert plan == {
+        "pretrain": {"block-50"},
+        "finetune": {"block-50"},
+        "ablations": {""},
+        "report": {""},
+        "render": {""},
+        "all": {""},
+    }
+
+
+def test_a_change_of_the_package_runs_what_imports_it(checkout):
+    for module, rules in (("narrative", {"report", "render", "all"}), ("markup", {"render", "all"})):
+        os.utime(checkout.folder / "mae_core" / f"{module}.py")
+        assert set(checkout.planned()) == rules
+        checkout.snakemake("--touch")
+    os.utime(checkout.folder / "mae_core" / "masking.py")
+    assert {"pretrain", "finetune"} <= set(checkout.planned())
+    checkout.snakemake("--touch")
+
+
+def test_a_study_that_cannot_run_stops_before_any_job(checkout):
+    checkout.write(STUDY | {"pretrain": {"epocs": 1}})
+    told = checkout.snakemake("-n", check=False)
+    checkout.write(STUDY)
+    assert "epocs is not a parameter of pretrain; did you mean epochs?" in told
+    assert "Traceback" not in told
