@@ -87,7 +87,7 @@ class Case:
         run = self.pretrained
         if run is None:
             return "from scratch" if self.from_scratch else self.name
-        tokens = ", mask tokens in the encoder" if run.mask_tokens_in_encoder else ""
+        tokens = " + mask tokens" if run.mask_tokens_in_encoder else ""
         return f"{run.mask_strategy} {100 * run.mask_ratio:g} %{tokens}"
 
 
