@@ -4,7 +4,7 @@ from mae_core.data import load
 from mae_core.display import show_figure, show_references, show_table, show_text
 from mae_core.mae import Classifier, MaskedAutoencoder, ModelConfig
 from mae_core.masking import Mask, sample_mask
-from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
+from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters, ReportParameters, enter_project
 from mae_core.study import Study
 from mae_core.training import finetune, pretrain
 
@@ -16,7 +16,9 @@ __all__ = [
     "ModelConfig",
     "ParameterError",
     "PretrainParameters",
+    "ReportParameters",
     "Study",
+    "enter_project",
     "finetune",
     "load",
     "pretrain",

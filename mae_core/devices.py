@@ -1,5 +1,6 @@
 """Where and how to compute: device, precision, threads, memory."""
 
+import contextlib
 import ctypes
 import platform
 import resource
@@ -39,9 +40,11 @@ def cpu_has_bfloat16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "sve_bf16", "bf16"))
 
 
-def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
-    """Matrix products in ``precision``; a no-op for float32."""
-    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+def autocast(device: torch.device, precision: torch.dtype) -> contextlib.AbstractContextManager:
+    """Matrix products in ``precision``; nothing changes for float32."""
+    if precision == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, precision)
 
 
 def set_up(threads: int = 0) -> None:

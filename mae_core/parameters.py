@@ -6,6 +6,7 @@ A notebook's cell tagged ``parameters`` lists the same names with the same defau
 import dataclasses
 import difflib
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,18 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
 OUTPUTS = Path("outputs")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def enter_project() -> None:
+    """Make the project's root the working folder, wherever below it a notebook was started; elsewhere, do nothing.
+
+    JupyterLab starts a notebook in its own folder, papermill where it is told to.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
+            os.chdir(folder)
+            return
 
 
 class ParameterError(ValueError):

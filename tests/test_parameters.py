@@ -6,7 +6,13 @@ import nbformat
 import pytest
 
 from mae_core.explore import ExploreParameters
-from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters, ReportParameters
+from mae_core.parameters import (
+    FinetuneParameters,
+    ParameterError,
+    PretrainParameters,
+    ReportParameters,
+    enter_project,
+)
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 KINDS = {
@@ -91,3 +97,16 @@ def test_a_notebooks_cell_holds_the_same_parameters(name):
     assert found == [(f.name, f.type.__name__, getattr(default, f.name)) for f in dataclasses.fields(default)]
     assert all(type(value).__name__ == kind for _, kind, value in found)
     assert all("# " in line for line in cell.source.splitlines())
+
+
+def test_a_notebook_started_below_the_root_works_at_the_root(tmp_path, monkeypatch):
+    for name in ("notebooks", "params"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    enter_project()
+    assert Path.cwd() == tmp_path
+    elsewhere = tmp_path / "params"
+    (tmp_path / "notebooks").rmdir()
+    monkeypatch.chdir(elsewhere)
+    enter_project()
+    assert Path.cwd() == elsewhere
