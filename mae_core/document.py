@@ -176,7 +176,7 @@ def read_blocks(notebook: NotebookNode, show_code: bool) -> Iterator[Block]:
         if show_code and cell.source.strip():
             yield Code(cell.source, "source")
         unfinished: Float | None = None
-        for output in cell.outputs:
+        for output in joined_streams(cell.outputs):
             if output.output_type == "error":
                 raise ExportError(f"cell {index} ended in an error: {ANSI.sub('', output.evalue)}")
             if output.output_type == "stream":
@@ -204,6 +204,21 @@ def read_blocks(notebook: NotebookNode, show_code: bool) -> Iterator[Block]:
                 yield Text(data["text/markdown"], role)
             elif show_code and "text/plain" in data:
                 yield Code(data["text/plain"], "stream")
+
+
+def joined_streams(outputs: list[NotebookNode]) -> Iterator[NotebookNode]:
+    """The outputs, with what was printed in several goes as one."""
+    printed = None
+    for output in outputs:
+        if output.output_type == "stream":
+            printed = NotebookNode(output, text=(printed.text if printed else "") + output.text)
+            continue
+        if printed:
+            yield printed
+            printed = None
+        yield output
+    if printed:
+        yield printed
 
 
 def panel(data: dict[str, Any], alt: str) -> Panel:

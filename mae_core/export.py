@@ -88,7 +88,7 @@ def style(with_code: bool) -> str:
 
     css = STYLE.read_text()
     if with_code:
-        css += HtmlFormatter(style="friendly").get_style_defs("pre.source")
+        css += HtmlFormatter(style="friendly").get_style_defs("pre.source") + "pre.source { background: var(--paper); }"
     return re.sub(r"url\(([\w-]+\.woff2)\)", embed, css)
 
 

@@ -86,7 +86,8 @@ def notebook(monkeypatch):
         new_code_cell(
             "secret = 1",
             outputs=[
-                new_output("stream", name="stdout", text="printed\n"),
+                new_output("stream", name="stdout", text="\r 50%|#"),
+                new_output("stream", name="stdout", text="\r100%|##\nprinted\n"),
                 *shown(
                     monkeypatch, display.show_figure, images, "fig-a", "One *image*.", "A picture", ["c/seed0/pretrain"]
                 ),
@@ -159,7 +160,8 @@ def test_neither_code_nor_prints_reach_the_report(notebook, tmp_path):
         assert "printed" not in source
     with_code = as_html(notebook, show_code=True)
     assert "secret" in with_code
-    assert "printed" in with_code
+    assert "100%|##\nprinted</pre>" in with_code
+    assert "50%" not in with_code
     check_self_contained(with_code)
 
 
@@ -220,7 +222,7 @@ def test_a_title_is_needed(notebook):
     ["<svg><script>x</script></svg>", '<svg onload="x()"/>', '<svg><image href="https://example.org/x.png"/></svg>'],
 )
 def test_a_picture_is_a_picture(notebook, svg):
-    notebook.cells[5].outputs[2].data = {"image/svg+xml": svg}
+    notebook.cells[5].outputs[3].data = {"image/svg+xml": svg}
     with pytest.raises(ExportError, match="script, a handler or a remote reference"):
         read(notebook)
 
