@@ -193,24 +193,30 @@ def draw_shapes(n_images: int, seed: int, size: int = 32) -> tuple[np.ndarray, n
         distance = signed_distance(label, u[chosen], v[chosen]) * scale[chosen]
         inside[chosen] = np.clip(0.5 - distance * size / 2, 0, 1)  # one pixel of soft edge
 
-    ground, figure = (textured(n_images, x, y, rng) for _ in range(2))
-    contrast = np.abs(ground.mean((1, 2)) - figure.mean((1, 2))).sum(-1) < 0.5
-    figure[contrast] = 1 - figure[contrast]
+    # As in photographs, colour is a cue to the class and not proof: each class leans towards a hue of its own.
+    hue_C1 = np.arange(len(Shapes.names))[:, None] / len(Shapes.names)
+    favourite_C3 = 0.5 + 0.5 * np.cos(2 * math.pi * (hue_C1 + np.array([0, 1, 2]) / 3))
+    ground = textured(rng.uniform(0, 1, (2, n_images, 3)), x, y, rng)
+    mixed_2n3 = rng.uniform(0, 1, (2, n_images, 3))
+    figure = textured(0.6 * favourite_C3[labels_n] + 0.4 * mixed_2n3, x, y, rng)
+    alike = np.abs(ground.mean((1, 2)) - figure.mean((1, 2))).sum(-1) < 0.5
+    ground[alike] = 1 - ground[alike]
     image = ground + inside[..., None] * (figure - ground)
     image += rng.normal(0, 0.02, image.shape).astype(np.float32)
     return (image.clip(0, 1) * 255).round().astype(np.uint8), labels_n
 
 
-def textured(n_images: int, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Two colours blended by a wave of random direction, pitch and softness: (n, H, W, 3) in 0 ... 1."""
-    colours = rng.uniform(0, 1, (2, n_images, 1, 1, 3)).astype(np.float32)
+def textured(colours_2n3: np.ndarray, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Two colours of each image blended by a wave of random direction, pitch and softness: (n, H, W, 3) in 0 ... 1."""
+    first, second = colours_2n3[:, :, None, None].astype(np.float32)
+    n_images = len(first)
     angle, pitch, phase, hardness = (
         rng.uniform(low, high, (n_images, 1, 1)).astype(np.float32)
         for low, high in ((0, math.pi), (2, 12), (0, 2 * math.pi), (0.3, 3))
     )
     wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * pitch + phase)
     blend = (0.5 + 0.35 * np.tanh(hardness * wave))[..., None]
-    return colours[0] * blend + colours[1] * (1 - blend)
+    return first * blend + second * (1 - blend)
 
 
 def signed_distance(label: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:

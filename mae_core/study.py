@@ -1,6 +1,7 @@
 """A study: cases times seeds, each with the flat parameters of its runs."""
 
 import ast
+import json
 import re
 import sys
 from collections.abc import Mapping
@@ -8,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import nbformat
 import yaml
 
 from mae_core.parameters import (
@@ -145,8 +145,8 @@ def sources(path: str | Path) -> list[str]:
 
     path = Path(path)
     if path.suffix == ".ipynb":
-        cells = nbformat.read(path, as_version=4).cells
-        code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        cells = json.loads(path.read_text())["cells"]
+        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
         found, queue = set(), imports(re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE))
     else:
         found, queue = set(), {path.resolve()}
