@@ -7,10 +7,11 @@
 # a failed job, and keeps its logs.
 
 import shutil
+import sys
 from pathlib import Path
 
 from mae_core.parameters import ParameterError
-from mae_core.study import Study, flat_yaml, sources
+from mae_core.study import Study, check_file, flat_yaml, sources
 from snakemake.exceptions import WorkflowError
 
 if not config:
@@ -18,6 +19,8 @@ if not config:
 
 try:
     study = Study.check(config)
+    for path in workflow.configfiles:
+        check_file(path, study)
 except ParameterError as error:
     raise WorkflowError(f"ParameterError: {error}") from None
 
@@ -29,7 +32,8 @@ FINETUNED = expand(f"{RUN}/finetune/metrics.json", case=study.cases, seed=study.
 # Jobs that compute share the machine: each takes its threads, and on a GPU they take turns (resources: gpu=1).
 DEVICE = study.settings["shared"].get("device", "auto")
 THREADS = study.settings["shared"].get("threads", 0) or workflow.cores
-GPUS = int(DEVICE == "cuda" or (DEVICE == "auto" and shutil.which("nvidia-smi") is not None))
+HAS_GPU = shutil.which("nvidia-smi") is not None or sys.platform == "darwin"
+GPUS = int(DEVICE in ("cuda", "mps") or (DEVICE == "auto" and HAS_GPU))
 
 PAPERMILL = (
     "TQDM_MININTERVAL=10 papermill {input.notebook} {log.notebook} -k python3 --cwd . --no-progress-bar --log-output"

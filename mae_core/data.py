@@ -7,12 +7,15 @@ Shapes: B batch, n images of a split, C = 3 colours, H = W = 32 pixels.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import math
 import os
 import pickle
+import tarfile
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +27,14 @@ from torchvision.datasets import CIFAR10
 
 DATASETS = ("shapes", "cifar10")
 AUGMENTATIONS = ("none", "crop-flip")
+
+
+class MissingDataError(FileNotFoundError):
+    """A data set that is not there, or not whole; the message says what to do."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython prints in place of a traceback: the sentence alone."""
+        return [f"MissingDataError: {self}"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ def load(
 
     Raises:
         ValueError: for an unknown data set.
-        FileNotFoundError: if CIFAR-10 is neither in ``data_dir`` nor to be had from the network.
+        MissingDataError: if CIFAR-10 is neither in ``data_dir`` nor to be had from the network, or a file is damaged.
     """
     if dataset == "shapes":
         source = Shapes(data_dir, train=train)
@@ -85,12 +96,22 @@ def open_cifar10(data_dir: str | Path, train: bool) -> CIFAR10:
     with contextlib.suppress(RuntimeError):
         return CIFAR10(str(data_dir), train=train)
     try:
-        return CIFAR10(str(data_dir), train=train, download=True)
-    except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(
+        with alone(Path(data_dir) / ".download.lock"):
+            return CIFAR10(str(data_dir), train=train, download=True)
+    except (OSError, RuntimeError, tarfile.TarError) as error:
+        raise MissingDataError(
             f"CIFAR-10 is not in data_dir ({data_dir}) and could not be downloaded ({error}): put its folder "
             f"{CIFAR10.base_folder}/ there, or use dataset: shapes"
         ) from error
+
+
+@contextlib.contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Wait until no other process holds ``lock``, and hold it; it is let go even if the process is killed."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def to_unit(images_BCHW: Tensor) -> Tensor:
@@ -126,10 +147,11 @@ def augment(images_BCHW: Tensor, how: str, generator: torch.Generator | None = N
 class Shapes(CIFAR10):
     """The package's own data set: 10,000 training and 2,000 test images of ten shapes, seeded.
 
-    Files, format and reader are CIFAR-10's; the MD5s stand in ``md5.json`` beside the files, written with them.
+    Files, format and reader are CIFAR-10's. The MD5s stand in ``md5.json`` beside the files, written with them: they
+    find damage, not malice. A change of the drawing needs a new number in the folder's name.
     """
 
-    base_folder = "shapes-batches-py"
+    base_folder = "shapes-1-batches-py"
     train_batches, test_batches, images_per_batch = 5, 1, 2000
     names = ("circle", "square", "triangle", "diamond", "plus", "ring", "star", "moon", "hexagon", "heart")
 
@@ -144,7 +166,7 @@ class Shapes(CIFAR10):
         try:
             super().__init__(str(root), train=train)
         except RuntimeError as error:
-            raise FileNotFoundError(f"{folder} is damaged: delete the folder, it is drawn again") from error
+            raise MissingDataError(f"{folder} is damaged: delete the folder, it is drawn again") from error
 
     @classmethod
     def draw(cls, folder: Path) -> None:
@@ -165,9 +187,13 @@ class Shapes(CIFAR10):
                 write(name, {"data": rows, "labels": labels_n.tolist()})
             write("batches.meta", {"label_names": list(cls.names)})
             (Path(unfinished) / "md5.json").write_text(json.dumps(md5, indent=1))
-            with contextlib.suppress(OSError):  # another process was faster: its copy is the same
+            os.chmod(unfinished, 0o755)
+            try:
                 os.rename(unfinished, folder)
                 os.mkdir(unfinished)  # for the context manager to remove
+            except OSError:
+                if not (folder / "md5.json").exists():  # else another process was faster: its copy is the same
+                    raise
 
 
 def draw_shapes(n_images: int, seed: int, size: int = 32) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ import ctypes
 import platform
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -27,9 +28,10 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type of matrix products; ``auto`` takes bfloat16 on CUDA and on CPUs with instructions for it."""
+    """The type of matrix products; ``auto`` takes bfloat16 where the hardware multiplies it."""
     if name == "auto":
-        fast = device.type == "cuda" or (device.type == "cpu" and cpu_has_bfloat16())
+        on_cuda = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        fast = on_cuda or (device.type == "cpu" and cpu_has_bfloat16())
         return torch.bfloat16 if fast else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
@@ -62,10 +64,21 @@ def set_up(threads: int = 0) -> None:
             mallopt(parameter, value)
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Let :func:`peak_memory` start from what is held now; on Linux and CUDA, elsewhere it keeps the highest ever."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # see proc(5): resets VmHWM
+
+
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that was allocated on a CUDA device, elsewhere the most this process has ever held."""
+    """Bytes: the most that was allocated on a CUDA device, elsewhere the most that this process held."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -16,6 +16,11 @@ from nbformat import NotebookNode
 from mae_core.display import PNG_DPI, TABLE
 
 KINDS = {"figure": "Figure", "table": "Table"}
+MORE_THAN_A_DRAWING = re.compile(
+    r"<script|<foreignObject|<!ENTITY|\son\w+\s*=|javascript:|@import"
+    r"|href\s*=\s*[\"'](?!#|data:image/)|url\(\s*(?!#)|<!DOCTYPE[^>]*SYSTEM",
+    re.IGNORECASE,
+)
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -186,24 +191,49 @@ def read_blocks(notebook: NotebookNode, show_code: bool) -> Iterator[Block]:
             about, data = output.metadata.get("report", {}), output.data
             if about.get("kind") == "figure":
                 if about["panel"] == 0:
-                    unfinished = Float(
-                        "figure", about["label"], 0, about["caption"], about["sources"], columns=about["columns"]
-                    )
+                    unfinished = numbered(about, columns=int(about["columns"]))
                 unfinished.panels.append(panel(data, about["alt"]))
                 if about["panel"] == about["panels"] - 1:
                     yield unfinished
             elif about.get("kind") == "table":
-                yield Float(
-                    "table", about["label"], 0, about["caption"], about["sources"],
-                    table=data[TABLE], notes=about["notes"],
-                )  # fmt: skip
+                yield numbered(about, table=checked_table(data[TABLE]), notes=about["notes"])
             elif about.get("kind") == "references":
-                yield References([tuple(entry) for entry in about["entries"]])
+                yield References([(plain_label(label), text) for label, text in about["entries"]])
             elif "text/markdown" in data:
                 role = next((tag for tag in tags if tag in ("abstract", "byline")), "")
                 yield Text(data["text/markdown"], role)
             elif show_code and "text/plain" in data:
                 yield Code(data["text/plain"], "stream")
+
+
+def numbered(about: dict[str, Any], **more) -> Float:
+    """A figure or table from the metadata of its output; its number comes later."""
+    sources = [plain_label(source) for source in about["sources"]]
+    return Float(about["kind"], plain_label(about["label"]), 0, about["caption"], sources, **more)
+
+
+def plain_label(label: str) -> str:
+    """A label or the name of a run, which become anchors and files' names.
+
+    Raises:
+        ExportError: if it could be anything else.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*", label):
+        raise ExportError(f"{label!r} is no label: letters, digits, '-', '_', '.', and '/' between them")
+    return label
+
+
+def checked_table(table: dict[str, Any]) -> dict[str, Any]:
+    """A table's cells as text and its columns' sides as ``l`` or ``r``.
+
+    Raises:
+        ExportError: if rows, header and sides do not match.
+    """
+    header, align = [str(cell) for cell in table["header"]], "".join(table["align"])
+    rows = [[str(cell) for cell in row] for row in table["rows"]]
+    if not re.fullmatch("[lr]+", align) or any(len(row) != len(header) for row in [align, *rows]):
+        raise ExportError("a table's rows, header and sides do not match")
+    return {"header": header, "rows": rows, "align": align}
 
 
 def joined_streams(outputs: list[NotebookNode]) -> Iterator[NotebookNode]:
@@ -233,11 +263,12 @@ def panel(data: dict[str, Any], alt: str) -> Panel:
     if "image/svg+xml" not in data:
         raise ExportError("a figure's output holds neither PNG nor SVG")
     svg = data["image/svg+xml"]
-    if re.search(
-        r"<script|<foreignObject|\son\w+\s*=|javascript:|href\s*=\s*[\"'](?!#|data:image/)", svg, re.IGNORECASE
-    ):
+    if MORE_THAN_A_DRAWING.search(svg):
         raise ExportError("a figure's SVG holds a script, a handler or a remote reference")
-    return Panel("svg", svg.encode(), alt, width=float(re.search(r'width="([\d.]+)pt"', svg)[1]) / 72)
+    width = re.search(r'width="([\d.]+)pt"', svg)
+    if not width:
+        raise ExportError("a figure's SVG does not say how wide it is")
+    return Panel("svg", svg.encode(), alt, width=float(width[1]) / 72)
 
 
 def as_on_a_terminal(text: str) -> str:

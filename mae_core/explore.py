@@ -46,14 +46,15 @@ def open_model(run: ExploreParameters) -> tuple[MaskedAutoencoder, PretrainParam
         return pretrain(trained).eval(), trained
     if not Path(run.weights).is_file():
         raise ParameterError(f"weights is {run.weights!r}: there is no such file; pre-train first, or leave it empty")
-    tensors, about = load_tensors(Path(run.weights))
     try:
+        tensors, about = load_tensors(Path(run.weights))
+        device = devices.choose_device(run.device)
         trained = PretrainParameters.check(about)
         model = MaskedAutoencoder(trained.model)
         model.load_state_dict(tensors)
     except (ValueError, RuntimeError) as error:
-        raise ParameterError(f"weights is {run.weights!r}: not a pre-trained model of mae_core ({error})") from error
-    return model.to(devices.choose_device(run.device)).eval(), replace(trained, device=run.device)
+        raise ParameterError(f"weights is {run.weights!r}: it cannot be opened here ({error})") from error
+    return model.to(device).eval(), replace(trained, device=run.device)
 
 
 @dataclass(frozen=True)

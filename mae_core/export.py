@@ -20,7 +20,7 @@ from pygments.formatters import HtmlFormatter
 from traitlets import Bool, Unicode
 
 from mae_core import markup
-from mae_core.document import ExportError, read
+from mae_core.document import KINDS, ExportError, read
 from mae_core.results import whole
 
 HOUSE = Path(__file__).parents[1] / "report"
@@ -134,9 +134,15 @@ def write_report(report: Path, folder: Path) -> None:
     Raises:
         ExportError: if a notebook holds an error, or something that must not be printed.
     """
-    for notebook in sorted(report.parent.rglob("*.ipynb")):
-        name = "-".join(notebook.relative_to(report.parent).with_suffix("").parts[:-1]) or notebook.stem
-        write_html(notebook, folder / "notebooks" / f"{name}.html", show_code=True, back="../index.html")
+    document = read(nbformat.read(report, as_version=4))
+    sources = {source for block in document.blocks if block.kind in KINDS for source in block.sources}
+    for source in sorted(sources | {report.stem}):
+        *run, name = source.split("/")
+        notebook = report.parent.joinpath(*run, *([name] if run else []), f"{name}.ipynb")
+        try:
+            write_html(notebook, folder / page(source), show_code=True, back="../index.html")
+        except (ExportError, OSError) as error:
+            raise ExportError(f"{notebook}: {error}") from error
     write_figures(report, folder / "figures")
     write_pdf(report, folder / "report.pdf")
     write_html(report, folder / "index.html")

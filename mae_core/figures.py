@@ -58,7 +58,6 @@ def curves(
     series: Mapping[str, Sequence[Mapping[str, Sequence[float]]]],
     quantity: str,
     label: str,
-    colours: Mapping[str, str] = {},
 ) -> Figure:
     """One quantity against the epoch.
 
@@ -66,7 +65,6 @@ def curves(
         series: name to the histories of its seeds; the line is their mean, the band their range.
         quantity: which list of the histories.
         label: of the vertical axis, with its unit.
-        colours: by name; others in order of the palette.
     """
     series = {name: histories for name, histories in series.items() if histories}
     if not series:
@@ -74,7 +72,6 @@ def curves(
     figure = new_figure(2.8, 2.3)
     axes = figure.add_subplot(xlabel="epoch", ylabel=label)
     for (name, histories), colour in zip(series.items(), COLOURS * 9, strict=False):
-        colour = colours.get(name, colour)
         epochs = histories[0]["epoch"]
         values = np.array([history[quantity] for history in histories])
         axes.plot(

@@ -3,6 +3,7 @@
 A notebook's cell tagged ``parameters`` lists the same names with the same defaults (a test holds the two together).
 """
 
+import ast
 import dataclasses
 import difflib
 import math
@@ -85,21 +86,18 @@ class Parameters:
 
     @classmethod
     def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
-        """Build the parameters from a namespace that holds nothing else yet, as after a notebook's parameters cell.
+        """Build the parameters from a notebook's namespace: what its last cells of plain assignments have set.
 
-        Only plain values count (numbers, text, lists, ...): a misspelt name among them is an error, not ignored.
+        A misspelt name in such a cell (the notebook's own, or the one that papermill puts below it) is an error, and
+        not ignored; what other cells have left in the namespace does not matter.
+
+        Args:
+            namespace: ``globals()``; IPython keeps the cells' sources in it, under ``In``.
 
         Raises:
             ParameterError: as :meth:`check`.
         """
-        plain = (bool, int, float, str, list, tuple, dict, type(None))
-        interactive = ("In", "Out")  # IPython's own
-        values = {
-            name: value
-            for name, value in namespace.items()
-            if isinstance(value, plain) and not name.startswith("_") and name not in interactive
-        }
-        return cls.check(values)
+        return cls.check({name: namespace[name] for name in assigned_last(namespace.get("In", []))})
 
     def flat(self) -> dict[str, Any]:
         """Name to plain value, in order: what ``papermill -f`` reads."""
@@ -129,6 +127,7 @@ class RunParameters(Parameters):
     decoder_depth: int = option(1, "decoder blocks", low=1, high=64)
     decoder_heads: int = option(2, "attention heads of the decoder", low=1, high=64)
     batch_size: int = option(64, "images per step", low=1, high=50000)
+    micro_batch: int = option(0, "images at once, gradients add up to a step's; 0: all; less takes less memory", low=0)
     weight_decay: float = option(0.05, "AdamW, on matrices only", low=0, high=10)
     augment: str = option("none", "crop-flip: shifts up to 4 pixels, mirrors", choices=AUGMENTATIONS)
 
@@ -210,10 +209,38 @@ class ReportParameters(Parameters):
 
 def check_name(parameter: str, name: str) -> None:
     """Raise ParameterError unless a name is safe as a folder's."""
-    if not NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ParameterError(
             f"{parameter} is {name!r}: a name is letters, digits, '-', '_' and '.', and begins with a letter or digit"
         )
+
+
+def assigned_last(sources: list[str]) -> list[str]:
+    """The names that the last cells of nothing but plain assignments set, in order.
+
+    Args:
+        sources: of all cells that were executed, the newest last.
+    """
+    found: list[str] = []
+    for source in reversed(sources):
+        names = assigned(source)
+        if names:
+            found = names + found
+        elif found:
+            break
+    return list(dict.fromkeys(found))
+
+
+def assigned(source: str) -> list[str]:
+    """The names that a cell sets, if it does nothing but set names to literals; else none."""
+    try:
+        statements = ast.parse(source).body
+        for statement in statements:
+            ast.literal_eval(statement.value)
+        targets = [s.target if isinstance(s, ast.AnnAssign) else s.targets[0] for s in statements]
+        return [target.id for target in targets]
+    except (SyntaxError, ValueError, TypeError, AttributeError):
+        return []
 
 
 def check_warmup(run: PretrainParameters | FinetuneParameters) -> None:

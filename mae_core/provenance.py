@@ -27,9 +27,8 @@ PACKAGES = (
 
 
 def collect(run: RunParameters, device: torch.device) -> dict[str, Any]:
-    """What it takes to run the same again and to know whether it is the same."""
+    """What it takes, beside the commit, to run the same again and to know whether it is the same."""
     return {
-        **commit(),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": devices.describe(device),
         "precision": str(devices.choose_precision(run.precision, device)).removeprefix("torch."),
@@ -41,7 +40,7 @@ def collect(run: RunParameters, device: torch.device) -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any]:
-    """The commit of the code, and whether the code differs from it; None outside a git checkout."""
+    """The commit of the code now, and whether tracked files differ from it; None outside a git checkout."""
     folder = Path(__file__).parent
 
     def git(*words: str) -> str | None:
@@ -54,7 +53,7 @@ def commit() -> dict[str, Any]:
     top = git("rev-parse", "--show-toplevel")
     if top is None:
         return {"commit": None, "clean": None}
-    changed = git("status", "--porcelain", "--", ":/mae_core", ":/notebooks", ":/params", ":/Snakefile")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/mae_core", ":/notebooks", ":/params")
     return {"commit": git("rev-parse", "HEAD"), "clean": changed == ""}
 
 

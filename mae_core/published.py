@@ -26,7 +26,9 @@ STUDENT_FLOPS_RATIO, PAPER_FLOPS_RATIO = 2.4, 3.3  # mask tokens in the encoder 
 
 def look_up(numbers: dict[tuple[str, float, bool], float], run: PretrainParameters | None) -> float | None:
     """The published number for a case with these masks; None if there is none."""
-    return numbers.get((run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder)) if run else None
+    if run is None or run.norm_pix:
+        return None
+    return numbers.get((run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder))
 
 
 REFERENCES = {

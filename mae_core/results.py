@@ -9,6 +9,7 @@ A run is ``outputs/<study>/<case>/seed<k>/<stage>/`` with stage ``pretrain`` or 
 
 import contextlib
 import csv
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -50,6 +51,34 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class BusyError(RuntimeError):
+    """Another process writes into the same folder."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython prints in place of a traceback: the sentence alone."""
+        return [f"BusyError: {self}"]
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process; the claim ends with the process, however it ends.
+
+    Raises:
+        BusyError: if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f".{folder.name}.lock"), "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            raise BusyError(f"process {lock.read()} trains into {folder}: wait for it, or end it") from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -21,6 +21,7 @@ from mae_core.parameters import (
 )
 
 STAGES: dict[str, type[RunParameters]] = {"pretrain": PretrainParameters, "finetune": FinetuneParameters}
+ENCODER = ("dataset", "data_dir", "variant", "patch_size", "width", "depth", "heads")  # the same in both stages
 KEYS = ("study", "seeds", "shared", "pretrain", "finetune", "cases")
 
 
@@ -53,7 +54,9 @@ class Study:
             raise ParameterError(f"the study file {path} cannot be read: {error.strerror}") from error
         except yaml.YAMLError as error:
             raise ParameterError(f"the study file {path} is not YAML: {error}") from error
-        return cls.check(content)
+        study = cls.check(content)
+        check_file(path, study)
+        return study
 
     @classmethod
     def check(cls, content: Mapping[str, Any]) -> Self:
@@ -68,22 +71,29 @@ class Study:
             if key not in KEYS:
                 raise ParameterError(f"{key} is not a key of a study file{nearest(key, KEYS)}")
         seeds, cases = content.get("seeds"), content.get("cases")
-        if not isinstance(seeds, list) or not seeds or any(type(seed) is not int for seed in seeds):
-            raise ParameterError(f"seeds is {seeds!r}: it must be a list of whole numbers, with at least one")
+        if not isinstance(seeds, list) or not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
+            raise ParameterError(f"seeds is {seeds!r}: it must list whole numbers, zero or more, with at least one")
         if len(set(seeds)) < len(seeds):
             raise ParameterError(f"seeds is {seeds!r}: each may stand there once")
         if not isinstance(cases, Mapping) or not cases:
             raise ParameterError("cases must map names to parameters, with at least one case")
-        settings = {part: content.get(part) or {} for part in ("shared", *STAGES)}
+        settings = {part: {} if content.get(part) is None else content[part] for part in ("shared", *STAGES)}
         for part, value in [*settings.items(), *cases.items()]:
             if not isinstance(value, Mapping | None):
                 raise ParameterError(f"{part} is {value!r}: it must map parameters to values")
-        study = cls(str(content.get("study")), tuple(seeds), dict(cases), settings)
-        for name in (study.name, *study.cases):
-            check_name("study" if name == study.name else "cases", str(name))
+        check_name("study", content.get("study"))
+        for case, masks in cases.items():
+            check_name("cases", case)
+            for name in {"study", "case", "seed"} & (masks or {}).keys():
+                raise ParameterError(f"case {case}: {name} is given by the study, not by a case")
+        study = cls(content["study"], tuple(seeds), dict(cases), settings)
         for case in study.cases:
-            for stage in study.stages(case):
-                study.run(case, study.seeds[0], stage)
+            runs = [study.run(case, study.seeds[0], stage) for stage in study.stages(case)]
+            for name in ENCODER:
+                if len({getattr(run, name) for run in runs}) > 1:
+                    raise ParameterError(
+                        f"case {case}: {name} differs between pretrain and finetune; put it under shared"
+                    )
         return study
 
     def stages(self, case: str) -> tuple[str, ...]:
@@ -106,15 +116,23 @@ class Study:
         if stage not in self.stages(case):
             raise ParameterError(f"{case} starts from scratch: it has no pre-training")
         values = self.settings["shared"] | self.settings[stage]
-        values |= {"study": self.name, "case": str(case), "seed": seed}
+        values |= {"study": self.name, "case": case, "seed": seed}
+        masks = self.cases[case] or {}
         if stage == "pretrain":
-            values |= self.cases[case]
+            values |= masks
         elif "pretrain" in self.stages(case):
+            values |= {name: value for name, value in masks.items() if name in ENCODER}
             values["weights"] = str(self.run(case, seed, "pretrain").folder / "pretrain" / "weights.safetensors")
         try:
             return STAGES[stage].check(values)
         except ParameterError as error:
             raise ParameterError(f"{self.name}, case {case}, {stage}: {error}") from error
+
+
+def check_file(path: str | Path, study: Study) -> None:
+    """Raise ParameterError unless a study's file has its name, so that no copy writes over another study's results."""
+    if Path(path).stem != study.name:
+        raise ParameterError(f"study is {study.name!r}, but its file is {path}: they must have the same name")
 
 
 def flat_yaml(values: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mae_core import devices, evaluation, flops, probes, provenance, results
-from mae_core.data import Split, augment, load, to_unit
+from mae_core.data import MissingDataError, Split, augment, load, to_unit
 from mae_core.mae import Classifier, MaskedAutoencoder, masked_error
 from mae_core.masking import sample_mask
 from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
@@ -33,6 +33,10 @@ BatchLoss = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
 class NotFiniteError(ArithmeticError):
     """The loss became infinite or not a number."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython prints in place of a traceback: the sentence alone."""
+        return [f"NotFiniteError: {self}"]
 
 
 def pretrain(run: PretrainParameters) -> MaskedAutoencoder:
@@ -119,10 +123,11 @@ def fit(
         test_epoch: measured after each epoch and added to the history.
 
     Returns:
-        Last training loss, seconds of training, images a second, and peak memory so far (data included), in bytes.
+        Last training loss, seconds of training, images a second, peak memory of the process (on CUDA: of the device)
+        in bytes, data included.
 
     Raises:
-        NotFiniteError: naming the epoch, the rate and the checkpoint to go back to.
+        NotFiniteError: naming the step, the rate and the checkpoint to go back to.
     """
     precision = devices.choose_precision(run.precision, device)
     steps = len(train) // run.batch_size
@@ -134,34 +139,43 @@ def fit(
     checkpoint = Checkpoint(folder / "checkpoint.safetensors", model, optimizer, generator, run)
     first_epoch = checkpoint.restore(history)
 
+    devices.reset_peak_memory(device)
     bar = progress(total=run.epochs * steps, initial=first_epoch * steps, desc=folder.name)
     for epoch in range(first_epoch, run.epochs):
         model.train()
         began = time.perf_counter()
-        losses = torch.zeros((), device=device)
+        losses_S = torch.zeros(steps, device=device)
         order_n = torch.randperm(len(train), generator=generator, device=device)
         for step in range(steps):
             rate = learning_rate(epoch + step / steps, run)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batch_B = order_n[step * run.batch_size : (step + 1) * run.batch_size]
-            images_BCHW = to_unit(augment(train.images_nCHW[batch_B], run.augment, generator))
-            with devices.autocast(device, precision):
-                loss = batch_loss(images_BCHW, train.labels_n[batch_B], generator)
-            loss.backward()
+            for part_B in batch_B.split(run.micro_batch or run.batch_size):
+                images_BCHW = to_unit(augment(train.images_nCHW[part_B], run.augment, generator))
+                with devices.autocast(device, precision):
+                    loss = batch_loss(images_BCHW, train.labels_n[part_B], generator) * (len(part_B) / run.batch_size)
+                loss.backward()
+                losses_S[step] += loss.detach()
             optimizer.step()
             optimizer.zero_grad()
-            losses += loss.detach()
             bar.update()
-        mean_loss = losses.item() / steps
-        if not math.isfinite(mean_loss):
-            raise NotFiniteError(
-                f"the training loss of epoch {epoch + 1} is {mean_loss} at a learning rate of {rate:.2g}: "
-                f"lower base_lr; {checkpoint.describe()}"
-            )
+        mean_loss = losses_S.mean().item()  # the one wait for the device in an epoch
         seconds = time.perf_counter() - began
+        if not math.isfinite(mean_loss):
+            step = int(losses_S.isfinite().logical_not().nonzero()[0])
+            rate = learning_rate(epoch + step / steps, run)
+            raise NotFiniteError(
+                f"the training loss of step {step + 1} of epoch {epoch + 1} is {losses_S[step]} at a learning rate of "
+                f"{rate:.2g}: lower base_lr; {checkpoint.describe()}"
+            )
         entry = {"epoch": epoch + 1, "train_loss": mean_loss, "learning_rate": rate, "seconds": seconds}
         entry |= test_epoch()
+        for name, value in entry.items():
+            if not math.isfinite(value):
+                raise NotFiniteError(
+                    f"{name} is {value} after epoch {epoch + 1}: lower base_lr; {checkpoint.describe()}"
+                )
         for name, value in entry.items():
             history.setdefault(name, []).append(value)
         bar.set_postfix_str(", ".join(f"{name.replace('_', ' ')} {entry[name]:.4g}" for name in SHOWN if name in entry))
@@ -210,14 +224,22 @@ def load_encoder(model: Classifier, run: FinetuneParameters) -> None:
     """
     if not Path(run.weights).is_file():
         raise ParameterError(f"weights is {run.weights!r}: there is no such file; pre-train first, or leave it empty")
-    tensors, trained = results.load_tensors(Path(run.weights))
+    try:
+        tensors, trained = results.load_tensors(Path(run.weights))
+    except ValueError as error:
+        raise ParameterError(f"weights: {error}") from error
     for name in dataclasses.asdict(run.model):
         if name in trained and name != "image_size" and not name.startswith("decoder_"):
             mine = getattr(run, name, trained[name])
             if trained[name] != mine:
                 raise ParameterError(f"{name} is {mine!r}, but {run.weights} was trained with {trained[name]!r}")
     encoder = {name.removeprefix("encoder."): t for name, t in tensors.items() if name.startswith("encoder.")}
-    model.encoder.load_state_dict(encoder)
+    try:
+        model.encoder.load_state_dict(encoder)
+    except RuntimeError as error:
+        raise ParameterError(
+            f"weights is {run.weights!r}: it does not hold an encoder of this shape ({error})"
+        ) from error
 
 
 def load_both(run: PretrainParameters | FinetuneParameters, device: torch.device) -> tuple[Split, Split]:
@@ -229,7 +251,7 @@ def load_both(run: PretrainParameters | FinetuneParameters, device: torch.device
     try:
         train = load(run.dataset, run.data_dir, train=True, limit=run.train_images, device=device)
         return train, load(run.dataset, run.data_dir, train=False, device=device)
-    except FileNotFoundError as error:
+    except MissingDataError as error:
         raise ParameterError(f"dataset is {run.dataset!r}: {error}") from error
 
 
@@ -240,21 +262,26 @@ def recorded(
     """Set up the device, and write parameters, provenance and, when all is done, metrics.
 
     ``metrics.json`` is written last: where it stands, the run is complete.
+
+    Raises:
+        ParameterError: if the device is missing.
+        BusyError: if another process trains into the folder.
     """
     try:
         device = devices.choose_device(run.device)
     except ValueError as error:
         raise ParameterError(str(error)) from error
     devices.set_up(run.threads)
-    (folder / "metrics.json").unlink(missing_ok=True)
-    began = time.perf_counter()
-    metrics: dict[str, Any] = {}
-    yield folder, device, metrics
-    metrics["wall_seconds"] = time.perf_counter() - began
-    results.write_json(folder / "parameters.json", run.flat())
-    results.write_json(folder / "provenance.json", provenance.collect(run, device))
-    results.write_json(folder / "metrics.json", metrics)
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    with results.claimed(folder):
+        (folder / "metrics.json").unlink(missing_ok=True)
+        began, commit = time.perf_counter(), provenance.commit()
+        metrics: dict[str, Any] = {}
+        yield folder, device, metrics
+        metrics["wall_seconds"] = time.perf_counter() - began
+        results.write_json(folder / "parameters.json", run.flat())
+        results.write_json(folder / "provenance.json", commit | provenance.collect(run, device))
+        results.write_json(folder / "metrics.json", metrics)
+        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
 
 def progress(total: int, initial: int, desc: str) -> tqdm:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
-from mae_core.data import Shapes, augment, checksum, draw_shapes, load, signed_distance, to_unit
+from mae_core.data import MissingDataError, Shapes, augment, checksum, draw_shapes, load, signed_distance, to_unit
 
 
 def test_shapes_are_the_same_every_time():
@@ -52,7 +52,7 @@ def test_a_damaged_file_is_named(tmp_path):
     raw = bytearray(damaged.read_bytes())
     raw[1000] ^= 1
     damaged.write_bytes(raw)
-    with pytest.raises(FileNotFoundError, match="damaged: delete the folder"):
+    with pytest.raises(MissingDataError, match="damaged: delete the folder"):
         load("shapes", tmp_path)
 
 
@@ -66,7 +66,7 @@ def test_a_missing_cifar10_is_told_in_one_sentence(tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(CIFAR10, "download", no_network)
-    with pytest.raises(FileNotFoundError, match=r"CIFAR-10 is not in data_dir .* could not be downloaded"):
+    with pytest.raises(MissingDataError, match=r"CIFAR-10 is not in data_dir .* could not be downloaded"):
         load("cifar10", tmp_path)
 
 

@@ -179,8 +179,8 @@ def test_no_text_becomes_markup(monkeypatch, notebook, payload, tmp_path):
                 plain,
                 new_output("stream", name="stdout", text=payload),
                 *shown(monkeypatch, display.show_text, payload),
-                *shown(monkeypatch, display.show_table, "tab-x", payload, [payload], [[payload]], payload, [payload]),
-                *shown(monkeypatch, display.show_figure, figures.not_run(2, 1), "fig-x", payload, payload, [payload]),
+                *shown(monkeypatch, display.show_table, "tab-x", payload, [payload], [[payload]], payload),
+                *shown(monkeypatch, display.show_figure, figures.not_run(2, 1), "fig-x", payload, payload),
                 *shown(monkeypatch, display.show_references, {"ref-x": payload}),
             ],
         ),
@@ -219,11 +219,40 @@ def test_a_title_is_needed(notebook):
 
 @pytest.mark.parametrize(
     "svg",
-    ["<svg><script>x</script></svg>", '<svg onload="x()"/>', '<svg><image href="https://example.org/x.png"/></svg>'],
+    [
+        "<svg><script>x</script></svg>",
+        '<svg onload="x()"/>',
+        '<svg><image href="https://example.org/x.png"/></svg>',
+        "<svg><style>@import 'https://example.org/x.css'</style></svg>",
+        '<svg><rect style="fill: url(https://example.org/x)"/></svg>',
+        '<!DOCTYPE svg SYSTEM "file:///etc/passwd"><svg/>',
+    ],
 )
 def test_a_picture_is_a_picture(notebook, svg):
     notebook.cells[5].outputs[3].data = {"image/svg+xml": svg}
     with pytest.raises(ExportError, match="script, a handler or a remote reference"):
+        read(notebook)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda about: about.update(label="../../x"), "is no label"),
+        (lambda about: about.update(label='"><script>'), "is no label"),
+        (lambda about: about.update(sources=["../../../x"]), "is no label"),
+        (lambda about: about.update(columns='1"><script>alert(1)</script>'), "invalid literal"),
+    ],
+)
+def test_metadata_are_checked(notebook, change, message):
+    figure = next(o for o in notebook.cells[5].outputs if o.get("metadata", {}).get("report"))
+    change(figure.metadata["report"])
+    with pytest.raises(ValueError, match=message):
+        read(notebook)
+
+
+def test_a_tables_sides_are_left_or_right(notebook):
+    notebook.cells[5].outputs[-1].data[display.TABLE]["align"] = ['l"><script>', "r"]
+    with pytest.raises(ExportError, match="do not match"):
         read(notebook)
 
 

@@ -74,11 +74,28 @@ def test_whole_numbers_are_numbers():
     assert type(run.warmup_epochs) is float
 
 
-def test_a_namespace_gives_its_plain_values_and_nothing_else():
-    namespace = {"seed": 3, "_hidden": 1, "In": ["x"], "Out": {}, "Path": Path, "print": print}
-    assert PretrainParameters.from_namespace(namespace) == PretrainParameters(seed=3)
+def executed(*cells):
+    """The namespace of a notebook in which these cells have run."""
+    namespace = {"In": ["", *cells], "Out": {}}
+    for cell in cells:
+        exec(cell, namespace)
+    return namespace
+
+
+def test_a_namespace_gives_what_its_parameter_cells_set():
+    own, injected = "seed: int = 3  # comment\nepochs = 2", "# Parameters\nseed = 4"
+    assert PretrainParameters.from_namespace(executed(own, "x = print")) == PretrainParameters(seed=3, epochs=2)
+    assert PretrainParameters.from_namespace(executed(own, injected, "x = print")) == PretrainParameters(
+        seed=4, epochs=2
+    )
     with pytest.raises(ParameterError, match="seeed is not a parameter of pretrain; did you mean seed"):
-        PretrainParameters.from_namespace({**namespace, "seeed": 4})
+        PretrainParameters.from_namespace(executed(own, "seeed = 4", "x = print"))
+
+
+def test_a_notebook_can_be_run_again_in_the_same_kernel():
+    check, work = "x = print", "grid = 8\nmask = (1, 2)\nhistory = dict(a=1)"
+    again = executed("sead = 1", check, "seed = 3", check, work, "seed = 5", check)
+    assert PretrainParameters.from_namespace(again) == PretrainParameters(seed=5)
 
 
 def test_flat_parameters_are_read_back_the_same():

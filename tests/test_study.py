@@ -62,6 +62,12 @@ def test_scratch_has_the_same_recipe_and_no_weights():
         (lambda s: s.update(seeds=[]), "seeds is"),
         (lambda s: s.update(seeds=[0, 0]), "each may stand there once"),
         (lambda s: s.update(seeds=["0"]), "whole numbers"),
+        (lambda s: s.update(seeds=[0, -1]), "zero or more"),
+        (lambda s: s.pop("study"), "study is None"),
+        (lambda s: s.update(pretrain=[]), "pretrain is"),
+        (lambda s: s["cases"].update({75: {}}), "cases is 75"),
+        (lambda s: s["cases"].update({"more": {"seed": 3}}), "seed is given by the study"),
+        (lambda s: s["pretrain"].update(depth=9), "depth differs between pretrain and finetune; put it under shared"),
         (lambda s: s.update(cases={}), "at least one case"),
         (lambda s: s.update(case={}), "case is not a key of a study file; did you mean cases?"),
         (lambda s: s.update(study="../../etc"), "study is '../../etc'"),
@@ -88,6 +94,19 @@ def test_a_file_that_is_no_study_is_refused(tmp_path, text):
         Study.read(path)
     with pytest.raises(ParameterError, match="cannot be read"):
         Study.read(tmp_path / "missing.yaml")
+
+
+def test_a_cases_own_encoder_is_fine_tuned_too(smoke):
+    smoke["cases"]["deep"] = {"depth": 6}
+    study = Study.check(smoke)
+    assert [study.run("deep", 0, stage).depth for stage in ("pretrain", "finetune")] == [6, 6]
+
+
+def test_a_file_must_have_its_studys_name(tmp_path, smoke):
+    path = tmp_path / "copy.yaml"
+    path.write_text(yaml.safe_dump(smoke))
+    with pytest.raises(ParameterError, match=r"study is 'smoke', but its file is .*copy.yaml"):
+        Study.read(path)
 
 
 def test_flat_yaml_survives_yaml():

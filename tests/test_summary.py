@@ -40,12 +40,14 @@ def test_differences_within_the_seeds_spread_are_undecided():
     equal = dict.fromkeys(fake_study.ACCURACY, 80)
     told = verdicts(read(seeds=(0, 1, 2), accuracy=equal))
     assert told["Pre-training beats training from scratch"] == "undecided (3 seeds)"
+    assert told["It does so after every epoch"] == "undecided (3 seeds)"
 
 
 def test_one_seed_decides_nothing_that_is_sampled():
     told = verdicts(read())
     assert told["Pre-training beats training from scratch"] == "undecided (one seed; points for it)"
-    assert told["They cost more FLOPs: 2.4× (student), 3.3× (paper)"] == "supported"
+    assert told["It does so after every epoch"] == "undecided (one seed)"
+    assert told["They cost more FLOPs (student's model: 2.4×; paper's: 3.3×)"] == "supported"
     assert judge(estimate([-1.0])) == "undecided (one seed; points against it)"
     assert judge(estimate([0.0])) == "undecided (one seed; points neither way)"
 

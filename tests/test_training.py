@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ import torch
 from mae_core import training
 from mae_core.mae import Classifier, MaskedAutoencoder
 from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
-from mae_core.results import load_tensors, read_json
+from mae_core.results import BusyError, load_tensors, read_json
 from mae_core.training import NotFiniteError, finetune, learning_rate, new_model, new_optimizer, pretrain
 
 
@@ -142,9 +144,36 @@ def test_only_matrices_decay():
 def test_a_loss_that_is_not_finite_stops_the_run(tiny, monkeypatch):
     monkeypatch.setattr(training, "masked_error", lambda pred, *rest: pred.float().mean() * float("nan"))
     run = PretrainParameters.check(tiny)
-    with pytest.raises(NotFiniteError, match=r"epoch 1 is nan at a learning rate of .*: lower base_lr; no checkpoint"):
+    with pytest.raises(NotFiniteError, match=r"step 1 of epoch 1 is nan at a learning rate of .*: lower base_lr; no"):
         pretrain(run)
     assert not (run.folder / "pretrain" / "metrics.json").exists()
+
+
+def test_a_folder_takes_one_process_at_a_time(tiny):
+    run = PretrainParameters.check(tiny)
+    (run.folder / "pretrain").mkdir(parents=True)
+    script = "import sys, time; from mae_core.results import claimed; from pathlib import Path\n"
+    script += "with claimed(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    words = [sys.executable, "-c", script, run.folder / "pretrain"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(BusyError, match=f"process {other.pid} trains into"):
+            pretrain(run)
+        other.kill()
+    pretrain(run)
+
+
+def test_micro_batches_add_up_to_the_whole_batch(tiny):
+    runs = [
+        FinetuneParameters.check({**tiny, "case": f"m{m}", "micro_batch": m, "precision": "float32"}) for m in (0, 16)
+    ]
+    for run in runs:
+        finetune(run)
+    first, second = (weights(run, "finetune") for run in runs)
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=0, atol=2e-3)
+    losses = [read_json(run.folder / "finetune" / "history.json")["train_loss"] for run in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_a_batch_larger_than_the_data_is_refused(tiny):
