@@ -19,7 +19,7 @@ report: $(READY)
 	@echo "the report: report/$(STUDY)/index.html and report/$(STUDY)/report.pdf"
 
 test: $(READY)
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	ruff check .

@@ -177,7 +177,7 @@ class FinetuneParameters(RunParameters):
 
     weights: str = option("", "path of pre-trained weights (.safetensors); empty: from scratch")
     probes: bool = option(True, "also linear probe and k-NN on the frozen encoder")
-    epochs: int = option(3, "passes over the training images", low=1, high=100000)
+    epochs: int = option(2, "passes over the training images", low=1, high=100000)
     warmup_epochs: float = option(1.0, "of linear rise of the learning rate", low=0)
     base_lr: float = option(8e-3, "learning rate at batch 256; scales with the batch", low=0, high=10)
     beta2: float = option(0.999, "AdamW's second momentum", low=0, high=0.999999)
