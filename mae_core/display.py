@@ -44,7 +44,13 @@ def show_figure(
         about = {"kind": "figure", "label": label, "alt": text, "panel": index, "panels": len(panels)}
         if index == 0:
             about |= {"caption": caption, "sources": list(sources), "columns": columns}
-        display(image_data(panel) | {"text/plain": text}, metadata={"report": about}, raw=True)
+        show_picture(panel, text, {"report": about})
+
+
+def show_picture(panel: Figure, alt: str = "", metadata: dict[str, Any] | None = None) -> None:
+    """Show a picture alone, in the size in which it was drawn."""
+    size = {"image/png": {"width": round(110 * panel.get_figwidth())}}
+    display(image_data(panel) | {"text/plain": alt}, metadata=size | (metadata or {}), raw=True)
 
 
 def show_table(

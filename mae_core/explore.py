@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from IPython.display import display
 from matplotlib.figure import Figure
 
 from mae_core import devices
 from mae_core.data import DATASETS, Split, to_unit
+from mae_core.display import show_picture
 from mae_core.evaluation import reconstruct
 from mae_core.figures import image_rows
 from mae_core.mae import MaskedAutoencoder
@@ -80,7 +80,7 @@ class Painter:
 
     def show(self, image: int, strategy: str, ratio: float, seed: int) -> None:
         """Display :meth:`paint`: what the notebook's controls call."""
-        display(self.paint(image, strategy, ratio, seed))
+        show_picture(self.paint(image, strategy, ratio, seed))
 
     def comparison(self, image: int, seed: int = 0) -> Figure:
         """One image under the three maskings at 75 %: a column each."""

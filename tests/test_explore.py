@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+
+from mae_core import display
+from mae_core.data import load
+from mae_core.explore import ExploreParameters, Painter, open_model
+from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
+from mae_core.training import finetune, pretrain
+
+
+@pytest.fixture
+def weights(tiny):
+    run = PretrainParameters.check(tiny)
+    pretrain(run)
+    return str(run.folder / "pretrain" / "weights.safetensors")
+
+
+def test_a_trained_model_is_opened_and_paints(weights, shapes_dir, monkeypatch):
+    model, trained = open_model(ExploreParameters(weights=weights, device="cpu"))
+    assert trained.width == 24
+    assert not model.training
+    test = load("shapes", shapes_dir, train=False)
+    painter = Painter(model, trained, test)
+    for strategy in ("random", "block", "grid"):
+        masked, painted, original = painter.rows(5, strategy, 0.5, seed=1)
+        assert np.array_equal(original, test.images_nCHW[5].permute(1, 2, 0).numpy())
+        hidden = (masked == 128).all(-1)
+        assert hidden.mean() == pytest.approx(0.75 if strategy == "grid" else 0.5, abs=0.02)
+        assert np.array_equal(painted[~hidden], original[~hidden])
+    shown = []
+    monkeypatch.setattr(display, "display", lambda data, **more: shown.append(data))
+    painter.show(0, "random", 0.75, 0)
+    assert shown[0]["image/png"]
+
+
+def test_what_cannot_be_opened_is_told_in_one_sentence(weights, tiny, tmp_path):
+    with pytest.raises(ParameterError, match="there is no such file"):
+        open_model(ExploreParameters(weights="nowhere.safetensors"))
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"no tensors")
+    with pytest.raises(ParameterError, match="is damaged"):
+        open_model(ExploreParameters(weights=str(damaged)))
+    run = FinetuneParameters.check(tiny)
+    finetune(run)
+    with pytest.raises(ParameterError, match="cannot be opened here"):
+        open_model(ExploreParameters(weights=str(run.folder / "finetune" / "weights.safetensors")))
