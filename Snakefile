@@ -81,6 +81,7 @@ rule pretrain:
         text=f"{RUN}/pretrain/log.txt",
     params:
         flat=flat("pretrain"),
+    priority: 1  # the longest chains begin here: two cores finish sooner if these start first
     threads: THREADS
     resources:
         gpu=GPUS,
