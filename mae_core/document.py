@@ -237,9 +237,11 @@ def checked_table(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def joined_streams(outputs: list[NotebookNode]) -> Iterator[NotebookNode]:
-    """The outputs, with what was printed in several goes as one."""
+    """The outputs, with what was printed in several goes as one; warnings of libraries (stderr) are left out."""
     printed = None
     for output in outputs:
+        if output.output_type == "stream" and output.name == "stderr":
+            continue
         if output.output_type == "stream":
             printed = NotebookNode(output, text=(printed.text if printed else "") + output.text)
             continue

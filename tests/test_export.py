@@ -87,6 +87,7 @@ def notebook(monkeypatch):
             "secret = 1",
             outputs=[
                 new_output("stream", name="stdout", text="\r 50%|#"),
+                new_output("stream", name="stderr", text="/home/me/site-packages/x.py: a warning"),
                 new_output("stream", name="stdout", text="\r100%|##\nprinted\n"),
                 *shown(
                     monkeypatch, display.show_figure, images, "fig-a", "One *image*.", "A picture", ["c/seed0/pretrain"]
@@ -162,6 +163,7 @@ def test_neither_code_nor_prints_reach_the_report(notebook, tmp_path):
     assert "secret" in with_code
     assert "100%|##\nprinted</pre>" in with_code
     assert "50%" not in with_code
+    assert "warning" not in with_code
     check_self_contained(with_code)
 
 
@@ -229,7 +231,7 @@ def test_a_title_is_needed(notebook):
     ],
 )
 def test_a_picture_is_a_picture(notebook, svg):
-    notebook.cells[5].outputs[3].data = {"image/svg+xml": svg}
+    notebook.cells[5].outputs[4].data = {"image/svg+xml": svg}
     with pytest.raises(ExportError, match="script, a handler or a remote reference"):
         read(notebook)
 
