@@ -1,5 +1,6 @@
 # make report              the smoke study and its report, in report/smoke/
-# make report STUDY=laptop the same for another file of params/
+# make report STUDY=laptop the same for another file of params/; where results are committed, from these
+# make report STUDY=laptop AGAIN=1      everything anew, although there are results
 # make test                all tests
 # make lint                ruff
 # make lab                 JupyterLab
@@ -15,7 +16,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: report test lint lab env
 report: $(READY)
-	snakemake --configfile params/$(STUDY).yaml
+	snakemake $(if $(AGAIN),--forceall) --configfile params/$(STUDY).yaml
 	@echo "the report: report/$(STUDY)/index.html and report/$(STUDY)/report.pdf"
 
 test: $(READY)

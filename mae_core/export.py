@@ -125,7 +125,7 @@ def write_figures(notebook: Path, folder: Path) -> None:
 
 
 def write_report(report: Path, folder: Path) -> None:
-    """Print the report as HTML and PDF, and beside it the executed notebook of every run of its study.
+    """Print the report as HTML and PDF, and beside it the executed notebook of every run that it names.
 
     Args:
         report: the executed report notebook, ``outputs/<study>/report.ipynb``.
@@ -139,6 +139,8 @@ def write_report(report: Path, folder: Path) -> None:
     for source in sorted(sources | {report.stem}):
         *run, name = source.split("/")
         notebook = report.parent.joinpath(*run, *([name] if run else []), f"{name}.ipynb")
+        if not notebook.exists() and (folder / page(source)).exists():
+            continue  # a published study: its executed notebooks are kept as pages
         try:
             write_html(notebook, folder / page(source), show_code=True, back="../index.html")
         except (ExportError, OSError) as error:

@@ -148,7 +148,8 @@ def reproduce(summary: Summary) -> str:
         return "Nothing has run yet."
     versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
     return (
-        f"`make report STUDY={summary.name}` runs every case and prints this report. The parameters stand in "
+        f"`make report STUDY={summary.name}` runs what has not run yet and prints this report; with `AGAIN=1`, everything "
+        "runs anew. The parameters stand in "
         f"`params/{summary.name}.yaml`; those of a single run, its curves, metrics and provenance in "
         f"`outputs/{summary.name}/<case>/seed<k>/`. The last run used {told['device']} ({told['platform']}, "
         f"{told['precision']} matrix products) and {versions}. MD5 of the data: `{told['data_md5']}`."

@@ -85,6 +85,24 @@ def test_one_command_makes_the_report(checkout):
     assert (checkout.folder / "outputs" / "tiny" / "results.csv").read_text().count("\n") == 4
 
 
+def test_a_published_study_is_printed_without_its_notebooks_and_weights(checkout, tmp_path):
+    """As in a fresh clone: results and pages are there, executed notebooks and weights are not."""
+    folder = tmp_path / "clone"
+    shutil.copytree(checkout.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("*.safetensors", "*.ipynb"))
+    pages = {path: path.read_bytes() for path in folder.glob("report/tiny/**/*") if path.is_file()}
+    report = checkout.folder / "outputs" / "tiny" / "report.ipynb"
+    shutil.copy(report, folder / "outputs" / "tiny")
+    words = [sys.executable, "-m", "mae_core.export", "outputs/tiny/report.ipynb", "report/tiny"]
+    subprocess.run(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, check=True)
+    assert {path: path.read_bytes() for path in pages} == pages
+    (folder / "report" / "tiny" / "notebooks" / "ablations.html").unlink()
+    done = subprocess.run(
+        words, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert done.stderr.startswith("ExportError: outputs/tiny/ablations.ipynb")
+
+
 def test_a_second_time_nothing_runs(checkout):
     assert "Nothing to be done" in checkout.snakemake("-n")
 
