@@ -131,7 +131,6 @@ rule ablations:
 rule report:
     input:
         FINETUNED,
-        f"{OUT}/results.csv",
         **notebook("report"),
     output:
         touch(f"{OUT}/.reported"),
@@ -147,6 +146,7 @@ rule report:
 rule render:
     input:
         f"{OUT}/.reported",
+        f"{OUT}/results.csv",
         sources("mae_core/export.py"),
         Path("report/templates").rglob("*.*"),
     output:
