@@ -1,13 +1,23 @@
 """Where and how to compute: device, precision, threads, memory."""
 
 import contextlib
+import copy
 import ctypes
+import math
 import platform
 import resource
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from mae_core.parameters import FinetuneParameters, PretrainParameters
+
+CACHED_BYTES = 8 << 20  # of the widest activations of a worker's images; half and twice as much are slower or no faster
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -42,11 +52,62 @@ def cpu_has_bfloat16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "sve_bf16", "bf16"))
 
 
-def autocast(device: torch.device, precision: torch.dtype) -> contextlib.AbstractContextManager:
-    """Matrix products in ``precision``; nothing changes for float32."""
-    if precision == torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, precision)
+def cast(model: nn.Module, precision: torch.dtype) -> nn.Module:
+    """The model with weights of that precision: itself where they are, else a copy."""
+    return model if precision == torch.float32 else copy.deepcopy(model).to(precision)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run is computed; ``str`` says it, with the reasons, in one line.
+
+    Attributes:
+        precision: of matrix products and activations; weights, gradients' sums and the optimizer stay float32.
+        workers: copies of the model that compute side by side.
+        images_at_once: of a worker; gradients add up to a step's.
+        compiled: whether torch.compile fuses the model's operations.
+        reasons: one a choice.
+    """
+
+    precision: torch.dtype
+    workers: int
+    images_at_once: int
+    compiled: bool
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "; ".join(self.reasons)
+
+
+def choose_plan(run: "PretrainParameters | FinetuneParameters", device: torch.device) -> Plan:
+    """Choose what the run leaves to us, by what was measured (LOG.md has the figures)."""
+    precision = choose_precision(run.precision, device)
+    cpu = device.type == "cpu"
+    workers = torch.get_num_threads() if cpu else 1
+    images = run.micro_batch or run.batch_size
+    if cpu and not run.micro_batch:
+        image_bytes = (1 + run.model.n_patches) * run.width * run.model.mlp_ratio * precision.itemsize
+        images = min(images, 2 ** max(0, int(math.log2(CACHED_BYTES / image_bytes))))
+        images = min(images, math.ceil(run.batch_size / workers))
+    compiled = run.compile == "on" or (run.compile == "auto" and device.type == "cuda")
+    why = {
+        "precision": "as asked" if run.precision != "auto" else "multiplied in hardware"
+        if precision == torch.bfloat16 else "no hardware for bfloat16",
+        "images": "as asked" if run.micro_batch else "activations near the caches" if cpu else "the whole batch",
+        "compiled": "as asked" if run.compile != "auto" else "starting it costs more than it saves" if cpu
+        else "operations fused save memory traffic" if compiled else "not tried on this device",
+    }  # fmt: skip
+    return Plan(
+        precision,
+        workers,
+        images,
+        compiled,
+        (
+            f"{device.type} in {str(precision).removeprefix('torch.')} ({why['precision']})",
+            f"{workers} worker{'s' * (workers > 1)}, {images} images at once ({why['images']})",
+            f"{'compiled' if compiled else 'not compiled'} ({why['compiled']})",
+        ),
+    )
 
 
 def set_up(threads: int = 0) -> None:

@@ -26,7 +26,7 @@ def fixed_masks(run: PretrainParameters, n_images: int, device: torch.device) ->
     """The evaluation masks of a run: of image i always the same (drawn on the CPU)."""
     generator = torch.Generator().manual_seed(MASK_SEED)
     mask = sample_mask(run.mask_strategy, run.mask_ratio, n_images, run.model.grid_size, generator)
-    return Mask(*(part.to(device) for part in mask))
+    return mask.to(device)
 
 
 @torch.no_grad()
@@ -42,9 +42,12 @@ def reconstruct(
         The images with the hidden patches grey, and with the predicted ones in their place; both images_BCHW in
         [-1, 1]. With ``norm_pix`` the true mean and deviation of each patch are put back, as in the paper's figures.
     """
-    device = images_BCHW.device
-    with devices.autocast(device, devices.choose_precision(run.precision, device)):
-        pred_BNP = model(images_BCHW, mask, run.mask_tokens_in_encoder).float()
+    model = devices.cast(model, devices.choose_precision(run.precision, images_BCHW.device))
+    return paint(model(images_BCHW, mask, run.mask_tokens_in_encoder).float(), images_BCHW, mask, run)
+
+
+def paint(pred_BNP: Tensor, images_BCHW: Tensor, mask: Mask, run: PretrainParameters) -> tuple[Tensor, Tensor]:
+    """Put predictions into the images: what :func:`reconstruct` returns."""
     patches_BNP = patchify(images_BCHW, run.patch_size)
     if run.norm_pix:
         variance = patches_BNP.var(dim=-1, keepdim=True)
@@ -62,14 +65,13 @@ def reconstruction_metrics(
     """Masked loss (as trained) and PSNR in decibels over the hidden pixels, of the whole test split."""
     model.eval()
     masks = fixed_masks(run, len(test), device)
-    precision = devices.choose_precision(run.precision, device)
+    model = devices.cast(model, devices.choose_precision(run.precision, device))
     loss, error = [], []
     for batch in batches(len(test)):
-        images, mask = to_unit(test.images_nCHW[batch]), Mask(*(part[batch] for part in masks))
-        with devices.autocast(device, precision):
-            pred = model(images, mask, run.mask_tokens_in_encoder)
+        images, mask = to_unit(test.images_nCHW[batch]), masks[batch]
+        pred = model(images, mask, run.mask_tokens_in_encoder).float()
         loss.append(masked_error(pred, images, mask, run.patch_size, run.norm_pix) * len(images))
-        _, painted = reconstruct(model, images, mask, run)
+        _, painted = paint(pred, images, mask, run)
         hidden_share = mask.masked_BN.float().mean()
         error.append((painted.clamp(-1, 1) - images).square().mean(dim=(1, 2, 3)) / hidden_share)
     mse_n = torch.cat(error).clamp(min=1e-10)
@@ -84,15 +86,15 @@ def pictures(model: MaskedAutoencoder, test: Split, run: PretrainParameters, dev
     model.eval()
     images = to_unit(test.images_nCHW[:N_PICTURES])
     masks = fixed_masks(run, len(test), device)
-    return [images, *reconstruct(model, images, Mask(*(part[:N_PICTURES] for part in masks)), run)]
+    return [images, *reconstruct(model, images, masks[:N_PICTURES], run)]
 
 
 @torch.no_grad()
 def class_scores(model: nn.Module, split: Split, run: RunParameters, device: torch.device) -> Tensor:
     """scores_nC, float32: what ``model`` returns for every image."""
     model.eval()
-    with devices.autocast(device, devices.choose_precision(run.precision, device)):
-        return torch.cat([model(to_unit(split.images_nCHW[b])).float() for b in batches(len(split))])
+    model = devices.cast(model, devices.choose_precision(run.precision, device))
+    return torch.cat([model(to_unit(split.images_nCHW[b])).float() for b in batches(len(split))])
 
 
 def accuracy(scores_nC: Tensor, labels_n: Tensor) -> float:

@@ -1,12 +1,13 @@
 """The masked autoencoder (He et al. 2021, arXiv 2111.06377) and its encoder as a classifier.
 
-Shapes: B batch, N patches, K kept (visible) patches, T = 1 + N tokens with the class token first, D width,
-P values in a patch (3 * patch_size ** 2).
+Shapes: B batch, N patches, K kept (visible) patches, M = N - K masked ones, T tokens with the class token
+first, D width, P values in a patch (3 * patch_size ** 2).
 """
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae_core.masking import Mask
@@ -41,6 +42,7 @@ class ModelConfig:
     decoder_heads: int = 3
     mlp_ratio: float = 4.0
     norm_eps: float = 1e-6
+    attention: str = "auto"
 
     def __post_init__(self):
         if self.variant not in VARIANTS:
@@ -89,7 +91,8 @@ class Encoder(nn.Module):
         else:
             self.positions = nn.Parameter(torch.empty(config.n_patches, config.width))
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio, paper, config.norm_eps) for _ in range(config.depth)
+            Block(config.width, config.heads, config.mlp_ratio, paper, config.norm_eps, config.attention)
+            for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         initialize(self)
@@ -103,16 +106,19 @@ class Encoder(nn.Module):
             mask_token: where given, masked patches are not dropped: this vector stands in for each.
 
         Returns:
-            tokens_BTD: the class token, then the visible patches (all patches if none were dropped).
+            tokens_BTD: the class token, then all patches in image order or, with a mask, the visible patches and (with a
+            mask token) the masked ones, in the mask's order.
         """
-        patches_BNP = patchify(images_BCHW, self.config.patch_size)
-        if mask is None or mask_token is not None:
-            tokens = self.embed(patches_BNP)
-            if mask is not None:
-                tokens = torch.where(mask.masked_BN[..., None], mask_token.to(tokens.dtype), tokens)
-            tokens = tokens + self.positions
+        patches_BNP = patchify(images_BCHW, self.config.patch_size).to(self.embed.weight.dtype)
+        if mask is None:
+            tokens = self.embed(patches_BNP) + self.positions
         else:
-            tokens = self.embed(take(patches_BNP, mask.ids_keep_BK)) + self.positions[mask.ids_keep_BK]
+            tokens = self.embed(take(patches_BNP, mask.ids_keep_BK))
+            if mask_token is None:
+                tokens = tokens + take(self.positions, mask.ids_keep_BK)
+            else:
+                hidden = mask_token.expand(*mask.ids_masked_BM.shape, -1)
+                tokens = torch.cat([tokens, hidden], dim=1) + take(self.positions, mask.ids_shuffle_BN)
         tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
@@ -135,24 +141,31 @@ class MaskedAutoencoder(nn.Module):
         else:
             self.decoder_positions = nn.Parameter(torch.empty(1 + config.n_patches, config.decoder_width))
         self.decoder = nn.ModuleList(
-            Block(config.decoder_width, config.decoder_heads, config.mlp_ratio, paper, config.norm_eps)
+            Block(
+                config.decoder_width, config.decoder_heads, config.mlp_ratio, paper, config.norm_eps, config.attention
+            )
             for _ in range(config.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(config.decoder_width, eps=config.norm_eps) if paper else nn.Identity()
         self.head = nn.Linear(config.decoder_width, config.patch_values)
         initialize(self, skip=self.encoder)
 
-    def forward(self, images_BCHW: Tensor, mask: Mask, mask_tokens_in_encoder: bool = False) -> Tensor:
-        """Predict the pixels of all patches from the visible ones.
+    def forward(
+        self, images_BCHW: Tensor, mask: Mask, mask_tokens_in_encoder: bool = False, masked_only: bool = False
+    ) -> Tensor:
+        """Predict the pixels of patches from the visible ones.
 
         Args:
             images_BCHW: images scaled to [-1, 1].
             mask: which patches are visible.
             mask_tokens_in_encoder: feed mask tokens through the encoder instead of dropping patches (He et al., table
                 1c); the decoder then gets the encoder's output for every patch.
+            masked_only: spare what only the predictions of visible patches need, which carry no loss: the last
+                block computes its output for masked patches alone. The loss and its gradients stay the same.
 
         Returns:
-            pred_BNP, in image order, in the units of the loss's target.
+            pred_BNP, in image order, in the units of the loss's target; with ``masked_only`` pred_BMP, of the masked
+            patches in the order of ``mask.ids_masked_BM``.
 
         Raises:
             ValueError: if mask tokens are to enter an encoder that is not as wide as they are.
@@ -163,15 +176,17 @@ class MaskedAutoencoder(nn.Module):
             tokens_BTD = self.project(self.encoder(images_BCHW, mask, self.mask_token))
         else:
             visible = self.project(self.encoder(images_BCHW, mask))
-            hidden = self.mask_token.to(visible.dtype).expand(
-                len(visible), mask.masked_BN.shape[1] + 1 - visible.shape[1], -1
-            )
-            shuffled = torch.cat([visible[:, 1:], hidden], dim=1)
-            tokens_BTD = torch.cat([visible[:, :1], take(shuffled, mask.ids_restore_BN)], dim=1)
-        tokens_BTD = tokens_BTD + self.decoder_positions
-        for block in self.decoder:
+            hidden = self.mask_token.expand(*mask.ids_masked_BM.shape, -1)
+            tokens_BTD = torch.cat([visible, hidden], dim=1)
+        class_position, positions = self.decoder_positions.split([1, self.config.n_patches])
+        shuffled = take(positions, mask.ids_shuffle_BN)
+        tokens_BTD = tokens_BTD + torch.cat([class_position.expand(len(shuffled), -1, -1), shuffled], dim=1)
+        *blocks, last = self.decoder
+        for block in blocks:
             tokens_BTD = block(tokens_BTD)
-        return self.head(self.decoder_norm(tokens_BTD[:, 1:]))
+        if masked_only:
+            return self.head(self.decoder_norm(last(tokens_BTD, first=1 + mask.n_kept)))
+        return take(self.head(self.decoder_norm(last(tokens_BTD)[:, 1:])), mask.ids_restore_BN)
 
 
 class Classifier(nn.Module):
@@ -188,11 +203,11 @@ class Classifier(nn.Module):
         return self.head(self.encoder(images_BCHW)[:, 0])
 
 
-def masked_error(pred_BNP: Tensor, images_BCHW: Tensor, mask: Mask, patch_size: int, norm_pix: bool = False) -> Tensor:
+def masked_error(pred: Tensor, images_BCHW: Tensor, mask: Mask, patch_size: int, norm_pix: bool = False) -> Tensor:
     """Mean squared error over the pixels of the masked patches only (He et al. 2021, section 3).
 
     Args:
-        pred_BNP: predicted pixels, in the units of the target.
+        pred: predicted pixels in the units of the target, of all patches (pred_BNP) or of the masked ones (pred_BMP).
         images_BCHW: the true images, scaled to [-1, 1].
         mask: visible patches carry no loss, and no gradient.
         patch_size: side of a patch in pixels.
@@ -201,11 +216,11 @@ def masked_error(pred_BNP: Tensor, images_BCHW: Tensor, mask: Mask, patch_size: 
     Returns:
         A scalar, float32.
     """
-    target_BNP = patchify(images_BCHW, patch_size)
+    target_BMP = take(patchify(images_BCHW, patch_size), mask.ids_masked_BM)
     if norm_pix:
-        target_BNP = normalize_patches(target_BNP)
-    error_BN = (pred_BNP.float() - target_BNP).square().mean(dim=-1)
-    return (error_BN * mask.masked_BN).sum() / mask.masked_BN.sum()
+        target_BMP = normalize_patches(target_BMP)
+    pred_BMP = pred if pred.shape[1] == target_BMP.shape[1] else take(pred, mask.ids_masked_BM)
+    return F.mse_loss(pred_BMP.float(), target_BMP)
 
 
 def normalize_patches(patches_BNP: Tensor) -> Tensor:
@@ -215,9 +230,9 @@ def normalize_patches(patches_BNP: Tensor) -> Tensor:
     return (patches_BNP - mean_BN1) / (variance_BN1 + 1e-6).sqrt()
 
 
-def take(x_BND: Tensor, ids_BK: Tensor) -> Tensor:
-    """Rows ``ids_BK`` of each image's sequence: (B, K, D)."""
-    return x_BND.gather(1, ids_BK[..., None].expand(-1, -1, x_BND.shape[-1]))
+def take(rows: Tensor, ids_BK: Tensor) -> Tensor:
+    """Rows ``ids_BK`` of each image's sequence x_BND, or of one x_ND that all images share: (B, K, D)."""
+    return rows.expand(len(ids_BK), -1, -1).gather(1, ids_BK[..., None].expand(-1, -1, rows.shape[-1]))
 
 
 def initialize(module: nn.Module, skip: nn.Module | None = None) -> None:

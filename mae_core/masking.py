@@ -1,10 +1,11 @@
 """Which patches the encoder may see: random, block and grid masks, all with an exact count.
 
-Shapes: B batch, N patches (a square grid of G * G), K kept (visible) patches, R rectangles.
+Shapes: B batch, N patches (a square grid of G * G), K kept (visible) patches,
+M = N - K masked ones, R rectangles.
 """
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,18 +17,46 @@ BLOCK_MIN_ASPECT = 0.3  # BEiT's aspect ratios: log-uniform in 0.3 ... 1 / 0.3
 BLOCK_RECTANGLES = 32  # drawn per image; the mask is nearly always full after fewer than ten
 
 
-class Mask(NamedTuple):
-    """A mask for each image of a batch.
+@dataclass(frozen=True)
+class Mask:
+    """A mask for each image of a batch: an order of its patches in which the visible ones come first.
 
     Attributes:
-        ids_keep_BK: indices of the visible patches, ascending for block and grid masks.
-        ids_restore_BN: for each patch, its place in the sequence "visible patches, then masked ones".
-        masked_BN: True where the encoder does not see the patch.
+        ids_shuffle_BN: indices of the patches, visible ones first; ascending among both for block and grid masks.
+        n_kept: number of visible patches, K.
     """
 
-    ids_keep_BK: Tensor
-    ids_restore_BN: Tensor
-    masked_BN: Tensor
+    ids_shuffle_BN: Tensor
+    n_kept: int
+
+    @property
+    def ids_keep_BK(self) -> Tensor:
+        """Indices of the visible patches."""
+        return self.ids_shuffle_BN[:, : self.n_kept]
+
+    @property
+    def ids_masked_BM(self) -> Tensor:
+        """Indices of the masked patches."""
+        return self.ids_shuffle_BN[:, self.n_kept :]
+
+    @property
+    def ids_restore_BN(self) -> Tensor:
+        """For each patch, its place in the sequence "visible patches, then masked ones"."""
+        return self.ids_shuffle_BN.argsort(dim=1)
+
+    @property
+    def masked_BN(self) -> Tensor:
+        """True where the encoder does not see the patch."""
+        visible_BN = torch.zeros_like(self.ids_shuffle_BN, dtype=torch.bool).scatter(1, self.ids_keep_BK, True)
+        return ~visible_BN
+
+    def __getitem__(self, images: slice) -> "Mask":
+        """The masks of some of the images."""
+        return Mask(self.ids_shuffle_BN[images], self.n_kept)
+
+    def to(self, device: torch.device | str) -> "Mask":
+        """The same mask on another device."""
+        return Mask(self.ids_shuffle_BN.to(device), self.n_kept)
 
 
 def count_kept(n_patches: int, mask_ratio: float) -> int:
@@ -85,9 +114,7 @@ def sample_mask(
 
 def mask_from_priority(priority_BN: Tensor, n_kept: int) -> Mask:
     """Keep the ``n_kept`` patches of lowest priority; with uniform noise this is the MAE paper's shuffle."""
-    ids_shuffle_BN = priority_BN.argsort(dim=1, stable=True)
-    ids_restore_BN = ids_shuffle_BN.argsort(dim=1)
-    return Mask(ids_shuffle_BN[:, :n_kept], ids_restore_BN, ids_restore_BN >= n_kept)
+    return Mask(priority_BN.argsort(dim=1, stable=True), n_kept)
 
 
 def check_grid(mask_ratio: float, grid_size: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Self
 from mae_core.data import AUGMENTATIONS, DATASETS
 from mae_core.mae import VARIANTS, ModelConfig
 from mae_core.masking import STRATEGIES, check_grid, count_kept
+from mae_core.vit import ATTENTIONS
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -117,8 +118,10 @@ class RunParameters(Parameters):
     device: str = option("auto", "auto: cuda, else mps, else cpu", choices=DEVICES)
     precision: str = option("auto", "of matrix products; auto: bfloat16 where fast", choices=PRECISIONS)
     threads: int = option(0, "CPU threads; 0: all cores", low=0, high=1024)
-    checkpoint_seconds: float = option(60.0, "save for resuming at the first end of an epoch after so long", low=0)
+    compile: str = option("auto", "torch.compile; auto: on cuda", choices=("auto", "on", "off"))
+    checkpoint_seconds: float = option(60.0, "save for resuming every so often", low=0)
     variant: str = option("report", "model: the report's, or the MAE paper's", choices=VARIANTS)
+    attention: str = option("auto", "explicit: softmax(q k) v; auto: fused but on cpu", choices=ATTENTIONS)
     patch_size: int = option(4, "side of a patch, pixels; divides 32", low=1, high=32)
     width: int = option(48, "of the encoder; a multiple of heads", low=4, high=4096)
     depth: int = option(3, "encoder blocks", low=1, high=64)
@@ -127,7 +130,7 @@ class RunParameters(Parameters):
     decoder_depth: int = option(1, "decoder blocks", low=1, high=64)
     decoder_heads: int = option(2, "attention heads of the decoder", low=1, high=64)
     batch_size: int = option(64, "images per step", low=1, high=50000)
-    micro_batch: int = option(0, "images at once, gradients add up to a step's; 0: all; less takes less memory", low=0)
+    micro_batch: int = option(0, "images at once, gradients add up to a step's; 0: by the processor's caches", low=0)
     weight_decay: float = option(0.05, "AdamW, on matrices only", low=0, high=10)
     augment: str = option("none", "crop-flip: shifts up to 4 pixels, mirrors", choices=AUGMENTATIONS)
 

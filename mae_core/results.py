@@ -4,7 +4,7 @@ A run is ``outputs/<study>/<case>/seed<k>/<stage>/`` with stage ``pretrain`` or 
 
 * ``parameters.json``, ``history.json`` (one list per curve), ``metrics.json`` (final numbers), ``provenance.json``
 * ``pictures.png``: a sheet of images, see :func:`save_sheet`
-* ``weights.safetensors``; while training, ``checkpoint.safetensors``
+* ``weights.safetensors``; while training, ``checkpoint.safetensors`` and ``checkpoint.before.safetensors``
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import csv
 import fcntl
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,11 @@ def whole(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -98,27 +104,40 @@ def read_json(path: Path) -> Any:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write tensors with a JSON note as safetensors."""
+    """Write tensors with a JSON note, and a checksum of both, as safetensors."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    note = json.dumps(about)
     with whole(path) as temporary:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            temporary,
-            metadata={"about": json.dumps(about)},
-        )
+        save_file(tensors, temporary, metadata={"about": note, "crc32": str(checksum(tensors, note))})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what :func:`save_tensors` wrote, on the CPU.
 
     Raises:
-        ValueError: if the file is not whole, or no safetensors file.
+        ValueError: if the file is damaged, or was not written by :func:`save_tensors`.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("about", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, json.JSONDecodeError) as error:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it") from error
+    if "crc32" not in metadata or "about" not in metadata:
+        raise ValueError(f"{path} is damaged, or was not written by this package: it has no note or no checksum")
+    if metadata["crc32"] != str(checksum(tensors, metadata["about"])):
+        raise ValueError(f"{path} is damaged (its checksum differs): delete it")
+    return tensors, json.loads(metadata["about"])
+
+
+def checksum(tensors: dict[str, Tensor], note: str) -> int:
+    """CRC-32 of names, types, shapes, contents and the note."""
+    crc = zlib.crc32(note.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), crc)
+    return crc
 
 
 def save_sheet(path: Path, rows: list[Tensor]) -> None:

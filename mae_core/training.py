@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mae_core import devices, evaluation, flops, probes, provenance, results
+from mae_core.checkpoint import Checkpoint, Position, discard
 from mae_core.data import MissingDataError, Split, augment, load, to_unit
 from mae_core.mae import Classifier, MaskedAutoencoder, masked_error
-from mae_core.masking import sample_mask
+from mae_core.masking import Mask, sample_mask
 from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
+from mae_core.replicas import Replicas
 
 SHOWN = ("train_loss", "test_accuracy")  # beside the progress bar
-
-BatchLoss = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
 
 class NotFiniteError(ArithmeticError):
@@ -49,14 +49,17 @@ def pretrain(run: PretrainParameters) -> MaskedAutoencoder:
     with recorded(run, run.folder / "pretrain") as (folder, device, metrics):
         train, test = load_both(run, device)
         model = new_model(MaskedAutoencoder, run, device)
-        grid_size = run.model.grid_size
 
-        def batch_loss(images_BCHW: Tensor, labels_B: Tensor, generator: torch.Generator) -> Tensor:
-            mask = sample_mask(run.mask_strategy, run.mask_ratio, len(labels_B), grid_size, generator, device)
-            pred_BNP = model(images_BCHW, mask, run.mask_tokens_in_encoder)
-            return masked_error(pred_BNP, images_BCHW, mask, run.patch_size, run.norm_pix)
+        def draw(labels_B: Tensor, generator: torch.Generator) -> Mask:
+            return sample_mask(
+                run.mask_strategy, run.mask_ratio, len(labels_B), run.model.grid_size, generator, labels_B.device
+            )
 
-        metrics |= fit(model, batch_loss, train, run, folder, device)
+        def loss_of(model: nn.Module, images_BCHW: Tensor, mask: Mask) -> Tensor:
+            pred_BMP = model(images_BCHW, mask, run.mask_tokens_in_encoder, masked_only=True)
+            return masked_error(pred_BMP, images_BCHW, mask, run.patch_size, run.norm_pix)
+
+        metrics |= fit(model, draw, loss_of, train, run, folder, device)
         metrics |= evaluation.reconstruction_metrics(model, test, run, device)
         metrics["flops_per_image"] = flops.of_pretraining(run)
         results.save_sheet(folder / "pictures.png", evaluation.pictures(model, test, run, device))
@@ -79,7 +82,10 @@ def finetune(run: FinetuneParameters) -> Classifier:
         if run.probes:
             metrics["probes"] = probes.evaluate(model.encoder, train, test, run, device)
 
-        def batch_loss(images_BCHW: Tensor, labels_B: Tensor, generator: torch.Generator) -> Tensor:
+        def draw(labels_B: Tensor, generator: torch.Generator) -> Tensor:
+            return labels_B
+
+        def loss_of(model: nn.Module, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
             return F.cross_entropy(model(images_BCHW).float(), labels_B)
 
         def test_epoch() -> dict[str, float]:
@@ -89,7 +95,7 @@ def finetune(run: FinetuneParameters) -> Classifier:
                 "test_accuracy": evaluation.accuracy(scores_nC, test.labels_n),
             }
 
-        metrics |= fit(model, batch_loss, train, run, folder, device, test_epoch)
+        metrics |= fit(model, draw, loss_of, train, run, folder, device, test_epoch)
         history = results.read_json(folder / "history.json")
         metrics["last_epoch_accuracy"] = history["test_accuracy"][-1]
         metrics["best_epoch_accuracy"] = max(history["test_accuracy"])
@@ -102,7 +108,8 @@ def finetune(run: FinetuneParameters) -> Classifier:
 
 def fit(
     model: nn.Module,
-    batch_loss: BatchLoss,
+    draw: Callable[[Tensor, torch.Generator], Any],
+    loss_of: Callable[[nn.Module, Tensor, Any], Tensor],
     train: Split,
     run: PretrainParameters | FinetuneParameters,
     folder: Path,
@@ -114,8 +121,10 @@ def fit(
     Each epoch takes the images in a fresh random order and leaves out what does not fill a batch.
 
     Args:
-        model: trained in place.
-        batch_loss: of images_BCHW in [-1, 1] and labels_B, with the run's generator for its random choices.
+        model: its float32 weights are trained in place; copies of it compute (see replicas.py).
+        draw: what a batch is to predict, given its labels_B and the run's generator: its masks, or the labels. It can
+            be sliced along the batch.
+        loss_of: of a copy of the model, images_BCHW in [-1, 1] and what was drawn for them: a mean over the images.
         train: uint8 images on the device.
         run: epochs, rates and the like.
         folder: where checkpoints and ``history.json`` go.
@@ -129,63 +138,66 @@ def fit(
     Raises:
         NotFiniteError: naming the step, the rate and the checkpoint to go back to.
     """
-    precision = devices.choose_precision(run.precision, device)
     steps = len(train) // run.batch_size
     if not steps:
         raise ParameterError(f"batch_size is {run.batch_size}: there are only {len(train)} training images")
+    plan = devices.choose_plan(run, device)
+    print(plan)
     optimizer = new_optimizer(model, run)
+    replicas = Replicas(model, plan.precision, plan.workers, torch.compile(loss_of) if plan.compiled else loss_of)
     generator = torch.Generator(device).manual_seed(run.seed)
-    history: dict[str, list[float]] = {}
-    checkpoint = Checkpoint(folder / "checkpoint.safetensors", model, optimizer, generator, run)
-    first_epoch = checkpoint.restore(history)
+    checkpoint = Checkpoint(folder, model, optimizer, generator, run)
+    at = checkpoint.restore(Position(losses_S=torch.zeros(steps, device=device)))
+
+    def check_finite(name: str, values: Tensor) -> None:
+        wrong = values.isfinite().logical_not().nonzero()
+        if len(wrong):
+            step = int(wrong[0]) if len(values) > 1 else at.step - 1
+            raise NotFiniteError(
+                f"the {name} of step {step + 1} of epoch {at.epoch + 1} is {values.flatten()[wrong[0]].item()} at a "
+                f"learning rate of {learning_rate(at.epoch + step / steps, run):.2g}: lower base_lr; "
+                f"{checkpoint.describe()}"
+            )
 
     devices.reset_peak_memory(device)
-    bar = progress(total=run.epochs * steps, initial=first_epoch * steps, desc=folder.name)
-    for epoch in range(first_epoch, run.epochs):
-        model.train()
-        began = time.perf_counter()
-        losses_S = torch.zeros(steps, device=device)
-        order_n = torch.randperm(len(train), generator=generator, device=device)
-        for step in range(steps):
-            rate = learning_rate(epoch + step / steps, run)
+    bar = progress(total=run.epochs * steps, initial=at.epoch * steps + at.step, desc=folder.name)
+    while at.epoch < run.epochs:
+        if at.step == 0:
+            at.order_n = torch.randperm(len(train), generator=generator, device=device)
+        began = time.perf_counter() - at.seconds
+        while at.step < steps:
+            rate = learning_rate(at.epoch + at.step / steps, run)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            batch_B = order_n[step * run.batch_size : (step + 1) * run.batch_size]
-            for part_B in batch_B.split(run.micro_batch or run.batch_size):
-                images_BCHW = to_unit(augment(train.images_nCHW[part_B], run.augment, generator))
-                with devices.autocast(device, precision):
-                    loss = batch_loss(images_BCHW, train.labels_n[part_B], generator) * (len(part_B) / run.batch_size)
-                loss.backward()
-                losses_S[step] += loss.detach()
+            batch_B = at.order_n[at.step * run.batch_size : (at.step + 1) * run.batch_size]
+            images_BCHW = to_unit(augment(train.images_nCHW[batch_B], run.augment, generator))
+            drawn = draw(train.labels_n[batch_B], generator)
+            at.losses_S[at.step] = replicas.compute_gradients(images_BCHW, drawn, plan.images_at_once)
             optimizer.step()
-            optimizer.zero_grad()
+            at.step += 1
             bar.update()
-        mean_loss = losses_S.mean().item()  # the one wait for the device in an epoch
-        seconds = time.perf_counter() - began
-        if not math.isfinite(mean_loss):
-            step = int(losses_S.isfinite().logical_not().nonzero()[0])
-            rate = learning_rate(epoch + step / steps, run)
-            raise NotFiniteError(
-                f"the training loss of step {step + 1} of epoch {epoch + 1} is {losses_S[step]} at a learning rate of "
-                f"{rate:.2g}: lower base_lr; {checkpoint.describe()}"
-            )
-        entry = {"epoch": epoch + 1, "train_loss": mean_loss, "learning_rate": rate, "seconds": seconds}
+            if checkpoint.due() and at.step < steps:
+                at.seconds = time.perf_counter() - began
+                check_finite("training loss", at.losses_S[: at.step])
+                checkpoint.save(at)
+        mean_loss = at.losses_S.mean().item()  # the one wait for the device in an epoch
+        at.seconds = time.perf_counter() - began
+        check_finite("training loss", at.losses_S)
+        rate = learning_rate(at.epoch + (steps - 1) / steps, run)
+        entry = {"epoch": at.epoch + 1, "train_loss": mean_loss, "learning_rate": rate, "seconds": at.seconds}
         entry |= test_epoch()
         for name, value in entry.items():
-            if not math.isfinite(value):
-                raise NotFiniteError(
-                    f"{name} is {value} after epoch {epoch + 1}: lower base_lr; {checkpoint.describe()}"
-                )
-        for name, value in entry.items():
-            history.setdefault(name, []).append(value)
+            check_finite(name, torch.tensor([value]))
+            at.history.setdefault(name, []).append(value)
         bar.set_postfix_str(", ".join(f"{name.replace('_', ' ')} {entry[name]:.4g}" for name in SHOWN if name in entry))
-        if epoch + 1 < run.epochs:
-            checkpoint.save_if_due(epoch + 1, history)
+        at.epoch, at.step, at.seconds = at.epoch + 1, 0, 0.0
+        if checkpoint.due() or at.epoch == run.epochs:
+            checkpoint.save(at)
     bar.close()
-    results.write_json(folder / "history.json", history)
-    seconds = sum(history["seconds"])
+    results.write_json(folder / "history.json", at.history)
+    seconds = sum(at.history["seconds"])
     return {
-        "train_loss": history["train_loss"][-1],
+        "train_loss": at.history["train_loss"][-1],
         "train_seconds": seconds,
         "images_per_second": run.epochs * steps * run.batch_size / seconds,
         "peak_memory_bytes": devices.peak_memory(device),
@@ -229,7 +241,7 @@ def load_encoder(model: Classifier, run: FinetuneParameters) -> None:
     except ValueError as error:
         raise ParameterError(f"weights: {error}") from error
     for name in dataclasses.asdict(run.model):
-        if name in trained and name != "image_size" and not name.startswith("decoder_"):
+        if name in trained and name not in ("image_size", "attention") and not name.startswith("decoder_"):
             mine = getattr(run, name, trained[name])
             if trained[name] != mine:
                 raise ParameterError(f"{name} is {mine!r}, but {run.weights} was trained with {trained[name]!r}")
@@ -281,7 +293,7 @@ def recorded(
         results.write_json(folder / "parameters.json", run.flat())
         results.write_json(folder / "provenance.json", commit | provenance.collect(run, device))
         results.write_json(folder / "metrics.json", metrics)
-        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        discard(folder)
 
 
 def progress(total: int, initial: int, desc: str) -> tqdm:
@@ -291,57 +303,3 @@ def progress(total: int, initial: int, desc: str) -> tqdm:
     """
     pace = float(os.environ.get("TQDM_MININTERVAL", 1))
     return tqdm(total=total, initial=initial, desc=desc, unit="step", mininterval=pace, ncols=100, file=sys.stdout)
-
-
-class Checkpoint:
-    """Model, optimizer and generator at the end of an epoch, in one safetensors file."""
-
-    def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, run):
-        self.path, self.model, self.optimizer, self.generator, self.run = path, model, optimizer, generator, run
-        self.saved_at = time.monotonic()
-
-    def save_if_due(self, epoch: int, history: dict[str, list[float]]) -> None:
-        """Save if the last checkpoint is ``checkpoint_seconds`` old."""
-        if time.monotonic() - self.saved_at < self.run.checkpoint_seconds:
-            return
-        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
-        tensors["generator"] = self.generator.get_state()
-        about = {"epoch": epoch, "history": history, "parameters": self.run.flat()}
-        results.save_tensors(self.path, tensors, about)
-        self.saved_at = time.monotonic()
-
-    def restore(self, history: dict[str, list[float]]) -> int:
-        """Go back to the checkpoint, if there is one; returns the number of epochs it had finished.
-
-        Raises:
-            ParameterError: naming the parameter in which the checkpoint's run differs from this one.
-        """
-        if not self.path.exists():
-            return 0
-        tensors, about = results.load_tensors(self.path)
-        for name, value in self.run.flat().items():
-            if about["parameters"].get(name) != value and name != "checkpoint_seconds":
-                raise ParameterError(
-                    f"{name} is {value!r}, but the unfinished run in {self.path.parent} has "
-                    f"{about['parameters'].get(name)!r}: delete {self.path} to start anew"
-                )
-        self.model.load_state_dict(under(tensors, "model/"))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in under(tensors, "optimizer/").items():
-            index, entry = name.split("/")
-            state.setdefault(int(index), {})[entry] = tensor
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.generator.set_state(tensors["generator"])
-        history |= about["history"]
-        return about["epoch"]
-
-    def describe(self) -> str:
-        """The way back, for an error message."""
-        return f"the last good checkpoint is {self.path}" if self.path.exists() else "no checkpoint was saved yet"
-
-
-def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries whose names begin with ``prefix``, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ATTENTIONS = ("auto", "explicit", "fused")
+
 
 def patchify(images_BCHW: Tensor, patch_size: int) -> Tensor:
     """Cut images into patches, row by row; a patch's values are ordered (row, column, colour).
@@ -49,38 +51,53 @@ def sincos_positions(grid_size: int, width: int) -> Tensor:
 class Attention(nn.Module):
     """Multi-head self-attention.
 
-    On a CPU the softmax of a matrix product is written out: its backward pass is faster there than that of
-    ``scaled_dot_product_attention`` (LOG.md has the figures); elsewhere the fused kernel is used.
+    ``kind`` is ``explicit`` for the softmax of a matrix product, ``fused`` for ``scaled_dot_product_attention``, whose
+    backward pass is slower on a CPU (LOG.md has the figures); ``auto`` is explicit there, and fused elsewhere.
     """
 
-    def __init__(self, width: int, heads: int, qkv_bias: bool):
+    def __init__(self, width: int, heads: int, qkv_bias: bool, kind: str = "auto"):
         super().__init__()
         self.heads = heads
+        self.kind = kind
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, first: int = 0) -> Tensor:
+        """Attend from the tokens ``first`` and after to all tokens: (B, T - first, D)."""
         B, T, D = x_BTD.shape
-        q, k, v = self.qkv(x_BTD).reshape(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        if x_BTD.device.type == "cpu":
-            weights_BHTT = (q * (D // self.heads) ** -0.5 @ k.mT).softmax(dim=-1)
-            mixed = weights_BHTT.to(v.dtype) @ v
+        if first:
+            bias = (None, None) if self.qkv.bias is None else self.qkv.bias.split([D, 2 * D])
+            weight = self.qkv.weight.split([D, 2 * D])
+            q = self.heads_of(F.linear(x_BTD[:, first:], weight[0], bias[0]), 1)[0]
+            k, v = self.heads_of(F.linear(x_BTD, weight[1], bias[1]), 2)
+        else:
+            q, k, v = self.heads_of(self.qkv(x_BTD), 3)
+        if self.kind == "explicit" or (self.kind == "auto" and x_BTD.device.type == "cpu"):
+            mixed = (q * (D // self.heads) ** -0.5 @ k.mT).softmax(dim=-1) @ v
         else:
             mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(mixed.transpose(1, 2).reshape(B, T, D))
+        return self.proj(mixed.transpose(1, 2).reshape(B, T - first, D))
+
+    def heads_of(self, x_BTE: Tensor, parts: int) -> Tensor:
+        """Cut (B, T, parts * D) into heads: (parts, B, H, T, D / H)."""
+        B, T, E = x_BTE.shape
+        return x_BTE.reshape(B, T, parts, self.heads, E // parts // self.heads).permute(2, 0, 3, 1, 4)
 
 
 class Block(nn.Module):
     """A pre-norm transformer block with exact GELU."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, qkv_bias: bool, norm_eps: float):
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, qkv_bias: bool, norm_eps: float, attention: str = "auto"
+    ):
         super().__init__()
         hidden = int(width * mlp_ratio)
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attention = Attention(width, heads, qkv_bias)
+        self.attention = Attention(width, heads, qkv_bias, attention)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.norm1(x_BTD))
+    def forward(self, x_BTD: Tensor, first: int = 0) -> Tensor:
+        """The block's output for the tokens ``first`` and after: (B, T - first, D)."""
+        x_BTD = x_BTD[:, first:] + self.attention(self.norm1(x_BTD), first)
         return x_BTD + self.mlp(self.norm2(x_BTD))

@@ -30,55 +30,6 @@ def test_the_same_seed_gives_the_same_weights(tiny):
     assert not same(first, other)
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_an_interrupted_run_ends_with_the_same_weights(tiny, monkeypatch, stage):
-    kind, train = {"pretrain": (PretrainParameters, pretrain), "finetune": (FinetuneParameters, finetune)}[stage]
-    values = {**tiny, "epochs": 4, "checkpoint_seconds": 0.0, "augment": "crop-flip"}
-    whole, cut = (kind.check({**values, "case": case}) for case in ("whole", "cut"))
-    train(whole)
-
-    save, saved = training.Checkpoint.save_if_due, []
-
-    def save_then_die(self, epoch, history):
-        save(self, epoch, history)
-        saved.append(epoch)
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(training.Checkpoint, "save_if_due", save_then_die)
-    with pytest.raises(KeyboardInterrupt):
-        train(cut)
-    assert not (cut.folder / stage / "metrics.json").exists()
-    epochs = []
-    restore = training.Checkpoint.restore
-    monkeypatch.setattr(training.Checkpoint, "save_if_due", save)
-    monkeypatch.setattr(training.Checkpoint, "restore", lambda self, h: epochs.append(restore(self, h)) or epochs[-1])
-    train(cut)
-    assert epochs == [2]
-    assert same(weights(whole, stage), weights(cut, stage))
-    histories = [read_json(run.folder / stage / "history.json") for run in (whole, cut)]
-    for history in histories:
-        history.pop("seconds")
-    assert histories[0] == histories[1]
-    assert not (cut.folder / stage / "checkpoint.safetensors").exists()
-
-
-def test_a_checkpoint_of_other_parameters_is_refused_by_name(tiny, monkeypatch):
-    run = PretrainParameters.check({**tiny, "checkpoint_seconds": 0.0})
-    save = training.Checkpoint.save_if_due
-
-    def save_then_die(self, epoch, history):
-        save(self, epoch, history)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(training.Checkpoint, "save_if_due", save_then_die)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(run)
-    monkeypatch.setattr(training.Checkpoint, "save_if_due", save)
-    with pytest.raises(ParameterError, match=r"mask_ratio is 0.5, but the unfinished run .* has 0.75: delete"):
-        pretrain(PretrainParameters.check({**tiny, "mask_ratio": 0.5}))
-
-
 @pytest.mark.parametrize("strategy", ["random", "block", "grid"])
 @pytest.mark.parametrize("tokens", [False, True])
 def test_every_masking_learns(tiny, strategy, tokens):

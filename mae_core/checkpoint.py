@@ -1,0 +1,129 @@
+"""Where training stands, on disk: written whole or not at all, refused or passed over where it does not fit.
+
+Two files are kept, the newest and the one before, so that a damaged newest one costs minutes and not the run.
+"""
+
+import atexit
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mae_core import results
+from mae_core.parameters import ParameterError, RunParameters
+
+FREE = ("checkpoint_seconds",)  # parameters that may change when a run is taken up again
+
+
+@dataclass
+class Position:
+    """How far a run has come.
+
+    Attributes:
+        losses_S: the losses of this epoch's steps so far.
+        epoch: epochs that are complete.
+        step: steps of this epoch that are complete.
+        seconds: time spent on them.
+        order_n: the order of the images in this epoch.
+        history: a list per curve, an entry per complete epoch.
+    """
+
+    losses_S: Tensor
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    order_n: Tensor | None = None
+    history: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Checkpoint:
+    """Model, optimizer, generator and position of a run, in safetensors files in its folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+        run: RunParameters,
+    ):
+        self.newest, self.before = folder / "checkpoint.safetensors", folder / "checkpoint.before.safetensors"
+        self.model, self.optimizer, self.generator, self.run = model, optimizer, generator, run
+        self.saved_at = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether the last checkpoint is ``checkpoint_seconds`` old."""
+        return time.monotonic() - self.saved_at >= self.run.checkpoint_seconds
+
+    def save(self, at: Position) -> None:
+        """Write a new checkpoint; the newest one becomes the one before."""
+        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
+        tensors |= {"generator": self.generator.get_state(), "losses": at.losses_S, "order": at.order_n}
+        about = {"epoch": at.epoch, "step": at.step, "seconds": at.seconds, "history": at.history}
+        with results.whole(self.newest) as temporary:
+            results.save_tensors(temporary, tensors, about | {"parameters": self.run.flat()})
+            if self.newest.exists():
+                self.newest.replace(self.before)
+        self.saved_at = time.monotonic()
+
+    def restore(self, start: Position) -> Position:
+        """Go back to the newest checkpoint that is whole; ``start`` if there is none.
+
+        Raises:
+            ParameterError: naming the parameter in which the checkpoint's run differs from this one.
+        """
+        for path in (self.newest, self.before):
+            if not path.exists():
+                continue
+            try:
+                tensors, about = results.load_tensors(path)
+            except ValueError as error:
+                print(f"{error}; going back to the checkpoint before, or to the start")
+                continue
+            self.check_parameters(about["parameters"])
+            return self.take_up(tensors, about, start.losses_S.device)
+        return start
+
+    def check_parameters(self, theirs: dict) -> None:
+        for name, value in self.run.flat().items():
+            if theirs.get(name) != value and name not in FREE:
+                raise ParameterError(
+                    f"{name} is {value!r}, but the unfinished run in {self.newest.parent} has {theirs.get(name)!r}: "
+                    f"delete its checkpoint*.safetensors to start anew"
+                )
+
+    def take_up(self, tensors: dict[str, Tensor], about: dict, device: torch.device) -> Position:
+        self.model.load_state_dict(under(tensors, "model/"))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in under(tensors, "optimizer/").items():
+            index, entry = name.split("/")
+            state.setdefault(int(index), {})[entry] = tensor
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.generator.set_state(tensors["generator"])
+        return Position(
+            losses_S=tensors["losses"].to(device),
+            order_n=tensors["order"].to(device),
+            **{name: about[name] for name in ("epoch", "step", "seconds", "history")},
+        )
+
+    def describe(self) -> str:
+        """The way back, for an error message."""
+        return f"the last good checkpoint is {self.newest}" if self.newest.exists() else "no checkpoint was saved yet"
+
+
+def discard(folder: Path) -> None:
+    """Delete a run's checkpoints when this process ends in order.
+
+    Until then they stay: who is killed while the notebook draws its last figures need not train again.
+    """
+    for path in folder.glob("checkpoint*.safetensors"):
+        atexit.register(path.unlink, missing_ok=True)
+
+
+def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,81 @@
+"""A step's gradients, computed in the precision of the computation and by several workers at once.
+
+The weights that the optimizer changes stay float32. Each worker has a copy of the model whose weights are cast once a
+step, computes on parts of the batch that fit the processor's caches, and adds its gradients up in float32.
+"""
+
+import copy
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Replicas:
+    """Copies of a model, one for each worker.
+
+    On a CPU, workers of one thread each are faster than one worker with all threads: no operation waits for the slowest
+    thread to finish (LOG.md has the figures). Gradients are added in a fixed order, so that the same seed gives the
+    same weights; another number of workers rounds differently.
+
+    Args:
+        model: its float32 weights are read at every step, and get the gradients.
+        precision: of weights and activations in the copies.
+        n_workers: 1 computes in the calling thread, with whatever threads torch uses.
+        loss_of: of a copy, images_BCHW and what was drawn for them: a mean over the images, in float32.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        precision: torch.dtype,
+        n_workers: int,
+        loss_of: Callable[[nn.Module, Tensor, Any], Tensor],
+    ):
+        self.weights = list(model.parameters())
+        self.copies = [copy.deepcopy(model).to(precision).train() for _ in range(n_workers)]
+        self.pool = ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,))
+        self.loss_of = loss_of
+
+    def compute_gradients(self, images_BCHW: Tensor, drawn: Any, images_at_once: int) -> Tensor:
+        """Set the model's gradients to those of the batch's mean loss.
+
+        Args:
+            images_BCHW: the batch.
+            drawn: of each image, what the loss needs; can be sliced along the batch.
+            images_at_once: size of the parts that the workers share out.
+
+        Returns:
+            The mean loss, a scalar without gradient.
+        """
+        n_images = len(images_BCHW)
+        parts = [slice(start, start + images_at_once) for start in range(0, n_images, images_at_once)]
+        n_workers = min(len(self.copies), len(parts))
+
+        def work(worker: int) -> tuple[Tensor, list[Tensor]]:
+            """The summed loss of every ``n_workers``-th part, and its gradients in float32."""
+            model = self.copies[worker]
+            weights = list(model.parameters())
+            with torch.no_grad():
+                torch._foreach_copy_(weights, self.weights)
+            losses, total = [], []
+            for part in parts[worker::n_workers]:
+                images = images_BCHW[part]
+                loss = self.loss_of(model, images, drawn[part]) * (len(images) / n_images)
+                gradients = torch.autograd.grad(loss, weights)
+                if total:
+                    torch._foreach_add_(total, gradients)
+                else:
+                    total = [gradient.float() for gradient in gradients]
+                losses.append(loss.detach())
+            return torch.stack(losses).sum(), total
+
+        done = [work(0)] if n_workers == 1 else list(self.pool.map(work, range(n_workers)))
+        losses, (total, *others) = zip(*done, strict=True)
+        for gradients in others:
+            torch._foreach_add_(total, gradients)
+        for weight, gradient in zip(self.weights, total, strict=True):
+            weight.grad = gradient
+        return torch.stack(losses).sum()
