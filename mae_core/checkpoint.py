@@ -3,7 +3,6 @@
 Two files are kept, the newest and the one before, so that a damaged newest one costs minutes and not the run.
 """
 
-import atexit
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,8 @@ from mae_core.parameters import ParameterError, RunParameters
 
 FREE = ("checkpoint_seconds",)  # parameters that may change when a run is taken up again
 
+PLAIN = ("epoch", "step", "spent", "history", "seconds")  # of a position, all that is not a tensor
+
 
 @dataclass
 class Position:
@@ -25,17 +26,19 @@ class Position:
         losses_S: the losses of this epoch's steps so far.
         epoch: epochs that are complete.
         step: steps of this epoch that are complete.
-        seconds: time spent on them.
+        spent: seconds that these steps took.
         order_n: the order of the images in this epoch.
         history: a list per curve, an entry per complete epoch.
+        seconds: of training, an entry per complete epoch; not in the history, which the same seed gives again.
     """
 
     losses_S: Tensor
     epoch: int = 0
     step: int = 0
-    seconds: float = 0.0
+    spent: float = 0.0
     order_n: Tensor | None = None
     history: dict[str, list[float]] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
 
 
 class Checkpoint:
@@ -63,9 +66,9 @@ class Checkpoint:
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
         tensors |= {"generator": self.generator.get_state(), "losses": at.losses_S, "order": at.order_n}
-        about = {"epoch": at.epoch, "step": at.step, "seconds": at.seconds, "history": at.history}
+        about = {name: getattr(at, name) for name in PLAIN} | {"parameters": self.run.flat()}
         with results.whole(self.newest) as temporary:
-            results.save_tensors(temporary, tensors, about | {"parameters": self.run.flat()})
+            results.save_tensors(temporary, tensors, about)
             if self.newest.exists():
                 self.newest.replace(self.before)
         self.saved_at = time.monotonic()
@@ -107,7 +110,7 @@ class Checkpoint:
         return Position(
             losses_S=tensors["losses"].to(device),
             order_n=tensors["order"].to(device),
-            **{name: about[name] for name in ("epoch", "step", "seconds", "history")},
+            **{name: about[name] for name in PLAIN},
         )
 
     def describe(self) -> str:
@@ -116,12 +119,9 @@ class Checkpoint:
 
 
 def discard(folder: Path) -> None:
-    """Delete a run's checkpoints when this process ends in order.
-
-    Until then they stay: who is killed while the notebook draws its last figures need not train again.
-    """
+    """Delete a run's checkpoints."""
     for path in folder.glob("checkpoint*.safetensors"):
-        atexit.register(path.unlink, missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

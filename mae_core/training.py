@@ -5,6 +5,7 @@ Both write a run's folder (see results.py) and take up an interrupted run where 
 Shapes: B batch, C = 3 colours, H = W pixels, n images of a split.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import math
@@ -132,8 +133,8 @@ def fit(
         test_epoch: measured after each epoch and added to the history.
 
     Returns:
-        Last training loss, seconds of training, images a second, peak memory of the process (on CUDA: of the device)
-        in bytes, data included.
+        Last training loss, seconds of training (in all and by epoch), images a second, peak memory in bytes, data
+        included (of the process; on CUDA of the device).
 
     Raises:
         NotFiniteError: naming the step, the rate and the checkpoint to go back to.
@@ -149,22 +150,12 @@ def fit(
     checkpoint = Checkpoint(folder, model, optimizer, generator, run)
     at = checkpoint.restore(Position(losses_S=torch.zeros(steps, device=device)))
 
-    def check_finite(name: str, values: Tensor) -> None:
-        wrong = values.isfinite().logical_not().nonzero()
-        if len(wrong):
-            step = int(wrong[0]) if len(values) > 1 else at.step - 1
-            raise NotFiniteError(
-                f"the {name} of step {step + 1} of epoch {at.epoch + 1} is {values.flatten()[wrong[0]].item()} at a "
-                f"learning rate of {learning_rate(at.epoch + step / steps, run):.2g}: lower base_lr; "
-                f"{checkpoint.describe()}"
-            )
-
     devices.reset_peak_memory(device)
     bar = progress(total=run.epochs * steps, initial=at.epoch * steps + at.step, desc=folder.name)
     while at.epoch < run.epochs:
         if at.step == 0:
             at.order_n = torch.randperm(len(train), generator=generator, device=device)
-        began = time.perf_counter() - at.seconds
+        began = time.perf_counter() - at.spent
         while at.step < steps:
             rate = learning_rate(at.epoch + at.step / steps, run)
             for group in optimizer.param_groups:
@@ -177,31 +168,47 @@ def fit(
             at.step += 1
             bar.update()
             if checkpoint.due() and at.step < steps:
-                at.seconds = time.perf_counter() - began
-                check_finite("training loss", at.losses_S[: at.step])
+                at.spent = time.perf_counter() - began
+                check_finite("training loss", at.losses_S[: at.step], at, run, checkpoint)
                 checkpoint.save(at)
         mean_loss = at.losses_S.mean().item()  # the one wait for the device in an epoch
-        at.seconds = time.perf_counter() - began
-        check_finite("training loss", at.losses_S)
+        at.spent = time.perf_counter() - began
+        check_finite("training loss", at.losses_S, at, run, checkpoint)
         rate = learning_rate(at.epoch + (steps - 1) / steps, run)
-        entry = {"epoch": at.epoch + 1, "train_loss": mean_loss, "learning_rate": rate, "seconds": at.seconds}
+        entry = {"epoch": at.epoch + 1, "train_loss": mean_loss, "learning_rate": rate}
         entry |= test_epoch()
         for name, value in entry.items():
-            check_finite(name, torch.tensor([value]))
+            check_finite(name, torch.tensor([value]), at, run, checkpoint)
             at.history.setdefault(name, []).append(value)
         bar.set_postfix_str(", ".join(f"{name.replace('_', ' ')} {entry[name]:.4g}" for name in SHOWN if name in entry))
-        at.epoch, at.step, at.seconds = at.epoch + 1, 0, 0.0
+        at.seconds.append(at.spent)
+        at.epoch, at.step, at.spent = at.epoch + 1, 0, 0.0
         if checkpoint.due() or at.epoch == run.epochs:
             checkpoint.save(at)
     bar.close()
     results.write_json(folder / "history.json", at.history)
-    seconds = sum(at.history["seconds"])
+    seconds = sum(at.seconds)
     return {
         "train_loss": at.history["train_loss"][-1],
         "train_seconds": seconds,
+        "epoch_seconds": at.seconds,
         "images_per_second": run.epochs * steps * run.batch_size / seconds,
         "peak_memory_bytes": devices.peak_memory(device),
     }
+
+
+def check_finite(
+    name: str, values_s: Tensor, at: Position, run: PretrainParameters | FinetuneParameters, checkpoint: Checkpoint
+) -> None:
+    """Raise NotFiniteError if one of the values is not finite: those of this epoch's first steps, or of all after it."""
+    wrong = values_s.isfinite().logical_not().nonzero()
+    if len(wrong):
+        step = int(wrong[0]) if len(values_s) == at.step else at.step - 1
+        rate = learning_rate(at.epoch + step / len(at.losses_S), run)
+        raise NotFiniteError(
+            f"the {name} of step {step + 1} of epoch {at.epoch + 1} is {values_s[wrong[0]].item()} at a learning rate of "
+            f"{rate:.2g}: lower base_lr; {checkpoint.describe()}"
+        )
 
 
 def learning_rate(epoch: float, run: PretrainParameters | FinetuneParameters) -> float:
@@ -285,6 +292,8 @@ def recorded(
         raise ParameterError(str(error)) from error
     devices.set_up(run.threads)
     with results.claimed(folder):
+        if (folder / "metrics.json").exists():  # that run is complete: this is a new one
+            discard(folder)
         (folder / "metrics.json").unlink(missing_ok=True)
         began, commit = time.perf_counter(), provenance.commit()
         metrics: dict[str, Any] = {}
@@ -293,7 +302,8 @@ def recorded(
         results.write_json(folder / "parameters.json", run.flat())
         results.write_json(folder / "provenance.json", commit | provenance.collect(run, device))
         results.write_json(folder / "metrics.json", metrics)
-        discard(folder)
+        # Until this process ends in order: who is killed while a notebook draws its last figures need not train again.
+        atexit.register(discard, folder.absolute())
 
 
 def progress(total: int, initial: int, desc: str) -> tqdm:

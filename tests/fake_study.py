@@ -40,7 +40,7 @@ def write(study="fake", seeds=(0,), skip=(), cases=CASES, accuracy=ACCURACY, cla
 def stage(run, name, metrics, rows, history=(1.0, 2.0)):
     folder = run.folder / name
     n = len(history)
-    curves = {"epoch": [*range(1, n + 1)], "train_loss": [1 / i for i in range(1, n + 1)], "seconds": [1.0] * n}
+    curves = {"epoch": [*range(1, n + 1)], "train_loss": [1 / i for i in range(1, n + 1)]}
     write_json(folder / "history.json", curves | {"test_accuracy": list(history), "test_loss": [1.0] * n})
     write_json(folder / "parameters.json", run.flat())
     write_json(folder / "provenance.json", provenance())

@@ -1,0 +1,220 @@
+"""Whatever kills a run, taken up again it ends with the same bits."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mae_core import checkpoint, results
+from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
+from mae_core.results import load_tensors
+from mae_core.training import NotFiniteError, finetune, pretrain
+
+STAGES = {"pretrain": (PretrainParameters, pretrain), "finetune": (FinetuneParameters, finetune)}
+OFTEN = {"checkpoint_seconds": 0.0, "augment": "crop-flip", "width": 32, "decoder_width": 32, "probes": False}
+
+# Children are forked from a server that has imported everything: a start costs milliseconds, and no thread is cloned.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["mae_core.training"])
+
+
+def parameters(stage, tiny, **more):
+    values = {**tiny, **OFTEN, **more}
+    if stage == "pretrain":
+        values.pop("probes")
+    return STAGES[stage][0].check(values)
+
+
+def train(stage, run, folder, die_at=""):
+    """What a child process does: train, and kill itself at the named moment of its second checkpoint."""
+    os.chdir(folder)
+    replace, seen = Path.replace, []
+
+    def replace_or_die(self, target):
+        kind = "newest" if Path(target).name == "checkpoint.safetensors" else "before"
+        kind = kind if "checkpoint" in Path(target).name else "other"
+        seen.append(kind)
+        if die_at == f"before {kind}" and seen.count(kind) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = replace(self, target)
+        if die_at == f"after {kind}" and seen.count(kind) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    if die_at:
+        Path.replace = replace_or_die
+    STAGES[stage][1](run)
+
+
+def start(stage, run, die_at=""):
+    child = processes.Process(target=train, args=(stage, run, os.getcwd(), die_at))
+    child.start()
+    return child
+
+
+def outcome(run, stage):
+    """The bytes of a run that do not tell the time."""
+    folder = run.folder / stage
+    tensors, _ = load_tensors(folder / "weights.safetensors")
+    return {name: t.numpy().tobytes() for name, t in tensors.items()}, (folder / "history.json").read_bytes()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_ten_times_at_random_it_ends_with_the_same_bits(tiny, stage):
+    whole, cut = (parameters(stage, tiny, case=case, epochs=12) for case in ("whole", "cut"))
+    STAGES[stage][1](whole)
+    newest, clock = cut.folder / stage / "checkpoint.safetensors", random.Random(0)
+    for _ in range(10):
+        seen = newest.stat().st_mtime_ns if newest.exists() else 0
+        child = start(stage, cut)
+        while child.is_alive() and not (newest.exists() and newest.stat().st_mtime_ns > seen):
+            time.sleep(0.002)
+        time.sleep(clock.uniform(0, 0.1))
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL, "it ended before it was killed"
+    assert not (cut.folder / stage / "metrics.json").exists()
+    child = start(stage, cut)
+    child.join()
+    assert child.exitcode == 0
+    assert outcome(cut, stage) == outcome(whole, stage)
+
+
+@pytest.mark.parametrize("moment", ["before before", "after before", "before newest", "after newest"])
+def test_killed_while_it_writes_a_checkpoint_it_loses_none(tiny, moment):
+    whole, cut = (parameters("pretrain", tiny, case=case) for case in ("whole", "cut"))
+    pretrain(whole)
+    child = start("pretrain", cut, moment)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert list((cut.folder / "pretrain").glob("checkpoint*.safetensors"))
+    pretrain(cut)
+    assert outcome(cut, "pretrain") == outcome(whole, "pretrain")
+
+
+def interrupted(tiny, monkeypatch, stage="pretrain", after=3, **more):
+    """A run that ended after some checkpoints."""
+    run, save, saved = parameters(stage, tiny, **more), checkpoint.Checkpoint.save, []
+
+    def save_then_stop(self, at):
+        save(self, at)
+        saved.append((at.epoch, at.step))
+        if len(saved) == after:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoint, "save", save_then_stop)
+        with pytest.raises(KeyboardInterrupt):
+            STAGES[stage][1](run)
+    return run, saved
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "empty"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny, monkeypatch, capsys, damage):
+    whole = parameters("pretrain", tiny, case="whole")
+    pretrain(whole)
+    run, saved = interrupted(tiny, monkeypatch)
+    newest = run.folder / "pretrain" / "checkpoint.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 4
+    newest.write_bytes({"truncated": content[:-100], "one bit": content, "empty": b""}[damage])
+    taken, restore = [], checkpoint.Checkpoint.restore
+    monkeypatch.setattr(checkpoint.Checkpoint, "restore", lambda self, at: taken.append(restore(self, at)) or taken[0])
+    steps = []
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: steps.append(1) and False)
+    pretrain(run)
+    assert f"{newest} is damaged" in capsys.readouterr().out
+    assert len(steps) == 16 + 2 - saved[-2][1]  # of two epochs of eight steps, asked after each step and each epoch
+    assert outcome(run, "pretrain") == outcome(whole, "pretrain")
+
+
+def test_with_both_checkpoints_damaged_it_starts_anew(tiny, monkeypatch, capsys):
+    whole = parameters("pretrain", tiny, case="whole")
+    pretrain(whole)
+    run, _ = interrupted(tiny, monkeypatch)
+    for path in (run.folder / "pretrain").glob("checkpoint*.safetensors"):
+        path.write_bytes(b"nothing")
+    pretrain(run)
+    assert capsys.readouterr().out.count("is damaged") == 2
+    assert outcome(run, "pretrain") == outcome(whole, "pretrain")
+
+
+def test_a_run_taken_up_again_does_not_repeat_its_steps(tiny, monkeypatch):
+    run, saved = interrupted(tiny, monkeypatch, after=5)
+    assert saved[-1] == (0, 5)
+    steps = []
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: steps.append(1) and False)
+    pretrain(run)
+    assert len(steps) == 16 + 2 - 5
+
+
+def test_a_checkpoint_of_other_parameters_is_refused_by_name(tiny, monkeypatch):
+    interrupted(tiny, monkeypatch)
+    with pytest.raises(ParameterError, match=r"mask_ratio is 0.5, but the unfinished run .* has 0.75: delete"):
+        pretrain(parameters("pretrain", tiny, mask_ratio=0.5))
+    pretrain(parameters("pretrain", tiny, checkpoint_seconds=100.0))
+
+
+def test_checkpoints_go_when_the_process_ends_in_order_and_not_before(tiny, monkeypatch):
+    run = parameters("pretrain", tiny)
+    script = (
+        "import json, sys; from mae_core.training import pretrain; from mae_core.parameters import PretrainParameters"
+    )
+    script += "\nrun = PretrainParameters.check(json.loads(sys.argv[1])); pretrain(run)"
+    script += "\nassert len(list(run.folder.rglob('checkpoint*.safetensors'))) == 2"
+    subprocess.run([sys.executable, "-c", script, json.dumps(run.flat())], check=True)
+    assert (run.folder / "pretrain" / "metrics.json").exists()
+    assert not list(run.folder.rglob("checkpoint*"))
+
+
+def test_who_is_killed_after_training_does_not_train_again(tiny, monkeypatch):
+    run = parameters("pretrain", tiny)
+    pretrain(run)
+    first = outcome(run, "pretrain")
+    (run.folder / "pretrain" / "metrics.json").unlink()  # as Snakemake does before it repeats what was cut off
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: pytest.fail("it takes a step"))
+    pretrain(run)
+    assert outcome(run, "pretrain") == first
+
+
+def test_who_changes_a_parameter_of_a_complete_run_starts_anew(tiny):
+    pretrain(parameters("pretrain", tiny))
+    run = parameters("pretrain", tiny, mask_ratio=0.5)
+    pretrain(run)
+    assert results.read_json(run.folder / "pretrain" / "parameters.json")["mask_ratio"] == 0.5
+
+
+def test_a_loss_that_is_not_finite_is_never_saved(tiny, monkeypatch):
+    from mae_core import training
+
+    calls, error = [], training.masked_error
+
+    def fails_at_step_six(*words):
+        calls.append(1)
+        return error(*words) * (float("nan") if len(calls) == 6 else 1)
+
+    monkeypatch.setattr(training, "masked_error", fails_at_step_six)
+    run = parameters("pretrain", tiny, epochs=1)
+    with pytest.raises(NotFiniteError, match=r"step 6 of epoch 1 is nan .* last good checkpoint is .*checkpoint"):
+        pretrain(run)
+    _, about = load_tensors(run.folder / "pretrain" / "checkpoint.safetensors")
+    assert about["step"] == 5
+
+
+def test_a_flipped_bit_anywhere_in_weights_is_noticed(tmp_path):
+    import torch
+
+    path = tmp_path / "weights.safetensors"
+    results.save_tensors(path, {"a": torch.randn(4, 4), "b": torch.arange(3)}, {"epochs": 10})
+    good = path.read_bytes()
+    for position in range(len(good)):
+        path.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
+        with pytest.raises(ValueError, match=r"is damaged|was not written"):
+            load_tensors(path)
