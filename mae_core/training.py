@@ -50,17 +50,7 @@ def pretrain(run: PretrainParameters) -> MaskedAutoencoder:
     with recorded(run, run.folder / "pretrain") as (folder, device, metrics):
         train, test = load_both(run, device)
         model = new_model(MaskedAutoencoder, run, device)
-
-        def draw(labels_B: Tensor, generator: torch.Generator) -> Mask:
-            return sample_mask(
-                run.mask_strategy, run.mask_ratio, len(labels_B), run.model.grid_size, generator, labels_B.device
-            )
-
-        def loss_of(model: nn.Module, images_BCHW: Tensor, mask: Mask) -> Tensor:
-            pred_BMP = model(images_BCHW, mask, run.mask_tokens_in_encoder, masked_only=True)
-            return masked_error(pred_BMP, images_BCHW, mask, run.patch_size, run.norm_pix)
-
-        metrics |= fit(model, draw, loss_of, train, run, folder, device)
+        metrics |= fit(model, reconstruction(run), train, run, folder, device)
         metrics |= evaluation.reconstruction_metrics(model, test, run, device)
         metrics["flops_per_image"] = flops.of_pretraining(run)
         results.save_sheet(folder / "pictures.png", evaluation.pictures(model, test, run, device))
@@ -83,12 +73,6 @@ def finetune(run: FinetuneParameters) -> Classifier:
         if run.probes:
             metrics["probes"] = probes.evaluate(model.encoder, train, test, run, device)
 
-        def draw(labels_B: Tensor, generator: torch.Generator) -> Tensor:
-            return labels_B
-
-        def loss_of(model: nn.Module, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
-            return F.cross_entropy(model(images_BCHW).float(), labels_B)
-
         def test_epoch() -> dict[str, float]:
             scores_nC = evaluation.class_scores(model, test, run, device)
             return {
@@ -96,7 +80,7 @@ def finetune(run: FinetuneParameters) -> Classifier:
                 "test_accuracy": evaluation.accuracy(scores_nC, test.labels_n),
             }
 
-        metrics |= fit(model, draw, loss_of, train, run, folder, device, test_epoch)
+        metrics |= fit(model, CLASSIFICATION, train, run, folder, device, test_epoch)
         history = results.read_json(folder / "history.json")
         metrics["last_epoch_accuracy"] = history["test_accuracy"][-1]
         metrics["best_epoch_accuracy"] = max(history["test_accuracy"])
@@ -107,10 +91,43 @@ def finetune(run: FinetuneParameters) -> Classifier:
     return model
 
 
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a model is trained for.
+
+    Attributes:
+        draw: what a batch is to predict, given its labels_B and the run's generator: its masks, or the labels. It can
+            be sliced along the batch.
+        loss_of: of a model, images_BCHW in [-1, 1] and what was drawn for them: a mean over the images, in float32.
+    """
+
+    draw: Callable[[Tensor, torch.Generator], Any]
+    loss_of: Callable[[nn.Module, Tensor, Any], Tensor]
+
+
+def reconstruction(run: PretrainParameters) -> Objective:
+    """Predict the pixels of masked patches."""
+
+    def draw(labels_B: Tensor, generator: torch.Generator) -> Mask:
+        grid_size = run.model.grid_size
+        return sample_mask(run.mask_strategy, run.mask_ratio, len(labels_B), grid_size, generator, labels_B.device)
+
+    def loss_of(model: nn.Module, images_BCHW: Tensor, mask: Mask) -> Tensor:
+        pred_BMP = model(images_BCHW, mask, run.mask_tokens_in_encoder, masked_only=True)
+        return masked_error(pred_BMP, images_BCHW, mask, run.patch_size, run.norm_pix)
+
+    return Objective(draw, loss_of)
+
+
+CLASSIFICATION = Objective(
+    draw=lambda labels_B, generator: labels_B,
+    loss_of=lambda model, images_BCHW, labels_B: F.cross_entropy(model(images_BCHW).float(), labels_B),
+)
+
+
 def fit(
     model: nn.Module,
-    draw: Callable[[Tensor, torch.Generator], Any],
-    loss_of: Callable[[nn.Module, Tensor, Any], Tensor],
+    objective: Objective,
     train: Split,
     run: PretrainParameters | FinetuneParameters,
     folder: Path,
@@ -123,9 +140,7 @@ def fit(
 
     Args:
         model: its float32 weights are trained in place; copies of it compute (see replicas.py).
-        draw: what a batch is to predict, given its labels_B and the run's generator: its masks, or the labels. It can
-            be sliced along the batch.
-        loss_of: of a copy of the model, images_BCHW in [-1, 1] and what was drawn for them: a mean over the images.
+        objective: what it is trained for.
         train: uint8 images on the device.
         run: epochs, rates and the like.
         folder: where checkpoints and ``history.json`` go.
@@ -145,8 +160,8 @@ def fit(
     plan = devices.choose_plan(run, device)
     print(plan)
     optimizer = new_optimizer(model, run)
-    replicas = Replicas(model, plan.precision, plan.workers, torch.compile(loss_of) if plan.compiled else loss_of)
     generator = torch.Generator(device).manual_seed(run.seed)
+    take_step = new_step(model, objective, train, run, plan, optimizer, generator)
     checkpoint = Checkpoint(folder, model, optimizer, generator, run)
     at = checkpoint.restore(Position(losses_S=torch.zeros(steps, device=device)))
 
@@ -157,14 +172,8 @@ def fit(
             at.order_n = torch.randperm(len(train), generator=generator, device=device)
         began = time.perf_counter() - at.spent
         while at.step < steps:
-            rate = learning_rate(at.epoch + at.step / steps, run)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             batch_B = at.order_n[at.step * run.batch_size : (at.step + 1) * run.batch_size]
-            images_BCHW = to_unit(augment(train.images_nCHW[batch_B], run.augment, generator))
-            drawn = draw(train.labels_n[batch_B], generator)
-            at.losses_S[at.step] = replicas.compute_gradients(images_BCHW, drawn, plan.images_at_once)
-            optimizer.step()
+            at.losses_S[at.step] = take_step(batch_B, learning_rate(at.epoch + at.step / steps, run))
             at.step += 1
             bar.update()
             if checkpoint.due() and at.step < steps:
@@ -195,6 +204,31 @@ def fit(
         "images_per_second": run.epochs * steps * run.batch_size / seconds,
         "peak_memory_bytes": devices.peak_memory(device),
     }
+
+
+def new_step(
+    model: nn.Module,
+    objective: Objective,
+    train: Split,
+    run: PretrainParameters | FinetuneParameters,
+    plan: devices.Plan,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> Callable[[Tensor, float], Tensor]:
+    """A function of the images' indices and the learning rate that takes one step, and returns the loss before it."""
+    loss_of = torch.compile(objective.loss_of) if plan.compiled else objective.loss_of
+    replicas = Replicas(model, plan.precision, plan.workers, loss_of)
+
+    def take_step(batch_B: Tensor, rate: float) -> Tensor:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        images_BCHW = to_unit(augment(train.images_nCHW[batch_B], run.augment, generator))
+        drawn = objective.draw(train.labels_n[batch_B], generator)
+        loss = replicas.compute_gradients(images_BCHW, drawn, plan.images_at_once)
+        optimizer.step()
+        return loss
+
+    return take_step
 
 
 def check_finite(

@@ -1,0 +1,142 @@
+"""Run the benchmark and write its results.
+
+python -m benchmarks                       everything, some forty minutes on two cores
+python -m benchmarks --tasks pretrain      one comparison
+python -m benchmarks --tiny                a small model, to see that it works
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import platform
+import re
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import summary
+from benchmarks.contestants import Contestant, Shape
+from benchmarks.limits import LIMITS
+from benchmarks.measure import Timing, take_turns
+from mae_core import devices, flops, provenance, results
+from mae_core.masking import STRATEGIES, sample_mask
+from mae_core.parameters import FinetuneParameters, PretrainParameters
+
+VIT_T2, TINY = Shape(), Shape(patch_size=8, width=24, depth=1, heads=2, decoder_depth=1, batch_size=32)
+PEERS = ("transformers", "lightly")
+COMPARED = ("pretrain", "finetune", "evaluate")
+SCALED = {
+    "batch_size": [{"batch_size": size} for size in (16, 64, 256)],
+    "image_size": [{"image_size": size, "batch_size": 8} for size in (32, 64, 96)],
+    "width": [{"width": width, "heads": width // 64, "batch_size": 32} for width in (64, 192, 384)],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
+    parser.add_argument("--tasks", nargs="+", choices=(*COMPARED, "ours", "scaling"), help="default: all")
+    parser.add_argument("--blocks", type=int, default=5, help="timed blocks of each contestant (default: 5)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of a block, about (default: 4)")
+    parser.add_argument("--tiny", action="store_true", help="a small model, in a minute or two")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the results")
+    words = parser.parse_args()
+    tasks = words.tasks or [*COMPARED, "ours", "scaling"]
+    shape = TINY if words.tiny else VIT_T2
+    path = words.out / machine_name()
+    # A part that runs again takes its place among the parts that are there.
+    content = results.read_json(path.with_suffix(".json")) if path.with_suffix(".json").exists() else {"parts": {}}
+    for task in tasks:
+        print(f"== {task}", flush=True)
+        timings = take_turns(list(contestants(task, shape, words.tiny)), words.blocks, words.seconds)
+        part = {"timings": [as_plain(timing) for timing in timings], "about": about()}
+        if task == "ours":
+            part["masks"] = mask_seconds(shape)
+        content["parts"][task] = part
+        summary.write(path, content)
+    print(summary.markdown(content))
+
+
+def contestants(task: str, shape: Shape, tiny: bool) -> Iterator[Contestant | str]:
+    """Who takes turns in one part of the benchmark: the machine's limits first."""
+    yield from LIMITS
+    if task == "scaling":
+        for variants in SCALED.values():
+            for more in variants if not tiny else variants[:1]:
+                yield Contestant("ours", "pretrain", "bfloat16", False, dataclasses.replace(shape, **more))
+        return
+    if task == "ours":
+        for own in ("pretrain", "mask tokens", "epoch", "steps alone"):
+            yield Contestant("ours", own, "bfloat16", False, shape)
+        return
+    for name in ("ours", *PEERS):
+        for precision in ("bfloat16", "float32"):
+            for compiled in (False, True):
+                if task != "evaluate" or not compiled:
+                    yield Contestant(name, task, precision, compiled, shape)
+
+
+def as_plain(timing: Timing) -> dict[str, Any]:
+    who = {"limit": timing.who} if isinstance(timing.who, str) else dataclasses.asdict(timing.who)
+    plain = {**who, "unit": timing.unit, "rates": timing.rates, "median": timing.median}
+    plain |= {"first_seconds": timing.first_seconds, "peak_bytes": timing.peak_bytes}
+    if isinstance(timing.who, Contestant):
+        plain["label"] = timing.who.label
+        plain["flops_per_image"] = training_flops(timing.who)
+    return plain
+
+
+def training_flops(who: Contestant) -> int:
+    """FLOPs of the model that an image costs: forward, and twice as much backward where it trains.
+
+    The same for every contestant, whatever it computes beyond or spares: the published model predicts all patches.
+    """
+    shape = {k: v for k, v in dataclasses.asdict(who.shape).items() if k not in ("image_size", "batch_size")}
+    shape |= {"decoder_width": who.shape.width, "decoder_heads": who.shape.heads}
+    if who.task in ("finetune", "evaluate"):
+        forward = flops.of_classifier(sized(FinetuneParameters, who, shape))
+        return forward * (3 if who.task == "finetune" else 1)
+    return 3 * flops.of_pretraining(
+        sized(PretrainParameters, who, {**shape, "mask_tokens_in_encoder": who.task == "mask tokens"})
+    )
+
+
+def sized(kind: type, who: Contestant, values: dict[str, Any]) -> Any:
+    fields = [("image_size", int, who.shape.image_size)]
+    return dataclasses.make_dataclass("Sized", fields, bases=(kind,), frozen=True)(**values)
+
+
+def mask_seconds(shape: Shape, batch: int = 4096, repeats: int = 5) -> dict[str, Any]:
+    """Time to sample the masks of a batch, by strategy."""
+    device, grid_size = devices.choose_device(), shape.image_size // shape.patch_size
+    found: dict[str, Any] = {"batch": batch}
+    for strategy in STRATEGIES:
+        times = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            sample_mask(strategy, 0.75, batch, grid_size, None, device).ids_shuffle_BN.sum().item()
+            times.append(time.perf_counter() - began)
+        found[strategy] = statistics.median(times)
+    return found
+
+
+def about() -> dict[str, Any]:
+    """The machine and the versions, for the reader of the results."""
+    packages = ("torch", "transformers", "lightly", "timm")
+    return {
+        **provenance.commit(),
+        "device": devices.describe(devices.choose_device()),
+        "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def machine_name() -> str:
+    """A file name for this machine's results."""
+    name = devices.describe(devices.choose_device())
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""The contestants: one training step of each model, as its users would write it.
+
+Every contestant is given the same: images as uint8 in memory, a batch of random indices, the same width, depth, patch
+and batch. Ours takes the steps that the notebooks take; a peer gets the plainest loop around its own model and loss
+(no data loader, no augmentation), with the optimizer's fused step.
+
+Shapes: B batch, C = 3 colours, H = W pixels.
+"""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mae_core import devices, training
+from mae_core.checkpoint import discard
+from mae_core.data import Split, to_unit
+from mae_core.evaluation import class_scores
+from mae_core.mae import Classifier, MaskedAutoencoder
+from mae_core.parameters import FinetuneParameters, PretrainParameters
+from mae_core.replicas import Replicas
+
+TASKS = ("pretrain", "mask tokens", "finetune", "evaluate", "epoch", "steps alone")
+N_IMAGES = 4096  # in memory; steps draw their batches from these
+EPOCH_STEPS = 4  # of the task "epoch"
+MLP_RATIO = 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model and a batch; the defaults are the report's ViT-T/2."""
+
+    image_size: int = 32
+    patch_size: int = 2
+    width: int = 192
+    depth: int = 12
+    heads: int = 3
+    decoder_depth: int = 4
+    batch_size: int = 128
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Who runs what, and how."""
+
+    name: str  # ours, transformers, lightly
+    task: str
+    precision: str  # float32, bfloat16
+    compiled: bool
+    shape: Shape = Shape()
+    threads: int = 0
+    device: str = "auto"
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {self.precision}{', compiled' * self.compiled}"
+
+
+def build(contestant: Contestant) -> Callable[[], object]:
+    """A function that takes one step of ``contestant`` (evaluates one batch, trains for one epoch)."""
+    torch.manual_seed(0)
+    device = devices.choose_device(contestant.device)
+    data = Split(
+        torch.randint(0, 256, (N_IMAGES, 3, *[contestant.shape.image_size] * 2), dtype=torch.uint8, device=device),
+        torch.randint(0, 10, (N_IMAGES,), device=device),
+        tuple("0123456789"),
+    )
+    if contestant.name == "ours":
+        return ours(contestant, data, device)
+    if contestant.threads:
+        torch.set_num_threads(contestant.threads)
+    return peer(contestant, data, device)
+
+
+def parameters(contestant: Contestant) -> PretrainParameters | FinetuneParameters:
+    """Ours, as the notebooks would run it."""
+    kind = FinetuneParameters if contestant.task in ("finetune", "evaluate") else PretrainParameters
+
+    @dataclass(frozen=True)
+    class Sized(kind):  # the data sets' images have 32 pixels a side, and so have the notebooks'
+        image_size: int = 32
+
+    shape = dataclasses.asdict(contestant.shape)
+    more = {"decoder_width": shape["width"], "decoder_heads": shape["heads"], "augment": "crop-flip"}
+    if contestant.task == "mask tokens":
+        more["mask_tokens_in_encoder"] = True
+    return Sized(
+        **shape, **more, precision=contestant.precision, compile="on" if contestant.compiled else "off",
+        threads=contestant.threads, device=contestant.device,
+    )  # fmt: skip
+
+
+def ours(contestant: Contestant, data: Split, device: torch.device) -> Callable[[], object]:
+    run = parameters(contestant)
+    devices.set_up(run.threads)
+    batch = contestant.shape.batch_size
+    if contestant.task == "evaluate":
+        model = training.new_model(Classifier, run, device)
+        one_batch = Split(data.images_nCHW[:batch], data.labels_n[:batch], data.classes)
+        return lambda: class_scores(model, one_batch, run, device)
+    if contestant.task == "finetune":
+        model, objective = training.new_model(Classifier, run, device), training.CLASSIFICATION
+    else:
+        model, objective = training.new_model(MaskedAutoencoder, run, device), training.reconstruction(run)
+    if contestant.task == "epoch":
+        folder, size = Path(tempfile.mkdtemp()), batch * EPOCH_STEPS
+        some = Split(data.images_nCHW[:size], data.labels_n[:size], data.classes)
+        once = dataclasses.replace(run, epochs=1, checkpoint_seconds=1e9)
+        return lambda: (training.fit(model, objective, some, once, folder, device), discard(folder))
+    generator = torch.Generator(device).manual_seed(0)
+    optimizer, plan = training.new_optimizer(model, run), devices.choose_plan(run, device)
+    if contestant.task == "steps alone":
+        replicas = Replicas(model, plan.precision, plan.workers, objective.loss_of)
+        images_BCHW, mask = to_unit(data.images_nCHW[:batch]), objective.draw(data.labels_n[:batch], generator)
+        return lambda: (replicas.compute_gradients(images_BCHW, mask, plan.images_at_once), optimizer.step())
+    take_step = training.new_step(model, objective, data, run, plan, optimizer, generator)
+    return lambda: take_step(torch.randperm(N_IMAGES, generator=generator, device=device)[:batch], 1e-4)
+
+
+def peer(contestant: Contestant, data: Split, device: torch.device) -> Callable[[], object]:
+    shape, task = contestant.shape, contestant.task
+    model = PEERS[contestant.name, "pretrain" if task == "pretrain" else "classify"](shape).to(device)
+    forward = torch.compile(model) if contestant.compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    if contestant.precision == "float32":
+        autocast = contextlib.nullcontext
+    else:
+        autocast = lambda: torch.autocast(device.type, torch.bfloat16)  # noqa: E731
+
+    def step() -> Tensor:
+        batch = torch.randint(0, N_IMAGES, (shape.batch_size,), device=device)
+        images_BCHW, labels_B = to_unit(data.images_nCHW[batch]), data.labels_n[batch]
+        with autocast():
+            output = forward(images_BCHW)
+            loss = output if task == "pretrain" else F.cross_entropy(output.float(), labels_B)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    @torch.no_grad()
+    def evaluate() -> Tensor:
+        model.eval()
+        with autocast():
+            return forward(to_unit(data.images_nCHW[: shape.batch_size]))
+
+    return evaluate if task == "evaluate" else step
+
+
+class TransformersMAE(nn.Module):
+    """``transformers.ViTMAEForPreTraining``: its loss."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+        self.model = ViTMAEForPreTraining(
+            ViTMAEConfig(
+                image_size=shape.image_size, patch_size=shape.patch_size, mask_ratio=0.75,
+                hidden_size=shape.width, intermediate_size=MLP_RATIO * shape.width,
+                num_hidden_layers=shape.depth, num_attention_heads=shape.heads,
+                decoder_hidden_size=shape.width, decoder_intermediate_size=MLP_RATIO * shape.width,
+                decoder_num_hidden_layers=shape.decoder_depth, decoder_num_attention_heads=shape.heads,
+            )
+        )  # fmt: skip
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.model(images_BCHW).loss
+
+
+class TransformersClassifier(nn.Module):
+    """``transformers.ViTForImageClassification``: its class scores."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        from transformers import ViTConfig, ViTForImageClassification
+
+        self.model = ViTForImageClassification(
+            ViTConfig(
+                image_size=shape.image_size, patch_size=shape.patch_size, num_labels=10,
+                hidden_size=shape.width, intermediate_size=MLP_RATIO * shape.width,
+                num_hidden_layers=shape.depth, num_attention_heads=shape.heads,
+            )
+        )  # fmt: skip
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.model(images_BCHW).logits
+
+
+def timm_vit(shape: Shape, n_classes: int) -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        img_size=shape.image_size, patch_size=shape.patch_size, embed_dim=shape.width, depth=shape.depth,
+        num_heads=shape.heads, mlp_ratio=MLP_RATIO, num_classes=n_classes,
+    )  # fmt: skip
+
+
+class LightlyMAE(nn.Module):
+    """lightly's parts of an MAE, put together as its documentation shows: its loss."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
+
+        self.patch_size = shape.patch_size
+        self.encoder = MaskedVisionTransformerTIMM(vit=timm_vit(shape, 0))
+        self.decoder = MAEDecoderTIMM(
+            num_patches=(shape.image_size // shape.patch_size) ** 2, patch_size=shape.patch_size,
+            embed_dim=shape.width, decoder_embed_dim=shape.width, decoder_depth=shape.decoder_depth,
+            decoder_num_heads=shape.heads, mlp_ratio=MLP_RATIO, proj_drop_rate=0.0, attn_drop_rate=0.0,
+        )  # fmt: skip
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        from lightly.models import utils
+
+        size = (len(images_BCHW), self.encoder.sequence_length)
+        ids_keep, ids_masked = utils.random_token_mask(size=size, mask_ratio=0.75, device=images_BCHW.device)
+        visible = self.decoder.embed(self.encoder.encode(images=images_BCHW, idx_keep=ids_keep))
+        tokens = utils.repeat_token(self.decoder.mask_token, size)
+        tokens = self.decoder.decode(utils.set_at_index(tokens, ids_keep, visible.type_as(tokens)))
+        pred = self.decoder.predict(utils.get_at_index(tokens, ids_masked))
+        target = utils.get_at_index(utils.patchify(images_BCHW, self.patch_size), ids_masked - 1)
+        return F.mse_loss(pred.float(), target)
+
+
+PEERS: dict[tuple[str, str], Callable[[Shape], nn.Module]] = {
+    ("transformers", "pretrain"): TransformersMAE,
+    ("transformers", "classify"): TransformersClassifier,
+    ("lightly", "pretrain"): LightlyMAE,
+    ("lightly", "classify"): lambda shape: timm_vit(shape, 10),  # lightly fine-tunes timm's transformer
+}

@@ -1,0 +1,127 @@
+"""Turns: every contestant lives in a process of its own and runs only when it is told to, while all others wait.
+
+So each has its own allocator, threads and compiled code, its peak memory is its own, and a slow spell of the machine
+meets all of them alike.
+"""
+
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+
+import torch
+
+from benchmarks import limits
+from benchmarks.contestants import EPOCH_STEPS, Contestant, build
+from mae_core import devices
+
+processes = multiprocessing.get_context("spawn")
+
+
+@dataclass
+class Timing:
+    """What was measured of one contestant.
+
+    Attributes:
+        who: the contestant, or the name of a limit.
+        unit: of the rates.
+        rates: one a block: units a second.
+        first_seconds: of the first step, which compiles, warms up and fills caches; not among the rates.
+        peak_bytes: the most memory that its process held, all in all (on CUDA: on the device).
+    """
+
+    who: Contestant | str
+    unit: str
+    rates: list[float] = field(default_factory=list)
+    first_seconds: float = 0.0
+    peak_bytes: int = 0
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rates)
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def serve(who: Contestant | str, seconds: float, connection: Connection) -> None:
+    """What a contestant's process does: build, take a first step, then a block of steps each time it is asked."""
+    warnings.filterwarnings("ignore")
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
+    try:
+        began = time.perf_counter()
+        if isinstance(who, str):
+            step, per_step, device = limits.LIMITS[who].build(), limits.LIMITS[who].per_step, devices.choose_device()
+        else:
+            step, per_step, device = build(who), who.shape.batch_size, devices.choose_device(who.device)
+            per_step *= EPOCH_STEPS if who.task == "epoch" else 1
+        step()
+        synchronize()
+        first = time.perf_counter()
+        connection.send(first - began)
+        step()
+        synchronize()
+        n_steps = max(1, round(seconds / (time.perf_counter() - first)))
+        while connection.recv():
+            began = time.perf_counter()
+            for _ in range(n_steps):
+                step()
+            synchronize()  # a GPU is waited for once a block, not at every step
+            connection.send(n_steps * per_step / (time.perf_counter() - began))
+        connection.send(devices.peak_memory(device))
+    except Exception as error:
+        connection.send(error)
+
+
+def take_turns(
+    whos: list[Contestant | str], blocks: int, seconds: float, tell: Callable[[str], None] = print
+) -> list[Timing]:
+    """Time all contestants in one run, in turns.
+
+    Args:
+        whos: contestants and names of limits.
+        blocks: timed blocks of each; the order is turned round from round to round.
+        seconds: length of a block, about, and one step at least.
+        tell: gets a line of progress.
+
+    Raises:
+        RuntimeError: if a contestant fails, naming it.
+    """
+    timings, connections, children = [], [], []
+
+    def ask(index: int, word: object) -> object:
+        if word is not None:
+            connections[index].send(word)
+        answer = connections[index].recv()
+        if isinstance(answer, Exception):
+            raise RuntimeError(f"{whos[index]} failed: {answer}")
+        return answer
+
+    try:
+        for index, who in enumerate(whos):
+            here, there = processes.Pipe()
+            child = processes.Process(target=serve, args=(who, seconds, there), daemon=True)
+            child.start()
+            connections.append(here)
+            children.append(child)
+            unit = limits.LIMITS[who].unit if isinstance(who, str) else "images"
+            timings.append(Timing(who, unit, first_seconds=ask(index, None)))
+            tell(f"{who if isinstance(who, str) else who.label}: first step after {timings[-1].first_seconds:.1f} s")
+        for block in range(blocks):
+            order = list(range(len(whos)))
+            for index in order if block % 2 == 0 else order[::-1]:
+                timings[index].rates.append(ask(index, True))
+            tell(f"block {block + 1} of {blocks}")
+        for index, timing in enumerate(timings):
+            timing.peak_bytes = ask(index, False)
+    finally:
+        for child in children:
+            child.kill()
+    return timings

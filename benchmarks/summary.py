@@ -1,0 +1,149 @@
+"""The benchmark's results as JSON, as a table and as a figure, all from the same content."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from mae_core import results
+
+TITLES = {
+    "pretrain": "Pre-training (random masks, 75 %)",
+    "finetune": "Fine-tuning",
+    "evaluate": "Evaluation",
+}
+OURS = "#1f5fa8"
+PEER = "#b9b9b9"
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write ``path`` with the suffixes .json, .md and .svg."""
+    results.write_json(path.with_suffix(".json"), content)
+    with results.whole(path.with_suffix(".md")) as temporary:
+        temporary.write_text(markdown(content))
+    if any(task in content["parts"] for task in TITLES):
+        with results.whole(path.with_suffix(".svg")) as temporary:
+            figure(content).savefig(temporary, format="svg", metadata={"Date": None})
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The tables, as Markdown."""
+    lines = []
+    for task, title in TITLES.items():
+        if task in content["parts"]:
+            lines += [f"**{title}**", "", *comparison(content["parts"][task]), ""]
+    if "ours" in content["parts"]:
+        lines += ["**Ours in detail**", "", *details(content), ""]
+    if "scaling" in content["parts"]:
+        lines += ["**How pre-training scales** (bfloat16, not compiled)", "", *scaling(content["parts"]["scaling"]), ""]
+    return "\n".join(lines)
+
+
+def racers(part: dict[str, Any]) -> list[dict[str, Any]]:
+    return [timing for timing in part["timings"] if "label" in timing]
+
+
+def limit(part: dict[str, Any], name: str) -> float:
+    return next(timing["median"] for timing in part["timings"] if timing.get("limit") == name)
+
+
+def share(timing: dict[str, Any], part: dict[str, Any]) -> float:
+    """What part of the machine's matrix products, in its precision, the model's FLOPs take up."""
+    return timing["flops_per_image"] * timing["median"] / limit(part, f"{timing['precision']} matrix product")
+
+
+def spread(timing: dict[str, Any]) -> str:
+    return f"{min(timing['rates']):,.1f} – {max(timing['rates']):,.1f}"
+
+
+def comparison(part: dict[str, Any]) -> list[str]:
+    """A row per contestant, fastest first."""
+    ours = max(timing["median"] for timing in racers(part) if timing["name"] == "ours")
+    batch = racers(part)[0]["shape"]["batch_size"]
+    rows = [
+        "| | images/s | least – most | s a step | ours is faster by | of the limit | peak memory | first step after |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for timing in sorted(racers(part), key=lambda timing: -timing["median"]):
+        rows.append(
+            f"| {timing['label']} | {timing['median']:,.1f} | {spread(timing)} | {batch / timing['median']:.2f} "
+            f"| {ours / timing['median']:.2f} × | {share(timing, part):.0%} | {timing['peak_bytes'] / 2**30:.1f} GiB "
+            f"| {timing['first_seconds']:.0f} s |"
+        )
+    return [*rows, "", limits_sentence(part)]
+
+
+def limits_sentence(part: dict[str, Any]) -> str:
+    about, blocks = part["about"], len(part["timings"][0]["rates"])
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    return (
+        f"{about['device']}; {versions}; commit {str(about['commit'])[:7]}. Median of {blocks} blocks, in turns. "
+        f"Limits in the same run: matrix products {limit(part, 'bfloat16 matrix product') / 1e9:,.0f} GFLOP/s in bfloat16 "
+        f"and {limit(part, 'float32 matrix product') / 1e9:,.0f} in float32, memory copy "
+        f"{limit(part, 'memory copy') / 1e9:,.1f} GB/s."
+    )
+
+
+def details(content: dict[str, Any]) -> list[str]:
+    part = content["parts"]["ours"]
+    rate = {timing["task"]: timing["median"] for timing in racers(part)}
+    masks = part["masks"]
+    rows = ["| | images/s | least – most | of the limit |", "|---|---|---|---|"]
+    for timing in racers(part):
+        rows.append(f"| {timing['task']} | {timing['median']:,.1f} | {spread(timing)} | {share(timing, part):.0%} |")
+    shares = ", ".join(
+        f"{name} {masks[name] * 1e3:.0f} ms ({masks[name] * rate['pretrain'] / masks['batch']:.1%})"
+        for name in ("random", "block", "grid")
+    )
+    return [
+        *rows,
+        "",
+        f"An epoch end to end takes {rate['steps alone'] / rate['epoch'] - 1:+.1%} more time than its steps alone. "
+        f"Sampling the masks of a batch of {masks['batch']} takes, beside its step: {shares}.",
+        "",
+        limits_sentence(part),
+    ]
+
+
+def scaling(part: dict[str, Any]) -> list[str]:
+    rows = ["| batch | image | width | images/s | of the limit | peak memory |", "|---|---|---|---|---|---|"]
+    for timing in racers(part):
+        shape = timing["shape"]
+        rows.append(
+            f"| {shape['batch_size']} | {shape['image_size']} | {shape['width']} | {timing['median']:,.1f} "
+            f"| {share(timing, part):.0%} | {timing['peak_bytes'] / 2**30:.2f} GiB |"
+        )
+    return [*rows, "", limits_sentence(part)]
+
+
+def figure(content: dict[str, Any]) -> Figure:
+    """A panel per task: a bar per contestant, with all its blocks as dots."""
+    tasks = [task for task in TITLES if task in content["parts"]]
+    heights = [len(racers(content["parts"][task])) for task in tasks]
+    drawn = Figure(figsize=(7, 0.9 + 0.27 * sum(heights)), layout="constrained")
+    panels = drawn.subplots(len(tasks), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for panel, task in zip(panels, tasks, strict=True):
+        timings = sorted(racers(content["parts"][task]), key=lambda timing: timing["median"])
+        places = range(len(timings))
+        colours = [OURS if timing["name"] == "ours" else PEER for timing in timings]
+        panel.barh(places, [timing["median"] for timing in timings], color=colours)
+        for place, timing in zip(places, timings, strict=True):
+            panel.plot(timing["rates"], [place] * len(timing["rates"]), "|", color="black", markersize=5)
+        panel.set_yticks(places, [timing["label"] for timing in timings])
+        panel.set_title(TITLES[task], loc="left", fontsize=10)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=8)
+    panels[-1].set_xlabel("images a second (bar: median; ticks: blocks)", fontsize=9)
+    return drawn
+
+
+def ratio(content: dict[str, Any], task: str, name: str = "", precision: str = "") -> float:
+    """Ours over the best of the peers, or of those of that name and precision."""
+    timings = racers(content["parts"][task])
+    ours = max(timing["median"] for timing in timings if timing["name"] == "ours")
+    peers = [
+        timing["median"]
+        for timing in timings
+        if timing["name"] != "ours" and name in ("", timing["name"]) and precision in ("", timing["precision"])
+    ]
+    return ours / max(peers)
