@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mae_core import results
-from mae_core.parameters import ParameterError, RunParameters
+from mae_core.errors import ParameterError
+from mae_core.parameters import RunParameters
 
 FREE = ("checkpoint_seconds",)  # parameters that may change when a run is taken up again
 

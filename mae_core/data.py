@@ -1,14 +1,16 @@
 """Images as one uint8 tensor on the device: CIFAR-10, and ``shapes``, which the package draws itself.
 
-Both lie on disk in the format of CIFAR-10's Python version and are read by torchvision's dataset class, which
-checks the MD5 of every file before it unpickles it.
+Both lie on disk in the format of CIFAR-10's Python version and are read by the same class, torchvision's with a reader
+that checks the MD5 of what it unpickles, and lets nothing come out of a pickle but arrays, lists and text.
 
 Shapes: B batch, n images of a split, C = 3 colours, H = W = 32 pixels.
 """
 
+import codecs
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
@@ -18,6 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,16 +28,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 
-DATASETS = ("shapes", "cifar10")
+from mae_core.errors import MissingDataError
+
+FOLDERS = {"shapes": "shapes-1-batches-py", "cifar10": CIFAR10.base_folder}  # within data_dir
+DATASETS = tuple(FOLDERS)
 AUGMENTATIONS = ("none", "crop-flip")
-
-
-class MissingDataError(FileNotFoundError):
-    """A data set that is not there, or not whole; the message says what to do."""
-
-    def _render_traceback_(self) -> list[str]:
-        """What IPython prints in place of a traceback: the sentence alone."""
-        return [f"MissingDataError: {self}"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def load(
     if dataset == "shapes":
         source = Shapes(data_dir, train=train)
     elif dataset == "cifar10":
-        source = open_cifar10(data_dir, train)
+        source = open_cifar10(Path(data_dir), train)
     else:
         raise ValueError(f"dataset is {dataset!r}, not one of {', '.join(DATASETS)}")
     images = torch.from_numpy(source.data).permute(0, 3, 1, 2)
@@ -86,23 +84,33 @@ def load(
 
 def checksum(dataset: str, data_dir: str | Path = "data") -> str:
     """MD5 over the MD5s of a data set's files, as they lie on disk."""
-    folder = Path(data_dir) / (Shapes if dataset == "shapes" else CIFAR10).base_folder
+    folder = Path(data_dir) / FOLDERS[dataset]
     md5s = [hashlib.md5(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*batch*"))]
     return hashlib.md5("".join(md5s).encode()).hexdigest()
 
 
-def open_cifar10(data_dir: str | Path, train: bool) -> CIFAR10:
-    """torchvision's CIFAR-10; downloaded unless its files are there."""
-    with contextlib.suppress(RuntimeError):
-        return CIFAR10(str(data_dir), train=train)
+def open_cifar10(data_dir: Path, train: bool) -> "CheckedCIFAR10":
+    """CIFAR-10; downloaded by torchvision unless its folder is there."""
+    folder = data_dir / CIFAR10.base_folder
+    if folder.exists():
+        return CheckedCIFAR10(data_dir, train)
     try:
-        with alone(Path(data_dir) / ".download.lock"):
-            return CIFAR10(str(data_dir), train=train, download=True)
+        with alone(data_dir / ".download.lock"):
+            if not folder.exists():
+                download(data_dir)
+            return CheckedCIFAR10(data_dir, train)
     except (OSError, RuntimeError, tarfile.TarError) as error:
         raise MissingDataError(
             f"CIFAR-10 is not in data_dir ({data_dir}) and could not be downloaded ({error}): put its folder "
             f"{CIFAR10.base_folder}/ there, or use dataset: shapes"
         ) from error
+
+
+def download(data_dir: Path) -> None:
+    """Let torchvision download CIFAR-10, and check it, into ``data_dir``: all of it, or nothing."""
+    with tempfile.TemporaryDirectory(dir=data_dir) as unfinished:
+        CIFAR10(unfinished, download=True)
+        os.rename(Path(unfinished) / CIFAR10.base_folder, data_dir / CIFAR10.base_folder)
 
 
 @contextlib.contextmanager
@@ -141,17 +149,74 @@ def augment(images_BCHW: Tensor, how: str, generator: torch.Generator | None = N
     return padded.flatten(2).gather(2, place_BHW.flatten(1)[:, None].expand(-1, C, -1)).reshape(B, C, H, W)
 
 
+class CheckedCIFAR10(CIFAR10):
+    """CIFAR-10 in memory, from files that were checked.
+
+    Attributes:
+        data: images_nHWC, uint8.
+        targets: labels.
+        classes: their names.
+
+    Raises:
+        MissingDataError: if a file is missing or damaged, naming it.
+    """
+
+    def __init__(self, root: str | Path, train: bool = True):
+        folder = Path(root) / self.base_folder
+        entries = [unpickle_checked(folder / name, md5) for name, md5 in (self.train_list if train else self.test_list)]
+        self.data = np.concatenate([entry["data"] for entry in entries]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        self.targets = [label for entry in entries for label in entry["labels"]]
+        meta = unpickle_checked(folder / self.meta["filename"], self.meta["md5"])
+        self.classes = meta[self.meta["key"]]
+
+
+class ArraysOnly(pickle.Unpickler):
+    """Unpickles numbers, text, lists, mappings and arrays; nothing that could run code."""
+
+    ALLOWED = {
+        ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+        ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): codecs.encode,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in a data set")
+        return self.ALLOWED[module, name]
+
+
+def unpickle_checked(path: Path, md5: str) -> Any:
+    """Read a file once, check those bytes, and unpickle them.
+
+    Raises:
+        MissingDataError: if the file is missing, its MD5 differs, or it holds anything but arrays, lists and text.
+    """
+    advice = "delete the folder, it is made again"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise MissingDataError(f"{path} cannot be read ({error.strerror}): {advice}") from error
+    if hashlib.md5(content).hexdigest() != md5:
+        raise MissingDataError(f"{path} is damaged (its MD5 is not {md5}): {advice}")
+    try:
+        return ArraysOnly(io.BytesIO(content), encoding="latin1").load()
+    except Exception as error:
+        raise MissingDataError(f"{path} is no data set ({error}): {advice}") from error
+
+
 # shapes: ten classes of coloured, textured shapes on textured ground ------------------------------------------------
 
 
-class Shapes(CIFAR10):
+class Shapes(CheckedCIFAR10):
     """The package's own data set: 10,000 training and 2,000 test images of ten shapes, seeded.
 
     Files, format and reader are CIFAR-10's. The MD5s stand in ``md5.json`` beside the files, written with them: they
     find damage, not malice. A change of the drawing needs a new number in the folder's name.
     """
 
-    base_folder = "shapes-1-batches-py"
+    base_folder = FOLDERS["shapes"]
     train_batches, test_batches, images_per_batch = 5, 1, 2000
     names = ("circle", "square", "triangle", "diamond", "plus", "ring", "star", "moon", "hexagon", "heart")
 
@@ -159,14 +224,14 @@ class Shapes(CIFAR10):
         folder = Path(root) / self.base_folder
         if not (folder / "md5.json").exists():
             self.draw(folder)
-        md5 = json.loads((folder / "md5.json").read_text())
-        self.train_list = [[name, value] for name, value in md5.items() if name.startswith("data_batch")]
-        self.test_list = [["test_batch", md5["test_batch"]]]
-        self.meta = {"filename": "batches.meta", "key": "label_names", "md5": md5["batches.meta"]}
         try:
-            super().__init__(str(root), train=train)
-        except RuntimeError as error:
-            raise MissingDataError(f"{folder} is damaged: delete the folder, it is drawn again") from error
+            md5 = json.loads((folder / "md5.json").read_text())
+            self.train_list = [[f"data_batch_{i + 1}", md5[f"data_batch_{i + 1}"]] for i in range(self.train_batches)]
+            self.test_list = [["test_batch", md5["test_batch"]]]
+            self.meta = {"filename": "batches.meta", "key": "label_names", "md5": md5["batches.meta"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise MissingDataError(f"{folder}/md5.json is damaged: delete the folder, it is made again") from error
+        super().__init__(root, train=train)
 
     @classmethod
     def draw(cls, folder: Path) -> None:

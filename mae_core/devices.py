@@ -7,12 +7,15 @@ import math
 import platform
 import resource
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+from mae_core.errors import DeviceMemoryError
 
 if TYPE_CHECKING:
     from mae_core.parameters import FinetuneParameters, PretrainParameters
@@ -55,6 +58,25 @@ def cpu_has_bfloat16() -> bool:
 def cast(model: nn.Module, precision: torch.dtype) -> nn.Module:
     """The model with weights of that precision: itself where they are, else a copy."""
     return model if precision == torch.float32 else copy.deepcopy(model).to(precision)
+
+
+@contextlib.contextmanager
+def explained_shortage(images_at_once: int) -> Iterator[None]:
+    """Turn a lack of memory into a sentence with advice.
+
+    Raises:
+        DeviceMemoryError: if the memory does not suffice for ``images_at_once`` images.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+            raise
+        less = max(1, images_at_once // 2)
+        raise DeviceMemoryError(
+            f"the memory does not hold a step of {images_at_once} images at once: set micro_batch: {less} (the results "
+            f"stay the same but for rounding), or less still"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from mae_core.evaluation import reconstruct
 from mae_core.figures import image_rows
 from mae_core.mae import MaskedAutoencoder
 from mae_core.masking import sample_mask
-from mae_core.parameters import DEVICES, ParameterError, Parameters, PretrainParameters, option
+from mae_core.parameters import DEVICES, ParameterError, Parameters, PretrainParameters, check_data_dir, option
 from mae_core.results import load_tensors
 from mae_core.training import pretrain
 
@@ -27,6 +27,9 @@ class ExploreParameters(Parameters):
     data_dir: str = option("data", "folder that holds the data set")
     epochs: int = option(3, "of the small model's training, where it is needed", low=1, high=1000)
     device: str = option("auto", "auto: cuda, else mps, else cpu", choices=DEVICES)
+
+    def check_together(self) -> None:
+        check_data_dir(self.dataset, self.data_dir)
 
 
 def open_model(run: ExploreParameters) -> tuple[MaskedAutoencoder, PretrainParameters]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from mae_core.data import AUGMENTATIONS, DATASETS
+from mae_core.data import AUGMENTATIONS, DATASETS, FOLDERS
+from mae_core.errors import ParameterError
 from mae_core.mae import VARIANTS, ModelConfig
 from mae_core.masking import STRATEGIES, check_grid, count_kept
 from mae_core.vit import ATTENTIONS
@@ -35,14 +36,6 @@ def enter_project() -> None:
         if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
             os.chdir(folder)
             return
-
-
-class ParameterError(ValueError):
-    """A parameter that cannot be used; the message says which one, why, and what is allowed."""
-
-    def _render_traceback_(self) -> list[str]:
-        """What IPython prints in place of a traceback: the sentence alone."""
-        return [f"ParameterError: {self}"]
 
 
 def option(default: Any, about: str, *, choices: tuple[str, ...] = (), low: float = -math.inf, high: float = math.inf):
@@ -135,6 +128,7 @@ class RunParameters(Parameters):
     augment: str = option("none", "crop-flip: shifts up to 4 pixels, mirrors", choices=AUGMENTATIONS)
 
     def check_together(self) -> None:
+        check_data_dir(self.dataset, self.data_dir)
         _ = self.model  # checks its shape
 
     @property
@@ -215,6 +209,16 @@ def check_name(parameter: str, name: str) -> None:
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ParameterError(
             f"{parameter} is {name!r}: a name is letters, digits, '-', '_' and '.', and begins with a letter or digit"
+        )
+
+
+def check_data_dir(dataset: str, data_dir: str) -> None:
+    """Raise ParameterError if a data set would be written outside the working folder: only what is there is read there."""
+    inside = Path(os.path.abspath(data_dir)).is_relative_to(Path.cwd())  # a link inside may lead elsewhere
+    if not inside and not (Path(data_dir) / FOLDERS[dataset]).is_dir():
+        raise ParameterError(
+            f"data_dir is {data_dir!r}: outside the project it must hold {FOLDERS[dataset]}/ already; to have it written "
+            f"there, make data a link to that folder"
         )
 
 

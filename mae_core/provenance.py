@@ -26,16 +26,22 @@ PACKAGES = (
 )
 
 
-def collect(run: RunParameters, device: torch.device) -> dict[str, Any]:
-    """What it takes, beside the commit, to run the same again and to know whether it is the same."""
+def collect(run: RunParameters, device: torch.device, weights: Path) -> dict[str, Any]:
+    """What it takes, beside the commit, to run the same again and to know whether it is the same.
+
+    Args:
+        weights: the file of the run's final weights.
+    """
     return {
+        "stage": "finetune" if hasattr(run, "weights") else "pretrain",
+        "parameters": run.flat(),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": devices.describe(device),
         "precision": str(devices.choose_precision(run.precision, device)).removeprefix("torch."),
         "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": versions(),
         "data_md5": data.checksum(run.dataset, run.data_dir),
-        "weights_sha256": sha256(run.folder / ("finetune" if hasattr(run, "weights") else "pretrain")),
+        "weights_sha256": sha256(weights),
     }
 
 
@@ -68,7 +74,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def sha256(folder: Path) -> str | None:
-    """Checksum of a stage's final weights."""
-    weights = folder / "weights.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else None
+def sha256(path: Path) -> str:
+    """Checksum of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,6 +12,8 @@ import csv
 import fcntl
 import json
 import os
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +25,8 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from mae_core.errors import BusyError
 
 METRICS = {
     "last_epoch_accuracy": ("test accuracy, last epoch (%)", "{:.2f}"),
@@ -50,21 +54,32 @@ def whole(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        synchronize(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-class BusyError(RuntimeError):
-    """Another process writes into the same folder."""
+@contextlib.contextmanager
+def replaced(folder: Path, last: str) -> Iterator[Path]:
+    """A temporary folder whose files take their places in ``folder`` at the end, ``last`` as the last.
 
-    def _render_traceback_(self) -> list[str]:
-        """What IPython prints in place of a traceback: the sentence alone."""
-        return [f"BusyError: {self}"]
+    While they do, ``folder`` holds no file of that name: where it stands, all belongs together.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished.") as unfinished:
+        yield Path(unfinished)
+        (folder / last).unlink(missing_ok=True)
+        for path in sorted(Path(unfinished).iterdir(), key=lambda path: path.name == last):
+            path.replace(folder / path.name)
+        synchronize(folder)
+
+
+def synchronize(folder: Path) -> None:
+    """Make renamings in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -84,6 +99,8 @@ def claimed(folder: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
+        for path in folder.glob(".*"):  # what a killed process has left unfinished
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield
 
 
@@ -108,7 +125,10 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     note = json.dumps(about)
     with whole(path) as temporary:
-        save_file(tensors, temporary, metadata={"about": note, "crc32": str(checksum(tensors, note))})
+        try:
+            save_file(tensors, temporary, metadata={"about": note, "crc32": str(checksum(tensors, note))})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -49,9 +49,10 @@ class Study:
             ParameterError: if the file is missing, is no YAML, or says something that cannot be run.
         """
         try:
-            content = yaml.safe_load(Path(path).read_text())
-        except OSError as error:
-            raise ParameterError(f"the study file {path} cannot be read: {error.strerror}") from error
+            content = yaml.load(Path(path).read_text(), UniqueKeys)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", "it is not text")
+            raise ParameterError(f"the study file {path} cannot be read: {reason}") from error
         except yaml.YAMLError as error:
             raise ParameterError(f"the study file {path} is not YAML: {error}") from error
         study = cls.check(content)
@@ -127,6 +128,17 @@ class Study:
             return STAGES[stage].check(values)
         except ParameterError as error:
             raise ParameterError(f"{self.name}, case {case}, {stage}: {error}") from error
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, which takes the last of several entries of one name; this one refuses them."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def check_file(path: str | Path, study: Study) -> None:

@@ -23,21 +23,14 @@ from tqdm import tqdm
 
 from mae_core import devices, evaluation, flops, probes, provenance, results
 from mae_core.checkpoint import Checkpoint, Position, discard
-from mae_core.data import MissingDataError, Split, augment, load, to_unit
+from mae_core.data import Split, augment, load, to_unit
+from mae_core.errors import Explained, MissingDataError, NotFiniteError, OutputError, ParameterError
 from mae_core.mae import Classifier, MaskedAutoencoder, masked_error
 from mae_core.masking import Mask, sample_mask
-from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
+from mae_core.parameters import FinetuneParameters, PretrainParameters
 from mae_core.replicas import Replicas
 
 SHOWN = ("train_loss", "test_accuracy")  # beside the progress bar
-
-
-class NotFiniteError(ArithmeticError):
-    """The loss became infinite or not a number."""
-
-    def _render_traceback_(self) -> list[str]:
-        """What IPython prints in place of a traceback: the sentence alone."""
-        return [f"NotFiniteError: {self}"]
 
 
 def pretrain(run: PretrainParameters) -> MaskedAutoencoder:
@@ -47,14 +40,15 @@ def pretrain(run: PretrainParameters) -> MaskedAutoencoder:
         ParameterError: if the device is missing, or a checkpoint of other parameters lies in the folder.
         NotFiniteError: if training diverges.
     """
-    with recorded(run, run.folder / "pretrain") as (folder, device, metrics):
+    with recorded(run, "pretrain") as record:
+        device = record.device
         train, test = load_both(run, device)
         model = new_model(MaskedAutoencoder, run, device)
-        metrics |= fit(model, reconstruction(run), train, run, folder, device)
-        metrics |= evaluation.reconstruction_metrics(model, test, run, device)
-        metrics["flops_per_image"] = flops.of_pretraining(run)
-        results.save_sheet(folder / "pictures.png", evaluation.pictures(model, test, run, device))
-        results.save_tensors(folder / "weights.safetensors", model.state_dict(), run.flat())
+        record.history, record.metrics = fit(model, reconstruction(run), train, run, record.folder, device)
+        record.metrics |= evaluation.reconstruction_metrics(model, test, run, device)
+        record.metrics["flops_per_image"] = flops.of_pretraining(run)
+        record.pictures = evaluation.pictures(model, test, run, device)
+        record.weights = model.state_dict()
     return model
 
 
@@ -65,13 +59,13 @@ def finetune(run: FinetuneParameters) -> Classifier:
         ParameterError: as :func:`pretrain`, or if the weights belong to a model of another shape.
         NotFiniteError: if training diverges.
     """
-    with recorded(run, run.folder / "finetune") as (folder, device, metrics):
+    with recorded(run, "finetune") as record:
+        device = record.device
         train, test = load_both(run, device)
         model = new_model(Classifier, run, device, n_classes=len(train.classes))
         if run.weights:
             load_encoder(model, run)
-        if run.probes:
-            metrics["probes"] = probes.evaluate(model.encoder, train, test, run, device)
+        probed = {"probes": probes.evaluate(model.encoder, train, test, run, device)} if run.probes else {}
 
         def test_epoch() -> dict[str, float]:
             scores_nC = evaluation.class_scores(model, test, run, device)
@@ -80,14 +74,14 @@ def finetune(run: FinetuneParameters) -> Classifier:
                 "test_accuracy": evaluation.accuracy(scores_nC, test.labels_n),
             }
 
-        metrics |= fit(model, CLASSIFICATION, train, run, folder, device, test_epoch)
-        history = results.read_json(folder / "history.json")
-        metrics["last_epoch_accuracy"] = history["test_accuracy"][-1]
-        metrics["best_epoch_accuracy"] = max(history["test_accuracy"])
-        metrics["flops_per_image"] = flops.of_classifier(run)
-        metrics["predictions"] = evaluation.predictions(model, test, run, device)
-        results.save_sheet(folder / "pictures.png", [to_unit(test.images_nCHW[: evaluation.N_PICTURES])])
-        results.save_tensors(folder / "weights.safetensors", model.state_dict(), run.flat())
+        record.history, trained = fit(model, CLASSIFICATION, train, run, record.folder, device, test_epoch)
+        record.metrics = probed | trained
+        record.metrics["last_epoch_accuracy"] = record.history["test_accuracy"][-1]
+        record.metrics["best_epoch_accuracy"] = max(record.history["test_accuracy"])
+        record.metrics["flops_per_image"] = flops.of_classifier(run)
+        record.metrics["predictions"] = evaluation.predictions(model, test, run, device)
+        record.pictures = [to_unit(test.images_nCHW[: evaluation.N_PICTURES])]
+        record.weights = model.state_dict()
     return model
 
 
@@ -133,7 +127,7 @@ def fit(
     folder: Path,
     device: torch.device,
     test_epoch: Callable[[], dict[str, float]] = dict,
-) -> dict[str, Any]:
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Train with AdamW, linear warm-up and cosine decay; resumable at every checkpoint.
 
     Each epoch takes the images in a fresh random order and leaves out what does not fill a batch.
@@ -143,16 +137,17 @@ def fit(
         objective: what it is trained for.
         train: uint8 images on the device.
         run: epochs, rates and the like.
-        folder: where checkpoints and ``history.json`` go.
+        folder: where checkpoints go.
         device: where the model and the data are.
         test_epoch: measured after each epoch and added to the history.
 
     Returns:
-        Last training loss, seconds of training (in all and by epoch), images a second, peak memory in bytes, data
-        included (of the process; on CUDA of the device).
+        The history, a list per curve with an entry per epoch; and metrics: last training loss, seconds of training (in
+        all and by epoch), images a second, peak memory in bytes, data included (of the process; on CUDA of the device).
 
     Raises:
         NotFiniteError: naming the step, the rate and the checkpoint to go back to.
+        DeviceMemoryError: with a smaller number of images to try.
     """
     steps = len(train) // run.batch_size
     if not steps:
@@ -195,9 +190,8 @@ def fit(
         if checkpoint.due() or at.epoch == run.epochs:
             checkpoint.save(at)
     bar.close()
-    results.write_json(folder / "history.json", at.history)
     seconds = sum(at.seconds)
-    return {
+    return at.history, {
         "train_loss": at.history["train_loss"][-1],
         "train_seconds": seconds,
         "epoch_seconds": at.seconds,
@@ -224,8 +218,9 @@ def new_step(
             group["lr"] = rate
         images_BCHW = to_unit(augment(train.images_nCHW[batch_B], run.augment, generator))
         drawn = objective.draw(train.labels_n[batch_B], generator)
-        loss = replicas.compute_gradients(images_BCHW, drawn, plan.images_at_once)
-        optimizer.step()
+        with devices.explained_shortage(plan.images_at_once):
+            loss = replicas.compute_gradients(images_BCHW, drawn, plan.images_at_once)
+            optimizer.step()
         return loss
 
     return take_step
@@ -308,36 +303,68 @@ def load_both(run: PretrainParameters | FinetuneParameters, device: torch.device
         raise ParameterError(f"dataset is {run.dataset!r}: {error}") from error
 
 
-@contextlib.contextmanager
-def recorded(
-    run: PretrainParameters | FinetuneParameters, folder: Path
-) -> Iterator[tuple[Path, torch.device, dict[str, Any]]]:
-    """Set up the device, and write parameters, provenance and, when all is done, metrics.
+@dataclasses.dataclass
+class Record:
+    """What a run leaves behind: gathered while it computes, written when all is done.
 
-    ``metrics.json`` is written last: where it stands, the run is complete.
+    Attributes:
+        folder: the run's.
+        device: where it computes.
+        history: a list per curve.
+        metrics: final numbers.
+        pictures: rows of a sheet, see :func:`results.save_sheet`.
+        weights: the model's.
+    """
+
+    folder: Path
+    device: torch.device
+    history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    pictures: list[Tensor] = dataclasses.field(default_factory=list)
+    weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterator[Record]:
+    """Set up the device, and write what the run leaves behind: all of it, or nothing.
+
+    Until then the results of an earlier run stay as they are.
 
     Raises:
         ParameterError: if the device is missing.
         BusyError: if another process trains into the folder.
+        OutputError: if the folder cannot be written.
     """
     try:
-        device = devices.choose_device(run.device)
+        record = Record(run.folder / stage, devices.choose_device(run.device))
     except ValueError as error:
         raise ParameterError(str(error)) from error
     devices.set_up(run.threads)
-    with results.claimed(folder):
-        if (folder / "metrics.json").exists():  # that run is complete: this is a new one
-            discard(folder)
-        (folder / "metrics.json").unlink(missing_ok=True)
-        began, commit = time.perf_counter(), provenance.commit()
-        metrics: dict[str, Any] = {}
-        yield folder, device, metrics
-        metrics["wall_seconds"] = time.perf_counter() - began
-        results.write_json(folder / "parameters.json", run.flat())
-        results.write_json(folder / "provenance.json", commit | provenance.collect(run, device))
-        results.write_json(folder / "metrics.json", metrics)
-        # Until this process ends in order: who is killed while a notebook draws its last figures need not train again.
-        atexit.register(discard, folder.absolute())
+    folder = record.folder
+    try:
+        with results.claimed(folder):
+            if (folder / "metrics.json").exists():  # that run is complete: this is a new one
+                discard(folder)
+            began, commit = time.perf_counter(), provenance.commit()
+            yield record
+            wall = {"wall_seconds": time.perf_counter() - began}
+            with results.replaced(folder, last="metrics.json") as unfinished:
+                results.write_json(unfinished / "parameters.json", run.flat())
+                results.write_json(unfinished / "history.json", record.history)
+                results.save_sheet(unfinished / "pictures.png", record.pictures)
+                results.save_tensors(unfinished / "weights.safetensors", record.weights, run.flat())
+                source = provenance.collect(run, record.device, unfinished / "weights.safetensors")
+                results.write_json(unfinished / "provenance.json", commit | source | wall)
+                results.write_json(unfinished / "metrics.json", record.metrics | wall)
+    except OSError as error:
+        if isinstance(error, Explained):
+            raise
+        raise OutputError(
+            f"results cannot be written to {folder} ({error.strerror or error}): free some space, or see to its "
+            f"permissions; what was there before is untouched"
+        ) from error
+    # Until this process ends in order: who is killed while a notebook draws its last figures need not train again.
+    atexit.register(discard, folder.absolute())
 
 
 def progress(total: int, initial: int, desc: str) -> tqdm:
