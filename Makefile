@@ -2,6 +2,9 @@
 # make report STUDY=laptop the same for another file of params/; where results are committed, from these
 # make report STUDY=laptop AGAIN=1      everything anew, although there are results
 # make test                all tests
+# make recover STUDY=laptop    after a kill -9: end what was left running, let the next `make report` in
+# make soak                ten minutes of kills, damage and full disks: what was lost
+# make bench               speed against transformers and lightly, and against the machine's limits
 # make lint                ruff
 # make lab                 JupyterLab
 # make env                 only the environment, in .venv/
@@ -14,13 +17,23 @@ READY  := $(VENV)/.ready
 
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: report test lint lab env
+.PHONY: report test recover soak bench lint lab env
 report: $(READY)
 	snakemake $(if $(AGAIN),--forceall) --configfile params/$(STUDY).yaml
 	@echo "the report: report/$(STUDY)/index.html and report/$(STUDY)/report.pdf"
 
 test: $(READY)
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+
+recover: $(READY)
+	python -m mae_core.recover params/$(STUDY).yaml
+
+soak: $(READY)
+	python tests/soak.py
+
+bench: $(READY)
+	python -m pip install --quiet -c constraints.txt -e ".[bench]"
+	python -m benchmarks
 
 lint: $(READY)
 	ruff check .

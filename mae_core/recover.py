@@ -17,7 +17,7 @@ WAIT_SECONDS = 10
 
 
 def orphans(study: str, folder: Path) -> list[psutil.Process]:
-    """The papermill processes that run this study's notebooks in ``folder``.
+    """The papermill processes that run this study's notebooks in ``folder``, and kernels there that have lost theirs.
 
     Raises:
         BusyError: if one of them has a living Snakemake above it: then nothing is lost.
@@ -26,9 +26,10 @@ def orphans(study: str, folder: Path) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             words = process.cmdline()
-            if not any("papermill" in word for word in words) or Path(process.cwd()) != folder:
-                continue
-            if not any(word.startswith(f"outputs/{study}/") for word in words):
+            papermill = any(Path(word).name == "papermill" for word in words[:3])
+            lost_kernel = "ipykernel_launcher" in words and process.ppid() == 1
+            ours = any(word.startswith(f"outputs/{study}/") for word in words) if papermill else lost_kernel
+            if not ours or Path(process.cwd()) != folder:
                 continue
             above = [
                 parent for parent in process.parents() if any("snakemake" in word for word in parent.cmdline()[:3])

@@ -1,0 +1,190 @@
+"""Ten minutes of faults: ``make soak`` or ``python tests/soak.py --minutes 10``.
+
+One run after another is pre-trained while it is killed at random instants, started twice at once, given a full disk,
+or has its newest checkpoint damaged; each must end with the bits of an undisturbed run. Beside it, whole studies lose
+their Snakemake and are recovered. The last lines count what was done and what was lost.
+"""
+
+import argparse
+import collections
+import hashlib
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from mae_core.data import load
+from mae_core.errors import BusyError, OutputError
+from mae_core.parameters import PretrainParameters
+from mae_core.results import load_tensors
+from mae_core.training import pretrain
+
+ROOT = Path(__file__).parents[1]
+BUSY, FULL = 5, 7  # exit codes of the children
+VALUES = {
+    "width": 32, "depth": 2, "decoder_width": 32, "train_images": 1024, "epochs": 6, "threads": 1,
+    "augment": "crop-flip", "checkpoint_seconds": 0.0,
+}  # fmt: skip
+STUDY = {
+    "study": "soak", "seeds": [0], "shared": {"train_images": 512, "threads": 1, "width": 24, "decoder_width": 24},
+    "pretrain": {"epochs": 2, "checkpoint_seconds": 0.0}, "finetune": {"epochs": 1},
+    "cases": {"random-75": {}, "scratch": None},
+}  # fmt: skip
+
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["mae_core.training"])
+
+
+def train(run: PretrainParameters, folder: Path, limit: int) -> None:
+    """What a child does; with a limit, no file may grow beyond so many bytes, as on a full disk."""
+    os.chdir(folder)
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
+    if limit:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        pretrain(run)
+    except BusyError:
+        os._exit(BUSY)
+    except OutputError:
+        os._exit(FULL)
+
+
+def start(run: PretrainParameters, folder: Path, limit: int = 0) -> multiprocessing.Process:
+    child = processes.Process(target=train, args=(run, folder, limit))
+    child.start()
+    return child
+
+
+def outcome(folder: Path, run: PretrainParameters) -> str:
+    """A checksum of the run's weights and curves."""
+    tensors, _ = load_tensors(folder / run.folder / "pretrain" / "weights.safetensors")
+    content = b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))
+    return hashlib.sha256(content + (folder / run.folder / "pretrain" / "history.json").read_bytes()).hexdigest()
+
+
+class Soak:
+    """The faults, counted."""
+
+    def __init__(self, folder: Path, seed: int):
+        self.folder, self.chance = folder, random.Random(seed)
+        self.injected, self.lost, self.runs = collections.Counter(), [], 0
+        (folder / "data").mkdir()
+        load("shapes", folder / "data")
+        self.whole = PretrainParameters.check({**VALUES, "case": "whole"})
+        start(self.whole, folder).join()
+        self.expected = outcome(folder, self.whole)
+
+    def one_run(self) -> None:
+        """Disturb a run until it has had its share of faults, let it end, and compare."""
+        self.runs += 1
+        run = PretrainParameters.check({**VALUES, "case": f"run-{self.runs}"})
+        folder = self.folder / run.folder / "pretrain"
+        newest = folder / "checkpoint.safetensors"
+        for _ in range(self.chance.randint(2, 6)):
+            fault = self.chance.choice(["kill", "kill", "twice", "full disk", "damage"])
+            seen = newest.stat().st_mtime_ns if newest.exists() else 0
+            child = start(run, self.folder, limit=20000 if fault == "full disk" else 0)
+            while (
+                child.is_alive()
+                and fault != "full disk"
+                and (newest.stat().st_mtime_ns if newest.exists() else 0) == seen
+            ):
+                time.sleep(0.005)
+            if fault == "twice":
+                second = start(run, self.folder)
+                second.join()
+                self.expect(second.exitcode == BUSY, f"a second start ended with {second.exitcode}")
+            if fault == "full disk":
+                child.join()
+                self.expect(child.exitcode == FULL, f"a full disk ended with {child.exitcode}")
+            else:
+                time.sleep(self.chance.uniform(0, 0.2))
+                child.kill()
+                child.join()
+            if fault == "damage" and newest.exists():
+                content = bytearray(newest.read_bytes())
+                content[self.chance.randrange(len(content))] ^= 1 << self.chance.randrange(8)
+                newest.write_bytes(content[: self.chance.choice([len(content), len(content) // 2])])
+            self.injected[fault] += 1
+        child = start(run, self.folder)
+        child.join()
+        self.expect(child.exitcode == 0, f"run {self.runs} ended with {child.exitcode}")
+        self.expect(
+            child.exitcode == 0 and outcome(self.folder, run) == self.expected, f"run {self.runs} has other weights"
+        )
+        shutil.rmtree(self.folder / run.folder.parent, ignore_errors=True)
+
+    def one_study(self) -> None:
+        """Kill a study's Snakemake, start it twice, recover it, and let it end."""
+        place = self.folder / "study"
+        shutil.rmtree(place, ignore_errors=True)
+        for name in ("mae_core", "notebooks", "report/templates", "report/fonts"):
+            shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "Snakefile", place)
+        (place / "params").mkdir()
+        (place / "params" / "soak.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
+        (place / "data").symlink_to(self.folder / "data")
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(place)}
+        words = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "--cores",
+            "2",
+            "--rerun-incomplete",
+            "--configfile",
+            "params/soak.yaml",
+        ]
+        quiet = {"cwd": place, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        recover = [sys.executable, "-m", "mae_core.recover", "params/soak.yaml"]
+        first = subprocess.Popen(words, **quiet)
+        time.sleep(self.chance.uniform(8, 20))
+        if first.poll() is None:
+            second = subprocess.run(words, **quiet)
+            self.expect(second.returncode != 0, "two studies ran at once")
+            self.injected["second study"] += 1
+            self.expect(subprocess.run(recover, **quiet).returncode != 0, "a living study was taken for lost")
+            first.kill()
+            first.wait()
+            self.injected["Snakemake killed"] += 1
+        self.expect(subprocess.run(recover, **quiet).returncode == 0, "a study could not be recovered")
+        self.expect(subprocess.run(words, **quiet).returncode == 0, "a recovered study did not end")
+        self.expect((place / "report" / "soak" / "report.pdf").exists(), "a recovered study has no report")
+
+    def expect(self, held: bool, otherwise: str) -> None:
+        if not held:
+            self.lost.append(otherwise)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    words = parser.parse_args()
+    end = time.monotonic() + 60 * words.minutes
+    with tempfile.TemporaryDirectory() as folder:
+        soak = Soak(Path(folder), words.seed)
+        while time.monotonic() < end:
+            soak.one_study()
+            for _ in range(4):
+                if time.monotonic() < end:
+                    soak.one_run()
+    told = ", ".join(f"{name} {count}" for name, count in sorted(soak.injected.items()))
+    print(f"{soak.injected.total()} faults in {words.minutes:g} minutes and {soak.runs} runs: {told}")
+    print("lost: nothing" if not soak.lost else "LOST: " + "; ".join(soak.lost))
+    raise SystemExit(bool(soak.lost))
+
+
+if __name__ == "__main__":
+    main()
