@@ -68,7 +68,7 @@ class Replicas:
                 if total:
                     torch._foreach_add_(total, gradients)
                 else:
-                    total = [gradient.float() for gradient in gradients]
+                    total = [gradient.to(torch.float32, copy=True) for gradient in gradients]
                 losses.append(loss.detach())
             return torch.stack(losses).sum(), total
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mae_core.mae import ModelConfig
 from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
 from mae_core.study import Study, flat_yaml, sources
 
@@ -44,6 +45,15 @@ def test_the_paper_study_is_the_students_recipe():
     assert pretraining.model.n_patches == 256
     assert pretraining.augment == finetuning.augment == "none"
     assert pretraining.train_images == 0
+
+
+def test_the_speedrun_is_the_reports_model_and_one_case():
+    study = Study.read(ROOT / "params" / "speedrun.yaml")
+    (case,) = study.cases
+    pretraining, finetuning = (study.run(case, 0, stage) for stage in study.stages(case))
+    assert pretraining.model == ModelConfig()
+    assert pretraining.dataset == finetuning.dataset == "cifar10"
+    assert pretraining.train_images == finetuning.train_images == 0
 
 
 def test_scratch_has_the_same_recipe_and_no_weights():
