@@ -6,6 +6,7 @@ python -m mae_core.recover params/laptop.yaml
 import argparse
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,29 +17,33 @@ from mae_core.study import Study
 WAIT_SECONDS = 10
 
 
-def orphans(study: str, folder: Path) -> list[psutil.Process]:
-    """The papermill processes that run this study's notebooks in ``folder``, and kernels there that have lost theirs.
-
-    Raises:
-        BusyError: if one of them has a living Snakemake above it: then nothing is lost.
-    """
-    found = []
+def processes_in(folder: Path) -> Iterator[tuple[psutil.Process, list[str]]]:
+    """The processes that work in a folder, with their command lines."""
     for process in psutil.process_iter():
         try:
             words = process.cmdline()
-            papermill = any(Path(word).name == "papermill" for word in words[:3])
-            lost_kernel = "ipykernel_launcher" in words and process.ppid() == 1
-            ours = any(word.startswith(f"outputs/{study}/") for word in words) if papermill else lost_kernel
-            if not ours or Path(process.cwd()) != folder:
-                continue
-            above = [
-                parent for parent in process.parents() if any("snakemake" in word for word in parent.cmdline()[:3])
-            ]
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            if Path(process.cwd()) == folder:
+                yield process, words
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
-        if above:
-            raise BusyError(f"{study} is running: Snakemake is process {above[-1].pid}; wait for it, or end it")
-        found.append(process)
+
+
+def check_nobody_runs(folder: Path) -> None:
+    """Raise BusyError if a Snakemake is alive in ``folder``: then nothing is lost."""
+    for process, words in processes_in(folder):
+        if any(Path(word).name == "snakemake" for word in words[:3]):
+            raise BusyError(f"Snakemake is running here, as process {process.pid}: wait for it, or end it")
+
+
+def orphans(study: str, folder: Path) -> list[psutil.Process]:
+    """The papermill processes that run this study's notebooks in ``folder``, and kernels there that have lost theirs."""
+    found = []
+    for process, words in processes_in(folder):
+        papermill = any(Path(word).name == "papermill" for word in words[:3])
+        if papermill and any(word.startswith(f"outputs/{study}/") for word in words):
+            found.append(process)
+        if "ipykernel_launcher" in words and process.ppid() == 1:
+            found.append(process)
     return found
 
 
@@ -59,10 +64,11 @@ def recover(path: Path, folder: Path) -> None:
         folder: the project's root.
 
     Raises:
-        BusyError: if the study is running.
+        BusyError: if a Snakemake is running there.
         ParameterError: if the file is no study.
     """
     study = Study.read(path)
+    check_nobody_runs(folder.resolve())
     print(f"ended {end(orphans(study.name, folder.resolve()))} lost processes of {study.name}")
     words = [sys.executable, "-m", "snakemake", "--unlock", "--configfile", str(path)]
     subprocess.run(words, cwd=folder, check=True)

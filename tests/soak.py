@@ -149,7 +149,9 @@ class Soak:
         quiet = {"cwd": place, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         recover = [sys.executable, "-m", "mae_core.recover", "params/soak.yaml"]
         first = subprocess.Popen(words, **quiet)
-        time.sleep(self.chance.uniform(8, 20))
+        while first.poll() is None and not list((place / ".snakemake" / "locks").glob("*")):
+            time.sleep(0.05)
+        time.sleep(self.chance.uniform(0, 20))
         if first.poll() is None:
             second = subprocess.run(words, **quiet)
             self.expect(second.returncode != 0, "two studies ran at once")

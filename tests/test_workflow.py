@@ -225,7 +225,7 @@ def test_after_any_kill_the_study_goes_on_and_repeats_nothing(tmp_path, shapes_d
         process = start_and_wait()
         running = recover(checkout)
         assert running.returncode != 0
-        assert f"BusyError: tiny is running: Snakemake is process {process.pid}" in running.stderr
+        assert f"BusyError: Snakemake is running here, as process {process.pid}" in running.stderr
         assert "cannot be locked" in checkout.snakemake(target, check=False)  # a second one is told
         process.kill()
         process.wait()
