@@ -6,14 +6,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from mae_core import results
+from mae_core.figures import COLOURS, INK, new_figure, styled
 
 TITLES = {
     "pretrain": "Pre-training (random masks, 75 %)",
     "finetune": "Fine-tuning",
     "evaluate": "Evaluation",
 }
-OURS = "#1f5fa8"
-PEER = "#b9b9b9"
+OURS, PEER = COLOURS[0], "#c9c4bb"
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
@@ -116,11 +116,12 @@ def scaling(part: dict[str, Any]) -> list[str]:
     return [*rows, "", limits_sentence(part)]
 
 
+@styled
 def figure(content: dict[str, Any]) -> Figure:
     """A panel per task: a bar per contestant, with all its blocks as dots."""
     tasks = [task for task in TITLES if task in content["parts"]]
     heights = [len(racers(content["parts"][task])) for task in tasks]
-    drawn = Figure(figsize=(7, 0.9 + 0.27 * sum(heights)), layout="constrained")
+    drawn = new_figure(7, 0.9 + 0.27 * sum(heights))
     panels = drawn.subplots(len(tasks), 1, squeeze=False, height_ratios=heights)[:, 0]
     for panel, task in zip(panels, tasks, strict=True):
         timings = sorted(racers(content["parts"][task]), key=lambda timing: timing["median"])
@@ -128,12 +129,11 @@ def figure(content: dict[str, Any]) -> Figure:
         colours = [OURS if timing["name"] == "ours" else PEER for timing in timings]
         panel.barh(places, [timing["median"] for timing in timings], color=colours)
         for place, timing in zip(places, timings, strict=True):
-            panel.plot(timing["rates"], [place] * len(timing["rates"]), "|", color="black", markersize=5)
+            panel.plot(timing["rates"], [place] * len(timing["rates"]), "|", color=INK, markersize=5)
         panel.set_yticks(places, [timing["label"] for timing in timings])
-        panel.set_title(TITLES[task], loc="left", fontsize=10)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params(labelsize=8)
-    panels[-1].set_xlabel("images a second (bar: median; ticks: blocks)", fontsize=9)
+        panel.set_title(TITLES[task], loc="left")
+        panel.grid(visible=False, axis="y")
+    panels[-1].set_xlabel("images a second (bar: median; ticks: blocks)")
     return drawn
 
 
