@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mae_core import devices
 from mae_core.data import Split, to_unit
-from mae_core.mae import MaskedAutoencoder, masked_error
+from mae_core.mae import Encoder, MaskedAutoencoder, masked_error
 from mae_core.masking import Mask, sample_mask
 from mae_core.parameters import PretrainParameters, RunParameters
 from mae_core.vit import patchify, unpatchify
@@ -66,27 +66,35 @@ def reconstruction_metrics(
     model.eval()
     masks = fixed_masks(run, len(test), device)
     model = devices.cast(model, devices.choose_precision(run.precision, device))
-    loss, error = [], []
+    loss, quality = [], []
     for batch in batches(len(test)):
         images, mask = to_unit(test.images_nCHW[batch]), masks[batch]
         pred = model(images, mask, run.mask_tokens_in_encoder).float()
         loss.append(masked_error(pred, images, mask, run.patch_size, run.norm_pix) * len(images))
         _, painted = paint(pred, images, mask, run)
-        hidden_share = mask.masked_BN.float().mean()
-        error.append((painted.clamp(-1, 1) - images).square().mean(dim=(1, 2, 3)) / hidden_share)
-    mse_n = torch.cat(error).clamp(min=1e-10)
-    return {
-        "test_loss": torch.stack(loss).sum().item() / len(test),
-        "test_psnr": (10 * torch.log10(4 / mse_n)).mean().item(),  # the range [-1, 1] is 2 wide: peak ** 2 is 4
-    }
+        quality.append(psnr(painted, images, mask))
+    return {"test_loss": torch.stack(loss).sum().item() / len(test), "test_psnr": torch.cat(quality).mean().item()}
 
 
-def pictures(model: MaskedAutoencoder, test: Split, run: PretrainParameters, device: torch.device) -> list[Tensor]:
-    """The first test images: original, masked, reconstructed."""
+def pictures(
+    model: MaskedAutoencoder, test: Split, run: PretrainParameters, device: torch.device
+) -> tuple[list[Tensor], list[float]]:
+    """The first test images, original, masked, reconstructed; and each one's PSNR in decibels over hidden pixels."""
     model.eval()
     images = to_unit(test.images_nCHW[:N_PICTURES])
-    masks = fixed_masks(run, len(test), device)
-    return [images, *reconstruct(model, images, masks[:N_PICTURES], run)]
+    mask = fixed_masks(run, len(test), device)[:N_PICTURES]
+    masked, painted = reconstruct(model, images, mask, run)
+    return [images, masked, painted], [round(value, 2) for value in psnr(painted, images, mask).tolist()]
+
+
+def psnr(painted_BCHW: Tensor, images_BCHW: Tensor, mask: Mask) -> Tensor:
+    """Peak signal-to-noise ratio of each image over its hidden pixels, in decibels: psnr_B.
+
+    The range [-1, 1] is 2 wide: the square of the peak is 4.
+    """
+    hidden_share = mask.ids_masked_BM.shape[1] / mask.ids_shuffle_BN.shape[1]
+    mse_B = (painted_BCHW.clamp(-1, 1) - images_BCHW).square().mean(dim=(1, 2, 3)) / hidden_share
+    return 10 * torch.log10(4 / mse_B.clamp(min=1e-10))
 
 
 @torch.no_grad()
@@ -115,6 +123,42 @@ def predictions(model: nn.Module, test: Split, run: RunParameters, device: torch
         "confidence": [round(p, 4) for p in probability_nC[:N_PICTURES].amax(1).tolist()],
         "confusion": confusion.reshape(n_classes, n_classes).tolist(),
     }
+
+
+def confident_mistakes(model: nn.Module, test: Split, run: RunParameters, device: torch.device) -> dict[str, Any]:
+    """The test images that the model is surest to name wrongly, the surest first: indices, classes, confidence."""
+    probability_nC = class_scores(model, test, run, device).softmax(dim=1)
+    confidence_n, predicted_n = probability_nC.max(dim=1)
+    wrong = (predicted_n != test.labels_n).nonzero()[:, 0]
+    surest = wrong[confidence_n[wrong].argsort(descending=True, stable=True)][:N_PICTURES]
+    return {
+        "images": surest.tolist(),
+        "true": test.labels_n[surest].tolist(),
+        "predicted": predicted_n[surest].tolist(),
+        "confidence": [round(p, 4) for p in confidence_n[surest].tolist()],
+    }
+
+
+@torch.no_grad()
+def class_attention(encoder: Encoder, images_BCHW: Tensor) -> Tensor:
+    """Where the class token looks in the last block, the mean over its heads.
+
+    Args:
+        images_BCHW: scaled to [-1, 1].
+
+    Returns:
+        Maps_BCHW of the images' size, from -1 (least) to 1 (most attended of the image), to be shown as grey.
+    """
+    encoder.eval()
+    tokens_BTD = encoder.embed_tokens(images_BCHW)
+    *blocks, last = encoder.blocks
+    for block in blocks:
+        tokens_BTD = block(tokens_BTD)
+    weights_BN = last.attention.class_weights(last.norm1(tokens_BTD)).mean(dim=1)[:, 1:]
+    low, high = weights_BN.amin(1, keepdim=True), weights_BN.amax(1, keepdim=True)
+    grid_BN = 2 * (weights_BN - low) / (high - low).clamp(min=1e-12) - 1
+    patches_BNP = grid_BN[..., None].expand(-1, -1, 3 * encoder.config.patch_size**2)
+    return unpatchify(patches_BNP, encoder.config.patch_size)
 
 
 def batches(n: int) -> list[slice]:

@@ -98,10 +98,17 @@ class Encoder(nn.Module):
         initialize(self)
 
     def forward(self, images_BCHW: Tensor, mask: Mask | None = None, mask_token: Tensor | None = None) -> Tensor:
-        """Encode images scaled to [-1, 1].
+        """Encode images: the tokens of :meth:`embed_tokens`, after all blocks."""
+        tokens = self.embed_tokens(images_BCHW, mask, mask_token)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def embed_tokens(self, images_BCHW: Tensor, mask: Mask | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """What enters the first block.
 
         Args:
-            images_BCHW: the images.
+            images_BCHW: scaled to [-1, 1].
             mask: which patches are visible; None means all.
             mask_token: where given, masked patches are not dropped: this vector stands in for each.
 
@@ -119,10 +126,7 @@ class Encoder(nn.Module):
             else:
                 hidden = mask_token.expand(*mask.ids_masked_BM.shape, -1)
                 tokens = torch.cat([tokens, hidden], dim=1) + take(self.positions, mask.ids_shuffle_BN)
-        tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.norm(tokens)
+        return torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
 
 
 class MaskedAutoencoder(nn.Module):

@@ -1,9 +1,7 @@
 """What the frozen encoder knows: a linear probe and k nearest neighbours on its features.
 
-Shapes: n images, D width, C classes.
+Shapes: n and m images, D width, C classes.
 """
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,20 +24,23 @@ class PatchMean(nn.Module):
         return self.encoder(images_BCHW)[:, 1:].mean(dim=1)
 
 
-def evaluate(encoder: Encoder, train: Split, test: Split, run: RunParameters, device: torch.device) -> dict[str, Any]:
-    """Test accuracy in per cent of a linear probe and of k-NN on the mean patch token, all patches visible.
+def features(
+    encoder: Encoder, train: Split, test: Split, run: RunParameters, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Mean patch tokens of both splits, all patches visible: train_nD and test_nD.
 
-    Features are standardized with the training split's mean and deviation, as the affine-free batch norm before the
-    probe does in He et al. 2021 (appendix A.1).
+    Standardized with the training split's mean and deviation, as the affine-free batch norm before the probe does in
+    He et al. 2021 (appendix A.1).
     """
-    features = PatchMean(encoder)
-    train_nD, test_nD = (class_scores(features, split, run, device) for split in (train, test))
+    train_nD, test_nD = (class_scores(PatchMean(encoder), split, run, device) for split in (train, test))
     mean_D, deviation_D = train_nD.mean(0), train_nD.std(0) + 1e-6
-    train_nD, test_nD = (train_nD - mean_D) / deviation_D, (test_nD - mean_D) / deviation_D
-    return {
-        "linear": linear_probe(train_nD, train.labels_n, test_nD, test.labels_n),
-        "knn": knn(train_nD, train.labels_n, test_nD, test.labels_n),
-    }
+    return (train_nD - mean_D) / deviation_D, (test_nD - mean_D) / deviation_D
+
+
+@torch.no_grad()
+def nearest(train_nD: Tensor, test_mD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k training images most like each test image: their cosines and their indices, both (m, k)."""
+    return (F.normalize(test_mD, dim=1) @ F.normalize(train_nD, dim=1).T).topk(k, dim=1)
 
 
 def linear_probe(
@@ -73,9 +74,9 @@ def knn(
     """k nearest neighbours by cosine, each voting with exp(cosine / temperature) (Wu et al. 2018, section 3.4)."""
     k = min(k, len(train_nD))
     n_classes = int(train_labels_n.max()) + 1
-    train_nD, votes = F.normalize(train_nD, dim=1), []
-    for chunk_mD in F.normalize(test_nD, dim=1).split(1000):
-        cosine_mk, ids_mk = (chunk_mD @ train_nD.T).topk(k, dim=1)
+    votes = []
+    for chunk_mD in test_nD.split(1000):
+        cosine_mk, ids_mk = nearest(train_nD, chunk_mD, k)
         vote_mC = torch.zeros(len(chunk_mD), n_classes, device=chunk_mD.device)
         votes.append(vote_mC.scatter_add(1, train_labels_n[ids_mk], (cosine_mk / temperature).exp()))
     return accuracy(torch.cat(votes), test_labels_n)

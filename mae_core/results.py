@@ -3,7 +3,7 @@
 A run is ``outputs/<study>/<case>/seed<k>/<stage>/`` with stage ``pretrain`` or ``finetune``:
 
 * ``parameters.json``, ``history.json`` (one list per curve), ``metrics.json`` (final numbers), ``provenance.json``
-* ``pictures.png``: a sheet of images, see :func:`save_sheet`
+* ``pictures.png`` and, after fine-tuning, ``attention.png``, ``mistakes.png``, ``neighbours.png``: see :func:`save_sheet`
 * ``weights.safetensors``; while training, ``checkpoint.safetensors`` and ``checkpoint.before.safetensors``
 """
 

@@ -25,11 +25,12 @@ from mae_core import devices, evaluation, flops, probes, provenance, results
 from mae_core.checkpoint import Checkpoint, Position, discard
 from mae_core.data import Split, augment, load, to_unit
 from mae_core.errors import Explained, MissingDataError, NotFiniteError, OutputError, ParameterError
-from mae_core.mae import Classifier, MaskedAutoencoder, masked_error
+from mae_core.mae import Classifier, Encoder, MaskedAutoencoder, masked_error
 from mae_core.masking import Mask, sample_mask
 from mae_core.parameters import FinetuneParameters, PretrainParameters
 from mae_core.replicas import Replicas
 
+N_NEIGHBOURS = 5  # in the picture of nearest neighbours
 SHOWN = ("train_loss", "test_accuracy")  # beside the progress bar
 
 
@@ -47,7 +48,7 @@ def pretrain(run: PretrainParameters) -> MaskedAutoencoder:
         record.history, record.metrics = fit(model, reconstruction(run), train, run, record.folder, device)
         record.metrics |= evaluation.reconstruction_metrics(model, test, run, device)
         record.metrics["flops_per_image"] = flops.of_pretraining(run)
-        record.pictures = evaluation.pictures(model, test, run, device)
+        record.sheets["pictures"], record.metrics["pictures_psnr"] = evaluation.pictures(model, test, run, device)
         record.weights = model.state_dict()
     return model
 
@@ -65,7 +66,8 @@ def finetune(run: FinetuneParameters) -> Classifier:
         model = new_model(Classifier, run, device, n_classes=len(train.classes))
         if run.weights:
             load_encoder(model, run)
-        probed = {"probes": probes.evaluate(model.encoder, train, test, run, device)} if run.probes else {}
+        if run.probes:
+            probe(model.encoder, train, test, run, record)
 
         def test_epoch() -> dict[str, float]:
             scores_nC = evaluation.class_scores(model, test, run, device)
@@ -75,14 +77,36 @@ def finetune(run: FinetuneParameters) -> Classifier:
             }
 
         record.history, trained = fit(model, CLASSIFICATION, train, run, record.folder, device, test_epoch)
-        record.metrics = probed | trained
+        record.metrics |= trained
         record.metrics["last_epoch_accuracy"] = record.history["test_accuracy"][-1]
         record.metrics["best_epoch_accuracy"] = max(record.history["test_accuracy"])
         record.metrics["flops_per_image"] = flops.of_classifier(run)
         record.metrics["predictions"] = evaluation.predictions(model, test, run, device)
-        record.pictures = [to_unit(test.images_nCHW[: evaluation.N_PICTURES])]
+        record.metrics["mistakes"] = evaluation.confident_mistakes(model, test, run, device)
+        pictured = to_unit(test.images_nCHW[: evaluation.N_PICTURES])
+        record.sheets["pictures"] = [pictured]
+        record.sheets["attention"] = [pictured, evaluation.class_attention(model.encoder, pictured)]
+        if record.metrics["mistakes"]["images"]:
+            record.sheets["mistakes"] = [to_unit(test.images_nCHW[record.metrics["mistakes"]["images"]])]
         record.weights = model.state_dict()
     return model
+
+
+def probe(encoder: Encoder, train: Split, test: Split, run: FinetuneParameters, record: "Record") -> None:
+    """Record what the frozen encoder knows: a linear probe, k-NN, and the pictured test images' nearest neighbours."""
+    train_nD, test_nD = probes.features(encoder, train, test, run, record.device)
+    record.metrics["probes"] = {
+        "linear": probes.linear_probe(train_nD, train.labels_n, test_nD, test.labels_n),
+        "knn": probes.knn(train_nD, train.labels_n, test_nD, test.labels_n),
+    }
+    pictured = slice(evaluation.N_PICTURES)
+    _, ids_mk = probes.nearest(train_nD, test_nD[pictured], N_NEIGHBOURS)
+    record.metrics["neighbours"] = {
+        "true": test.labels_n[pictured].tolist(),
+        "labels": train.labels_n[ids_mk].tolist(),
+    }
+    rows = [test.images_nCHW[pictured], *(train.images_nCHW[ids_m] for ids_m in ids_mk.T)]
+    record.sheets["neighbours"] = [to_unit(row) for row in rows]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,7 +336,7 @@ class Record:
         device: where it computes.
         history: a list per curve.
         metrics: final numbers.
-        pictures: rows of a sheet, see :func:`results.save_sheet`.
+        sheets: name to rows of images, see :func:`results.save_sheet`.
         weights: the model's.
     """
 
@@ -320,7 +344,7 @@ class Record:
     device: torch.device
     history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
-    pictures: list[Tensor] = dataclasses.field(default_factory=list)
+    sheets: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
@@ -351,7 +375,8 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
             with results.replaced(folder, last="metrics.json") as unfinished:
                 results.write_json(unfinished / "parameters.json", run.flat())
                 results.write_json(unfinished / "history.json", record.history)
-                results.save_sheet(unfinished / "pictures.png", record.pictures)
+                for name, rows in record.sheets.items():
+                    results.save_sheet(unfinished / f"{name}.png", rows)
                 results.save_tensors(unfinished / "weights.safetensors", record.weights, run.flat())
                 source = provenance.collect(run, record.device, unfinished / "weights.safetensors")
                 results.write_json(unfinished / "provenance.json", commit | source | wall)

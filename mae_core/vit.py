@@ -78,6 +78,11 @@ class Attention(nn.Module):
             mixed = F.scaled_dot_product_attention(q, k, v)
         return self.proj(mixed.transpose(1, 2).reshape(B, T - first, D))
 
+    def class_weights(self, x_BTD: Tensor) -> Tensor:
+        """How much the first token, the class token, attends to each token: weights_BHT, a sum of 1 for each head."""
+        q, k, _ = self.heads_of(self.qkv(x_BTD), 3)
+        return (q[:, :, :1] * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)[:, :, 0]
+
     def heads_of(self, x_BTE: Tensor, parts: int) -> Tensor:
         """Cut (B, T, parts * D) into heads: (parts, B, H, T, D / H)."""
         B, T, E = x_BTE.shape

@@ -299,4 +299,4 @@ def test_metrics_are_written_last(tiny, monkeypatch):
     pretrain(run)
     assert order[-1][0] == "metrics.json"
     assert not any(there for _, there in order)
-    assert len(order) == 6
+    assert len(order) == 6  # pre-training: five and the pictures

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mae_core.evaluation import reconstruct
+from mae_core.evaluation import class_attention, psnr, reconstruct
 from mae_core.flops import count_parameters, of_classifier, of_pretraining
 from mae_core.mae import Classifier, MaskedAutoencoder, ModelConfig, masked_error
 from mae_core.masking import Mask, mask_from_priority, sample_mask
@@ -128,6 +128,35 @@ def test_reconstructions_keep_visible_pixels():
     assert masked[~hidden].equal(images()[~hidden])
     assert (masked[hidden] == 0).all()
     assert (painted[hidden] != images()[hidden]).float().mean() > 0.99
+
+
+def test_the_class_tokens_attention_is_that_of_the_last_block():
+    encoder = MaskedAutoencoder(SMALL).encoder.eval()
+    seen = []
+    encoder.blocks[-1].attention.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    with torch.no_grad():
+        encoder(images())
+    x, attention = seen[0], encoder.blocks[-1].attention
+    with torch.no_grad():
+        q, k, _ = attention.qkv(x).reshape(4, 65, 3, 2, 16).permute(2, 0, 3, 1, 4)
+        weights = torch.nn.functional.softmax(q @ k.transpose(-1, -2) / 4, dim=-1)[:, :, 0]
+    torch.testing.assert_close(attention.class_weights(x), weights)
+    assert weights.sum(-1).detach().allclose(torch.ones(4, 2))
+    maps = class_attention(encoder, images())
+    assert maps.shape == (4, 3, 32, 32)
+    order = weights.mean(1)[:, 1:].argsort(dim=1)
+    assert maps[:, 0, ::4, ::4].flatten(1).argsort(dim=1).equal(order)
+    assert (maps.amin((1, 2, 3)) == -1).all()
+    assert (maps.amax((1, 2, 3)) == 1).all()
+
+
+def test_psnr_counts_hidden_pixels_only():
+    mask = sample_mask("random", 0.75, 4, 8)
+    hidden = mask.masked_BN.reshape(4, 1, 8, 8).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    off = torch.where(hidden, images() * 0 + 0.2, images() * 0)
+    assert psnr(off, torch.zeros(4, 3, 32, 32), mask).tolist() == pytest.approx(
+        [20.0] * 4, abs=1e-4
+    )  # 10 log (4 / 0.04)
 
 
 def test_the_classifier_reads_the_class_token():

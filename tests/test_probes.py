@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from mae_core.probes import knn, linear_probe
+from mae_core.probes import knn, linear_probe, nearest
 
 
 def clusters(n=600, classes=3, width=8, seed=0):
@@ -44,3 +45,10 @@ def test_the_linear_probe_is_at_the_optimum_of_its_objective():
         weight = (weight - 0.1 * gradient).detach().requires_grad_()
     expected = 100 * ((padded @ weight.T).argmax(1) == labels).double().mean()
     assert abs(linear_probe(features, labels, features, labels) - expected) <= 0.5
+
+
+def test_neighbours_are_those_of_the_smallest_angle():
+    train = torch.tensor([[1.0, 0.0], [0.0, 3.0], [-2.0, 0.1], [5.0, 5.0]])
+    cosine, ids = nearest(train, torch.tensor([[2.0, 0.1], [0.1, 0.9]]), k=2)
+    assert ids.tolist() == [[0, 3], [1, 3]]
+    assert cosine[0, 0].item() == pytest.approx(2 / (4.01**0.5))

@@ -68,6 +68,12 @@ def test_fine_tuning_learns_and_tells_what_it_measured(tiny):
     right = sum(row[i] for i, row in enumerate(metrics["predictions"]["confusion"]))
     assert metrics["last_epoch_accuracy"] == pytest.approx(right / 20)
     assert set(metrics["probes"]) == {"linear", "knn"}
+    sheets = {path.stem for path in (run.folder / "finetune").glob("*.png")}
+    assert sheets == {"pictures", "attention", "mistakes", "neighbours"}
+    mistakes = metrics["mistakes"]
+    assert all(a != b for a, b in zip(mistakes["true"], mistakes["predicted"], strict=True))
+    assert mistakes["confidence"] == sorted(mistakes["confidence"], reverse=True)
+    assert len(mistakes["images"]) == len(metrics["neighbours"]["labels"]) == 10
     for name in ("parameters", "provenance"):
         assert read_json(run.folder / "finetune" / f"{name}.json")
 
