@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from mae_core.parameters import ParameterError
-from mae_core.study import Study, flat_yaml, sources
+from mae_core.provenance import sources
+from mae_core.study import Study, flat_yaml
 from snakemake.exceptions import WorkflowError
 
 if not config:

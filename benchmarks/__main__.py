@@ -44,7 +44,7 @@ def main() -> None:
     words = parser.parse_args()
     tasks = words.tasks or [*COMPARED, "ours", "scaling"]
     shape = TINY if words.tiny else VIT_T2
-    path = words.out / machine_name()
+    path = words.out / (machine_name() + "-tiny" * words.tiny)
     # A part that runs again takes its place among the parts that are there.
     content = results.read_json(path.with_suffix(".json")) if path.with_suffix(".json").exists() else {"parts": {}}
     for task in tasks:

@@ -26,7 +26,6 @@ from mae_core.mae import Classifier, MaskedAutoencoder
 from mae_core.parameters import FinetuneParameters, PretrainParameters
 from mae_core.replicas import Replicas
 
-TASKS = ("pretrain", "mask tokens", "finetune", "evaluate", "epoch", "steps alone")
 N_IMAGES = 4096  # in memory; steps draw their batches from these
 EPOCH_STEPS = 4  # of the task "epoch"
 MLP_RATIO = 4
@@ -50,7 +49,7 @@ class Contestant:
     """Who runs what, and how."""
 
     name: str  # ours, transformers, lightly
-    task: str
+    task: str  # pretrain, mask tokens, finetune, evaluate, epoch, steps alone
     precision: str  # float32, bfloat16
     compiled: bool
     shape: Shape = Shape()

@@ -49,6 +49,8 @@ class Timing:
 def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    if torch.backends.mps.is_available():
+        torch.mps.synchronize()
 
 
 def serve(who: Contestant | str, seconds: float, connection: Connection) -> None:
@@ -65,10 +67,10 @@ def serve(who: Contestant | str, seconds: float, connection: Connection) -> None
         step()
         synchronize()
         first = time.perf_counter()
-        connection.send(first - began)
         step()
         synchronize()
         n_steps = max(1, round(seconds / (time.perf_counter() - first)))
+        connection.send(first - began)
         while connection.recv():
             began = time.perf_counter()
             for _ in range(n_steps):
@@ -99,7 +101,10 @@ def take_turns(
     def ask(index: int, word: object) -> object:
         if word is not None:
             connections[index].send(word)
-        answer = connections[index].recv()
+        try:
+            answer = connections[index].recv()
+        except EOFError:
+            answer = RuntimeError("its process ended; for lack of memory?")
         if isinstance(answer, Exception):
             raise RuntimeError(f"{whos[index]} failed: {answer}")
         return answer
@@ -109,6 +114,7 @@ def take_turns(
             here, there = processes.Pipe()
             child = processes.Process(target=serve, args=(who, seconds, there), daemon=True)
             child.start()
+            there.close()  # so that the end of the process is noticed
             connections.append(here)
             children.append(child)
             unit = limits.LIMITS[who].unit if isinstance(who, str) else "images"

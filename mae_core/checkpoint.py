@@ -14,7 +14,7 @@ from mae_core import results
 from mae_core.errors import ParameterError
 from mae_core.parameters import RunParameters
 
-FREE = ("checkpoint_seconds",)  # parameters that may change when a run is taken up again
+FREE = ("checkpoint_seconds", "micro_batch", "threads", "compile")  # may change when a run is taken up again
 
 PLAIN = ("epoch", "step", "spent", "history", "seconds")  # of a position, all that is not a tensor
 
@@ -43,7 +43,12 @@ class Position:
 
 
 class Checkpoint:
-    """Model, optimizer, generator and position of a run, in safetensors files in its folder."""
+    """Model, optimizer, generator and position of a run, in safetensors files in its folder.
+
+    Args:
+        made_of: what else the run depends on, as provenance.ingredients says: of other code, data or weights than
+            these, a checkpoint is passed over; of another device or precision, it is refused.
+    """
 
     def __init__(
         self,
@@ -52,9 +57,11 @@ class Checkpoint:
         optimizer: torch.optim.Optimizer,
         generator: torch.Generator,
         run: RunParameters,
+        made_of: dict[str, str],
     ):
         self.newest, self.before = folder / "checkpoint.safetensors", folder / "checkpoint.before.safetensors"
         self.model, self.optimizer, self.generator, self.run = model, optimizer, generator, run
+        self.made_of, self.began, self.elapsed_before = made_of, time.monotonic(), 0.0
         self.saved_at = time.monotonic()
 
     def due(self) -> bool:
@@ -67,15 +74,18 @@ class Checkpoint:
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
         tensors |= {"generator": self.generator.get_state(), "losses": at.losses_S, "order": at.order_n}
-        about = {name: getattr(at, name) for name in PLAIN} | {"parameters": self.run.flat()}
-        with results.whole(self.newest) as temporary:
-            results.save_tensors(temporary, tensors, about)
-            if self.newest.exists():
-                self.newest.replace(self.before)
+        about = {name: getattr(at, name) for name in PLAIN} | {
+            "parameters": self.run.flat(),
+            "made_of": self.made_of,
+            "elapsed": self.elapsed_before + time.monotonic() - self.began,
+        }
+        if self.newest.exists():
+            self.newest.replace(self.before)
+        results.save_tensors(self.newest, tensors, about)
         self.saved_at = time.monotonic()
 
     def restore(self, start: Position) -> Position:
-        """Go back to the newest checkpoint that is whole; ``start`` if there is none.
+        """Go back to the newest checkpoint that is whole and of this run; ``start`` if there is none.
 
         Raises:
             ParameterError: naming the parameter in which the checkpoint's run differs from this one.
@@ -87,13 +97,21 @@ class Checkpoint:
                 tensors, about = results.load_tensors(path)
             except ValueError as error:
                 print(f"{error}; going back to the checkpoint before, or to the start")
+                path.unlink()
                 continue
-            self.check_parameters(about["parameters"])
+            self.check_parameters(about["parameters"] | about["made_of"])
+            other = [name for name in ("code", "data", "weights") if about["made_of"][name] != self.made_of[name]]
+            if other:
+                print(f"{path} was made with other {' and '.join(other)}: starting anew")
+                path.unlink()
+                continue
+            self.elapsed_before = about["elapsed"]
             return self.take_up(tensors, about, start.losses_S.device)
         return start
 
     def check_parameters(self, theirs: dict) -> None:
-        for name, value in self.run.flat().items():
+        ours = self.run.flat() | {name: self.made_of[name] for name in ("device", "precision")}
+        for name, value in ours.items():
             if theirs.get(name) != value and name not in FREE:
                 raise ParameterError(
                     f"{name} is {value!r}, but the unfinished run in {self.newest.parent} has {theirs.get(name)!r}: "
@@ -116,13 +134,17 @@ class Checkpoint:
 
     def describe(self) -> str:
         """The way back, for an error message."""
-        return f"the last good checkpoint is {self.newest}" if self.newest.exists() else "no checkpoint was saved yet"
+        if not self.newest.exists():
+            return "no checkpoint was saved yet"
+        return f"the last good checkpoint is {self.newest}: delete it to start anew with another rate"
 
 
 def discard(folder: Path) -> None:
-    """Delete a run's checkpoints."""
+    """Delete the checkpoints of a run that is complete: those that are older than its ``metrics.json``."""
+    metrics = folder / "metrics.json"
     for path in folder.glob("checkpoint*.safetensors"):
-        path.unlink(missing_ok=True)
+        if metrics.exists() and path.stat().st_mtime_ns <= metrics.stat().st_mtime_ns:
+            path.unlink(missing_ok=True)
 
 
 def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

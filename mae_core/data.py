@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import download_and_extract_archive
 
 from mae_core.errors import MissingDataError
 
@@ -69,12 +70,17 @@ def load(
         ValueError: for an unknown data set.
         MissingDataError: if CIFAR-10 is neither in ``data_dir`` nor to be had from the network, or a file is damaged.
     """
-    if dataset == "shapes":
-        source = Shapes(data_dir, train=train)
-    elif dataset == "cifar10":
-        source = open_cifar10(Path(data_dir), train)
-    else:
+    if dataset not in DATASETS:
         raise ValueError(f"dataset is {dataset!r}, not one of {', '.join(DATASETS)}")
+    try:
+        source = Shapes(data_dir, train) if dataset == "shapes" else open_cifar10(Path(data_dir), train)
+    except OSError as error:
+        if isinstance(error, MissingDataError):
+            raise
+        raise MissingDataError(
+            f"data_dir is {str(data_dir)!r}: {FOLDERS[dataset]}/ cannot be made there ({error.strerror or error}); see to "
+            f"its permissions and to free space, and delete what is half there"
+        ) from error
     images = torch.from_numpy(source.data).permute(0, 3, 1, 2)
     stop = limit or len(images)
     return Split(
@@ -109,7 +115,7 @@ def open_cifar10(data_dir: Path, train: bool) -> "CheckedCIFAR10":
 def download(data_dir: Path) -> None:
     """Let torchvision download CIFAR-10, and check it, into ``data_dir``: all of it, or nothing."""
     with tempfile.TemporaryDirectory(dir=data_dir) as unfinished:
-        CIFAR10(unfinished, download=True)
+        download_and_extract_archive(CIFAR10.url, unfinished, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
         os.rename(Path(unfinished) / CIFAR10.base_folder, data_dir / CIFAR10.base_folder)
 
 

@@ -110,9 +110,8 @@ def accuracy(scores_nC: Tensor, labels_n: Tensor) -> float:
     return 100 * int((scores_nC.argmax(dim=1) == labels_n).sum()) / len(labels_n)
 
 
-def predictions(model: nn.Module, test: Split, run: RunParameters, device: torch.device) -> dict[str, Any]:
+def predictions(scores_nC: Tensor, test: Split) -> dict[str, Any]:
     """Labels and predictions of the pictured test images, and the confusion counts of all (row: true class)."""
-    scores_nC = class_scores(model, test, run, device)
     probability_nC = scores_nC.softmax(dim=1)
     n_classes = len(test.classes)
     confusion = torch.bincount(test.labels_n * n_classes + scores_nC.argmax(1), minlength=n_classes**2)
@@ -125,9 +124,9 @@ def predictions(model: nn.Module, test: Split, run: RunParameters, device: torch
     }
 
 
-def confident_mistakes(model: nn.Module, test: Split, run: RunParameters, device: torch.device) -> dict[str, Any]:
+def confident_mistakes(scores_nC: Tensor, test: Split) -> dict[str, Any]:
     """The test images that the model is surest to name wrongly, the surest first: indices, classes, confidence."""
-    probability_nC = class_scores(model, test, run, device).softmax(dim=1)
+    probability_nC = scores_nC.softmax(dim=1)
     confidence_n, predicted_n = probability_nC.max(dim=1)
     wrong = (predicted_n != test.labels_n).nonzero()[:, 0]
     surest = wrong[confidence_n[wrong].argsort(descending=True, stable=True)][:N_PICTURES]

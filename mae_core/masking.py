@@ -22,7 +22,7 @@ class Mask:
     """A mask for each image of a batch: an order of its patches in which the visible ones come first.
 
     Attributes:
-        ids_shuffle_BN: indices of the patches, visible ones first; ascending among both for block and grid masks.
+        ids_shuffle_BN: indices of the patches, visible ones first; ascending among both for grid masks.
         n_kept: number of visible patches, K.
     """
 

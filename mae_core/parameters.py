@@ -214,7 +214,8 @@ def check_name(parameter: str, name: str) -> None:
 
 def check_data_dir(dataset: str, data_dir: str) -> None:
     """Raise ParameterError if a data set would be written outside the working folder: only what is there is read there."""
-    inside = Path(os.path.abspath(data_dir)).is_relative_to(Path.cwd())  # a link inside may lead elsewhere
+    inside = Path(os.path.abspath(data_dir)).is_relative_to(Path.cwd())  # a link inside may lead elsewhere,
+    inside = inside and ".." not in Path(data_dir).parts  # but nothing may go up from there
     if not inside and not (Path(data_dir) / FOLDERS[dataset]).is_dir():
         raise ParameterError(
             f"data_dir is {data_dir!r}: outside the project it must hold {FOLDERS[dataset]}/ already; to have it written "

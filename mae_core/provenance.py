@@ -1,9 +1,12 @@
 """Where a result came from: commit, data, versions, hardware."""
 
+import ast
 import datetime
 import hashlib
 import importlib.metadata
+import json
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -33,8 +36,6 @@ def collect(run: RunParameters, device: torch.device, weights: Path) -> dict[str
         weights: the file of the run's final weights.
     """
     return {
-        "stage": "finetune" if hasattr(run, "weights") else "pretrain",
-        "parameters": run.flat(),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": devices.describe(device),
         "precision": str(devices.choose_precision(run.precision, device)).removeprefix("torch."),
@@ -43,6 +44,26 @@ def collect(run: RunParameters, device: torch.device, weights: Path) -> dict[str
         "data_md5": data.checksum(run.dataset, run.data_dir),
         "weights_sha256": sha256(weights),
     }
+
+
+def ingredients(run: RunParameters, device: torch.device) -> dict[str, str]:
+    """What a run depends on beside its parameters: checksums of code, data and pre-trained weights, device, precision."""
+    weights = getattr(run, "weights", "")
+    return {
+        "code": code(),
+        "data": data.checksum(run.dataset, run.data_dir),
+        "weights": sha256(Path(weights)) if weights else "",
+        "device": device.type,
+        "precision": str(devices.choose_precision(run.precision, device)).removeprefix("torch."),
+    }
+
+
+def code() -> str:
+    """Checksum of the modules that training depends on."""
+    digest = hashlib.sha256()
+    for path in sources(Path(__file__).with_name("training.py")):
+        digest.update((Path(__file__).parents[1] / path).read_bytes())
+    return digest.hexdigest()
 
 
 def commit() -> dict[str, Any]:
@@ -78,3 +99,37 @@ def sha256(path: Path) -> str:
     """Checksum of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sources(path: str | Path) -> list[str]:
+    """The package's modules that a notebook or a module imports, directly or through others: what a change must re-run.
+
+    ``from mae_core import name`` counts as an import of the module that defines the name.
+    """
+    package = Path(__file__).parent
+    exported = {}
+    for node in ast.parse((package / "__init__.py").read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            exported |= {alias.name: node.module for alias in node.names}
+
+    def imports(source: str) -> set[Path]:
+        modules = set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == package.name:
+                modules.add(node.module)
+                modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+                modules |= {exported[alias.name] for alias in node.names if alias.name in exported}
+        paths = {package / f"{module.removeprefix(f'{package.name}.').replace('.', '/')}.py" for module in modules}
+        return {path for path in paths if path.exists()}
+
+    path = Path(path)
+    if path.suffix == ".ipynb":
+        cells = json.loads(path.read_text())["cells"]
+        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        found, queue = set(), imports(re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE))
+    else:
+        found, queue = set(), {path.resolve()}
+    while queue:
+        found |= queue
+        queue = set().union(*(imports(module.read_text()) for module in queue)) - found
+    return sorted(str(module.relative_to(package.parent)) for module in found)

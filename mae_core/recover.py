@@ -4,6 +4,7 @@ python -m mae_core.recover params/laptop.yaml
 """
 
 import argparse
+import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,42 +18,57 @@ from mae_core.study import Study
 WAIT_SECONDS = 10
 
 
-def processes_in(folder: Path) -> Iterator[tuple[psutil.Process, list[str]]]:
-    """The processes that work in a folder, with their command lines."""
+def processes() -> Iterator[tuple[psutil.Process, list[str], Path | None]]:
+    """All processes with their command lines and working folders; None where another user's is not told."""
     for process in psutil.process_iter():
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             words = process.cmdline()
-            if Path(process.cwd()) == folder:
-                yield process, words
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
+            try:
+                yield process, words, Path(process.cwd())
+            except psutil.AccessDenied:
+                yield process, words, None
 
 
 def check_nobody_runs(folder: Path) -> None:
-    """Raise BusyError if a Snakemake is alive in ``folder``: then nothing is lost."""
-    for process, words in processes_in(folder):
-        if any(Path(word).name == "snakemake" for word in words[:3]):
+    """Raise BusyError if a Snakemake is alive in ``folder``, or another user's, who knows where: then nothing is lost."""
+    for process, words, where in processes():
+        if where in (folder, None) and any(Path(word).name == "snakemake" for word in words[:3]):
             raise BusyError(f"Snakemake is running here, as process {process.pid}: wait for it, or end it")
 
 
 def orphans(study: str, folder: Path) -> list[psutil.Process]:
     """The papermill processes that run this study's notebooks in ``folder``, and kernels there that have lost theirs."""
     found = []
-    for process, words in processes_in(folder):
+    for process, words, where in processes():
         papermill = any(Path(word).name == "papermill" for word in words[:3])
-        if papermill and any(word.startswith(f"outputs/{study}/") for word in words):
-            found.append(process)
-        if "ipykernel_launcher" in words and process.ppid() == 1:
+        lost_kernel = "ipykernel_launcher" in words and process.ppid() == 1 and not jupyter_is_first()
+        ours = lost_kernel or (papermill and any(word.startswith(f"outputs/{study}/") for word in words))
+        if ours and where == folder:
             found.append(process)
     return found
 
 
-def end(processes: list[psutil.Process]) -> int:
-    """End processes and all that they have started; returns how many those were."""
-    family = {child for process in processes for child in [process, *process.children(recursive=True)]}
+def jupyter_is_first() -> bool:
+    """Whether process 1 is a Jupyter server, as in a container: then kernels below it are not lost."""
+    return any("jupyter" in word for word in psutil.Process(1).cmdline()[:3])
+
+
+def end(lost: list[psutil.Process]) -> int:
+    """End processes and all that they have started; returns how many those were.
+
+    Raises:
+        BusyError: if one of them cannot be ended.
+    """
+    family = set(lost)
+    for process in lost:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family |= set(process.children(recursive=True))
     for process in family:
-        process.kill()
-    psutil.wait_procs(list(family), timeout=WAIT_SECONDS)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    _, alive = psutil.wait_procs(list(family), timeout=WAIT_SECONDS)
+    if alive:
+        raise BusyError(f"process {alive[0].pid} does not end: end it by hand")
     return len(family)
 
 
@@ -71,7 +87,10 @@ def recover(path: Path, folder: Path) -> None:
     check_nobody_runs(folder.resolve())
     print(f"ended {end(orphans(study.name, folder.resolve()))} lost processes of {study.name}")
     words = [sys.executable, "-m", "snakemake", "--unlock", "--configfile", str(path)]
-    subprocess.run(words, cwd=folder, check=True)
+    check_nobody_runs(folder.resolve())
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise BusyError(f"Snakemake's lock could not be taken away: {done.stderr.strip().splitlines()[-1]}")
 
 
 def main() -> None:

@@ -12,10 +12,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from mae_core import data, provenance
+from mae_core import data, devices, provenance
 from mae_core.errors import Explained, ParameterError
 from mae_core.parameters import RunParameters
 from mae_core.results import metric_rows, read_json
@@ -34,11 +35,44 @@ getattr(training, stage)(kind.check(values))
 """
 
 
+@dataclass(frozen=True)
+class Published:
+    """A published run: the files beside its ``provenance.json``."""
+
+    stage: str
+    parameters: dict[str, Any]  # as the file holds them: later versions know more
+    run: RunParameters
+    provenance: dict[str, Any]
+    metrics: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read ``outputs/<study>/<case>/seed<k>/<stage>/provenance.json`` and what lies beside it.
+
+        Raises:
+            ParameterError: if a file is missing, or does not tell enough.
+        """
+        stage = path.absolute().parent.name
+        try:
+            told = read_json(path)
+            for key in ("commit", "clean", "platform", "versions", "device", "precision", "data_md5", "weights_sha256"):
+                _ = told[key]
+            parameters = read_json(path.with_name("parameters.json"))
+            run = STAGES[stage].check(parameters)
+            if ".." in Path(run.data_dir).parts:
+                raise ValueError("its data_dir leads upwards")
+            return cls(stage, parameters, run, told, read_json(path.with_name("metrics.json")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ParameterError(
+                f"{path} cannot be used ({error!r}): it must be the provenance.json of a run"
+            ) from error
+
+
 def reproduce(path: Path) -> bool:
     """Run again what a provenance file describes, in a temporary folder; the published files are only read.
 
-    A fine-tuned run is repeated from pre-trained weights of the published checksum: those that lie beside it, or
-    else those that its pre-training gives again.
+    A fine-tuned run starts from pre-trained weights of the published checksum: those that lie beside it, or else those
+    that its pre-training gives again.
 
     Args:
         path: ``outputs/<study>/<case>/seed<k>/<stage>/provenance.json``.
@@ -49,38 +83,39 @@ def reproduce(path: Path) -> bool:
     Raises:
         ParameterError: if the file does not tell enough, or the data or the pre-trained weights are not the same.
     """
-    try:
-        told = read_json(path)
-        stage, values, commit = told["stage"], told["parameters"], told["commit"]
-        run = STAGES[stage].check(values)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ParameterError(f"{path} cannot be used ({error}): it must be the provenance.json of a run") from error
+    published = Published.read(path)
+    run, told = published.run, published.provenance
+    data.load(run.dataset, run.data_dir)  # makes or downloads it where it is missing
     if data.checksum(run.dataset, run.data_dir) != told["data_md5"]:
         raise ParameterError(f"the data set in {run.data_dir} is not the one of the run: its checksum differs")
-    for difference in differences(told):
+    for difference in differences(published):
         print(f"not as published: {difference}")
-    with tempfile.TemporaryDirectory() as place, checked_out(commit, told["clean"]) as code:
-        if not Path(run.data_dir).is_absolute():
-            (Path(place) / run.data_dir).parent.mkdir(parents=True, exist_ok=True)
-            (Path(place) / run.data_dir).symlink_to(Path(run.data_dir).absolute())
+    with tempfile.TemporaryDirectory() as place:
         if getattr(run, "weights", ""):
-            provide_weights(run, path, Path(place), code)
-        train(stage, values, Path(place), code)
-        again = Path(place) / run.folder / stage
-        same = read_json(again / "provenance.json")["weights_sha256"] == told["weights_sha256"]
+            provide_weights(published, path, Path(place))
+        again = train(published, Path(place))
+        same = again.provenance["weights_sha256"] == told["weights_sha256"]
         print(
             f"weights: {'the same, bit for bit' if same else 'not the same'} (SHA-256 {told['weights_sha256'][:16]} …)"
         )
-        for line in compare(read_json(path.with_name("metrics.json")), read_json(again / "metrics.json")):
+        for line in compare(published.metrics, again.metrics):
             print(line)
     return same
 
 
-def differences(told: dict[str, Any]) -> Iterator[str]:
+def differences(published: Published) -> Iterator[str]:
     """What is not as it was when the run was made, and can change its bits."""
-    here = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
-    if told["platform"] != here:
-        yield f"platform, {told['platform']}; here {here}"
+    told, run = published.provenance, published.run
+    device = devices.choose_device(run.device)
+    devices.set_up(run.threads)
+    here = {
+        "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "device": devices.describe(device),
+        "precision": str(devices.choose_precision(run.precision, device)).removeprefix("torch."),
+    }
+    for name, value in here.items():
+        if told[name] != value:
+            yield f"{name}, {told[name]}; here {value}"
     for name, version in provenance.versions().items():
         if told["versions"].get(name) != version:
             yield f"{name} {told['versions'].get(name)}; here {version}"
@@ -108,27 +143,47 @@ def checked_out(commit: str | None, clean: bool | None) -> Iterator[Path]:
             subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", tree], check=True)
 
 
-def provide_weights(run: RunParameters, path: Path, place: Path, code: Path) -> None:
-    """Put the pre-trained weights of a fine-tuned run where it will look for them."""
-    published, target = Path(run.weights), place / run.weights
-    beside = path.parents[1] / "pretrain" / "provenance.json"
+def provide_weights(published: Published, path: Path, place: Path) -> None:
+    """Put pre-trained weights of the published checksum where a fine-tuned run will look for them in ``place``.
+
+    Raises:
+        ParameterError: if they are not there, and pre-training does not give them again.
+    """
+    wanted = Path(published.run.weights)
+    beside = path.absolute().parents[1] / "pretrain" / "provenance.json"
     if not beside.exists():
-        raise ParameterError(f"{path} was fine-tuned, and the provenance of its pre-training is not in {beside}")
-    told = read_json(beside)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if published.exists() and provenance.sha256(published) == told["weights_sha256"]:
-        target.symlink_to(published.absolute())
-        return
-    print(f"{published} is not there or not the published one: pre-training first")
-    train("pretrain", told["parameters"], place, code)
+        raise ParameterError(f"{path} was fine-tuned, and its pre-training's provenance is not there: {beside}")
+    pretraining = Published.read(beside)
+    expected = pretraining.provenance["weights_sha256"]
+    for weights in (wanted, beside.with_name("weights.safetensors")):
+        if weights.exists() and provenance.sha256(weights) == expected:
+            link(place / wanted, weights)
+            return
+    print(f"{wanted} is not there or not the published one: pre-training first")
+    if train(pretraining, place).provenance["weights_sha256"] != expected:
+        raise ParameterError("pre-training does not give the published weights again: see what is not as published")
+    link(place / wanted, place / pretraining.run.folder / "pretrain" / "weights.safetensors")
 
 
-def train(stage: str, values: dict[str, Any], place: Path, code: Path) -> None:
-    """Train in a process of its own, in the folder ``place``, with the package that lies in ``code``."""
-    environment = {**os.environ, "PYTHONPATH": str(code)}
-    words = [sys.executable, "-c", SCRIPT, stage, json.dumps(values)]
-    if subprocess.run(words, cwd=place, env=environment).returncode:
-        raise ParameterError(f"{stage} of {values['case']} failed: see above")
+def link(name: Path, target: Path) -> None:
+    """Make ``name`` lead to ``target``, unless it does; an absolute ``name`` of the published run is left alone."""
+    if not name.exists():
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.symlink_to(target.absolute())
+
+
+def train(published: Published, place: Path) -> Published:
+    """Train in a process of its own, in the folder ``place``, with the package at the run's commit.
+
+    The parameters are the published ones to the letter, for they are part of the weights' file.
+    """
+    run, told = published.run, published.provenance
+    link(place / run.data_dir, Path(run.data_dir))
+    with checked_out(told["commit"], told["clean"]) as code:
+        words = [sys.executable, "-c", SCRIPT, published.stage, json.dumps(published.parameters)]
+        if subprocess.run(words, cwd=place, env={**os.environ, "PYTHONPATH": str(code)}).returncode:
+            raise ParameterError(f"{published.stage} of {run.case} failed: see above")
+    return Published.read(place / run.folder / published.stage / "provenance.json")
 
 
 def compare(published: dict[str, Any], again: dict[str, Any]) -> Iterator[str]:

@@ -68,6 +68,10 @@ def replaced(folder: Path, last: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished.") as unfinished:
         yield Path(unfinished)
         (folder / last).unlink(missing_ok=True)
+        for path in folder.iterdir():  # of an earlier run, what this one does not have
+            stale = path.suffix in (".json", ".png", ".safetensors") and not path.name.startswith("checkpoint")
+            if stale and not (Path(unfinished) / path.name).exists():
+                path.unlink()
         for path in sorted(Path(unfinished).iterdir(), key=lambda path: path.name == last):
             path.replace(folder / path.name)
         synchronize(folder)
@@ -93,7 +97,7 @@ def claimed(folder: Path) -> Iterator[None]:
     with open(folder.with_name(f".{folder.name}.lock"), "a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             lock.seek(0)
             raise BusyError(f"process {lock.read()} trains into {folder}: wait for it, or end it") from error
         lock.truncate(0)

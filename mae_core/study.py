@@ -1,8 +1,5 @@
 """A study: cases times seeds, each with the flat parameters of its runs."""
 
-import ast
-import json
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -150,37 +147,3 @@ def check_file(path: str | Path, study: Study) -> None:
 def flat_yaml(values: Mapping[str, Any]) -> str:
     """Parameters as one line of YAML, for ``papermill -y``."""
     return yaml.safe_dump(dict(values), default_flow_style=True, sort_keys=False, width=sys.maxsize).strip()
-
-
-def sources(path: str | Path) -> list[str]:
-    """The package's modules that a notebook or a module imports, directly or through others: what a change must re-run.
-
-    ``from mae_core import name`` counts as an import of the module that defines the name.
-    """
-    package = Path(__file__).parent
-    exported = {}
-    for node in ast.parse((package / "__init__.py").read_text()).body:
-        if isinstance(node, ast.ImportFrom):
-            exported |= {alias.name: node.module for alias in node.names}
-
-    def imports(source: str) -> set[Path]:
-        modules = set()
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == package.name:
-                modules.add(node.module)
-                modules |= {f"{node.module}.{alias.name}" for alias in node.names}
-                modules |= {exported[alias.name] for alias in node.names if alias.name in exported}
-        paths = {package / f"{module.removeprefix(f'{package.name}.').replace('.', '/')}.py" for module in modules}
-        return {path for path in paths if path.exists()}
-
-    path = Path(path)
-    if path.suffix == ".ipynb":
-        cells = json.loads(path.read_text())["cells"]
-        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-        found, queue = set(), imports(re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE))
-    else:
-        found, queue = set(), {path.resolve()}
-    while queue:
-        found |= queue
-        queue = set().union(*(imports(module.read_text()) for module in queue)) - found
-    return sorted(str(module.relative_to(package.parent)) for module in found)

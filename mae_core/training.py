@@ -81,8 +81,9 @@ def finetune(run: FinetuneParameters) -> Classifier:
         record.metrics["last_epoch_accuracy"] = record.history["test_accuracy"][-1]
         record.metrics["best_epoch_accuracy"] = max(record.history["test_accuracy"])
         record.metrics["flops_per_image"] = flops.of_classifier(run)
-        record.metrics["predictions"] = evaluation.predictions(model, test, run, device)
-        record.metrics["mistakes"] = evaluation.confident_mistakes(model, test, run, device)
+        scores_nC = evaluation.class_scores(model, test, run, device)
+        record.metrics["predictions"] = evaluation.predictions(scores_nC, test)
+        record.metrics["mistakes"] = evaluation.confident_mistakes(scores_nC, test)
         pictured = to_unit(test.images_nCHW[: evaluation.N_PICTURES])
         record.sheets["pictures"] = [pictured]
         record.sheets["attention"] = [pictured, evaluation.class_attention(model.encoder, pictured)]
@@ -167,7 +168,8 @@ def fit(
 
     Returns:
         The history, a list per curve with an entry per epoch; and metrics: last training loss, seconds of training (in
-        all and by epoch), images a second, peak memory in bytes, data included (of the process; on CUDA of the device).
+        all and by epoch), images a second, peak memory in bytes, data included (of the process; on CUDA of the device),
+        and the seconds that processes before this one took for the run.
 
     Raises:
         NotFiniteError: naming the step, the rate and the checkpoint to go back to.
@@ -181,7 +183,7 @@ def fit(
     optimizer = new_optimizer(model, run)
     generator = torch.Generator(device).manual_seed(run.seed)
     take_step = new_step(model, objective, train, run, plan, optimizer, generator)
-    checkpoint = Checkpoint(folder, model, optimizer, generator, run)
+    checkpoint = Checkpoint(folder, model, optimizer, generator, run, provenance.ingredients(run, device))
     at = checkpoint.restore(Position(losses_S=torch.zeros(steps, device=device)))
 
     devices.reset_peak_memory(device)
@@ -198,10 +200,13 @@ def fit(
             if checkpoint.due() and at.step < steps:
                 at.spent = time.perf_counter() - began
                 check_finite("training loss", at.losses_S[: at.step], at, run, checkpoint)
+                check_finite("sum of weights", sum_of_weights(model), at, run, checkpoint)
                 checkpoint.save(at)
+                began = time.perf_counter() - at.spent
         mean_loss = at.losses_S.mean().item()  # the one wait for the device in an epoch
         at.spent = time.perf_counter() - began
         check_finite("training loss", at.losses_S, at, run, checkpoint)
+        check_finite("sum of weights", sum_of_weights(model), at, run, checkpoint)
         rate = learning_rate(at.epoch + (steps - 1) / steps, run)
         entry = {"epoch": at.epoch + 1, "train_loss": mean_loss, "learning_rate": rate}
         entry |= test_epoch()
@@ -221,7 +226,13 @@ def fit(
         "epoch_seconds": at.seconds,
         "images_per_second": run.epochs * steps * run.batch_size / seconds,
         "peak_memory_bytes": devices.peak_memory(device),
+        "elapsed_before": checkpoint.elapsed_before,
     }
+
+
+def sum_of_weights(model: nn.Module) -> Tensor:
+    """The sum of all weights' absolute values, as a vector of one: not finite if one of them is not."""
+    return torch.stack(torch._foreach_norm(list(model.parameters()), 1)).sum()[None].detach()
 
 
 def new_step(
@@ -367,11 +378,10 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
     folder = record.folder
     try:
         with results.claimed(folder):
-            if (folder / "metrics.json").exists():  # that run is complete: this is a new one
-                discard(folder)
+            discard(folder)  # of an earlier run, where it is complete
             began, commit = time.perf_counter(), provenance.commit()
             yield record
-            wall = {"wall_seconds": time.perf_counter() - began}
+            wall = {"wall_seconds": time.perf_counter() - began + record.metrics.pop("elapsed_before")}
             with results.replaced(folder, last="metrics.json") as unfinished:
                 results.write_json(unfinished / "parameters.json", run.flat())
                 results.write_json(unfinished / "history.json", record.history)

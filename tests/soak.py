@@ -111,10 +111,13 @@ class Soak:
                 time.sleep(self.chance.uniform(0, 0.2))
                 child.kill()
                 child.join()
+                fault = fault if child.exitcode == -signal.SIGKILL else "end"
             if fault == "damage" and newest.exists():
                 content = bytearray(newest.read_bytes())
                 content[self.chance.randrange(len(content))] ^= 1 << self.chance.randrange(8)
                 newest.write_bytes(content[: self.chance.choice([len(content), len(content) // 2])])
+            if fault == "end":
+                break
             self.injected[fault] += 1
         child = start(run, self.folder)
         child.join()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mae_core import checkpoint, results
+from mae_core import checkpoint, provenance, results
 from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
 from mae_core.results import load_tensors
 from mae_core.training import NotFiniteError, finetune, pretrain
@@ -33,13 +33,13 @@ def parameters(stage, tiny, **more):
 
 
 def train(stage, run, folder, die_at=""):
-    """What a child process does: train, and kill itself at the named moment of its second checkpoint."""
+    """What a child process does: train, and kill itself at the named moment, before or after its second renaming."""
     os.chdir(folder)
     replace, seen = Path.replace, []
 
     def replace_or_die(self, target):
-        kind = "newest" if Path(target).name == "checkpoint.safetensors" else "before"
-        kind = kind if "checkpoint" in Path(target).name else "other"
+        kinds = {"checkpoint.safetensors": "newest", "checkpoint.before.safetensors": "before"}
+        kind = kinds.get(Path(target).name, "other")
         seen.append(kind)
         if die_at == f"before {kind}" and seen.count(kind) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -70,7 +70,7 @@ def outcome(run, stage):
 def test_killed_ten_times_at_random_it_ends_with_the_same_bits(tiny, stage):
     whole, cut = (parameters(stage, tiny, case=case, epochs=12) for case in ("whole", "cut"))
     STAGES[stage][1](whole)
-    newest, clock = cut.folder / stage / "checkpoint.safetensors", random.Random(0)
+    newest, clock, reached = cut.folder / stage / "checkpoint.safetensors", random.Random(0), []
     for _ in range(10):
         seen = newest.stat().st_mtime_ns if newest.exists() else 0
         child = start(stage, cut)
@@ -80,6 +80,9 @@ def test_killed_ten_times_at_random_it_ends_with_the_same_bits(tiny, stage):
         child.kill()
         child.join()
         assert child.exitcode == -signal.SIGKILL, "it ended before it was killed"
+        kept = [load_tensors(path)[1] for path in (cut.folder / stage).glob("checkpoint*.safetensors")]
+        reached.append(max((about["epoch"], about["step"]) for about in kept))
+    assert reached == sorted(set(reached)), "a start has repeated what was saved"
     assert not (cut.folder / stage / "metrics.json").exists()
     child = start(stage, cut)
     child.join()
@@ -87,15 +90,22 @@ def test_killed_ten_times_at_random_it_ends_with_the_same_bits(tiny, stage):
     assert outcome(cut, stage) == outcome(whole, stage)
 
 
-@pytest.mark.parametrize("moment", ["before before", "after before", "before newest", "after newest"])
-def test_killed_while_it_writes_a_checkpoint_it_loses_none(tiny, moment):
+@pytest.mark.parametrize(
+    ("moment", "saved"), [("before before", 2), ("after before", 2), ("before newest", 1), ("after newest", 2)]
+)
+def test_killed_while_it_writes_a_checkpoint_it_loses_none(tiny, monkeypatch, moment, saved):
     whole, cut = (parameters("pretrain", tiny, case=case) for case in ("whole", "cut"))
     pretrain(whole)
     child = start("pretrain", cut, moment)
     child.join()
     assert child.exitcode == -signal.SIGKILL
-    assert list((cut.folder / "pretrain").glob("checkpoint*.safetensors"))
-    pretrain(cut)
+    kept = [load_tensors(path)[1]["step"] for path in (cut.folder / "pretrain").glob("checkpoint*.safetensors")]
+    steps = []
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoint, "due", lambda self: steps.append(1) and False)
+        pretrain(cut)
+    assert max(kept) == saved
+    assert len(steps) == 16 + 2 - saved
     assert outcome(cut, "pretrain") == outcome(whole, "pretrain")
 
 
@@ -191,6 +201,47 @@ def test_who_changes_a_parameter_of_a_complete_run_starts_anew(tiny):
     assert results.read_json(run.folder / "pretrain" / "parameters.json")["mask_ratio"] == 0.5
 
 
+def test_killed_over_an_earlier_run_it_goes_on_all_the_same(tiny, monkeypatch):
+    run = parameters("pretrain", tiny)
+    pretrain(run)
+    interrupted(tiny, monkeypatch, after=5)
+    steps = []
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: steps.append(1) and False)
+    pretrain(run)
+    assert len(steps) == 16 + 2 - 5
+
+
+@pytest.mark.parametrize("ingredient", ["code", "data", "weights"])
+def test_a_checkpoint_of_other_code_data_or_weights_is_not_taken_up(tiny, monkeypatch, capsys, ingredient):
+    run, _ = interrupted(tiny, monkeypatch)
+    made_of = provenance.ingredients
+    monkeypatch.setattr(provenance, "ingredients", lambda *words: made_of(*words) | {ingredient: "another"})
+    steps = []
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: steps.append(1) and False)
+    pretrain(run)
+    assert f"was made with other {ingredient}: starting anew" in capsys.readouterr().out
+    assert len(steps) == 16 + 2
+
+
+def test_a_checkpoint_of_another_device_is_refused(tiny, monkeypatch):
+    run, _ = interrupted(tiny, monkeypatch)
+    made_of = provenance.ingredients
+    monkeypatch.setattr(provenance, "ingredients", lambda *words: made_of(*words) | {"device": "cuda"})
+    with pytest.raises(ParameterError, match=r"device is 'cuda', but the unfinished run .* has 'cpu'"):
+        pretrain(run)
+
+
+def test_time_is_counted_over_all_starts(tiny, monkeypatch):
+    run, _ = interrupted(tiny, monkeypatch, after=10)
+    path = run.folder / "pretrain" / "checkpoint.safetensors"
+    tensors, about = load_tensors(path)
+    results.save_tensors(path, tensors, about | {"elapsed": 1000.0})
+    pretrain(run)
+    metrics = results.read_json(run.folder / "pretrain" / "metrics.json")
+    assert 1000 < metrics["wall_seconds"] < 1100
+    assert metrics["train_seconds"] < metrics["wall_seconds"]
+
+
 def test_a_loss_that_is_not_finite_is_never_saved(tiny, monkeypatch):
     from mae_core import training
 
@@ -215,6 +266,7 @@ def test_a_flipped_bit_anywhere_in_weights_is_noticed(tmp_path):
     results.save_tensors(path, {"a": torch.randn(4, 4), "b": torch.arange(3)}, {"epochs": 10})
     good = path.read_bytes()
     for position in range(len(good)):
-        path.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
+        flipped = good[position] ^ 1 << position % 8
+        path.write_bytes(good[:position] + bytes([flipped]) + good[position + 1 :])
         with pytest.raises(ValueError, match=r"is damaged|was not written"):
             load_tensors(path)

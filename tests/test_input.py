@@ -105,6 +105,8 @@ def test_nothing_is_written_to_a_data_dir_outside_the_project(tmp_path, monkeypa
             PretrainParameters.check({"data_dir": outside})
     (tmp_path / "project" / "data").symlink_to(tmp_path / "elsewhere")
     PretrainParameters.check({"data_dir": "data"})
+    with pytest.raises(ParameterError, match="outside the project"):
+        PretrainParameters.check({"data_dir": "data/../more"})  # where that is, only the link knows
     (tmp_path / "elsewhere" / "shapes-1-batches-py").mkdir()
     PretrainParameters.check({"data_dir": str(tmp_path / "elsewhere")})
 
@@ -196,6 +198,12 @@ def test_without_a_network_it_says_what_to_do(tmp_path, monkeypatch):
         load("cifar10", tmp_path)
 
 
+def test_a_data_dir_that_cannot_be_written_is_named(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ParameterError, match=r"data_dir is 'file': shapes-1-batches-py/ cannot be made there"):
+        pretrain(PretrainParameters.check({**tiny, "data_dir": "file"}))
+
+
 # Machine ------------------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +224,7 @@ def test_a_full_disk_leaves_earlier_results_as_they_were(tiny, tmp_path, checkpo
     pretrain(run)
     folder = run.folder / "pretrain"
     training.discard(folder)
+    assert not list(folder.glob("checkpoint*"))
     before = {path: path.read_bytes() for path in folder.iterdir()}
     child = processes.Process(target=train_with_little_space, args=(run, str(tmp_path), 20000))
     child.start()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from mae_core import provenance
 from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
-from mae_core.reproduce import reproduce
+from mae_core.reproduce import Published, reproduce
 from mae_core.results import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -69,11 +70,11 @@ def test_it_says_so_when_the_weights_differ(published, monkeypatch, capsys, tmp_
     inside(published, monkeypatch)
     folder = published.parent / "other"
     folder.mkdir()
-    told = read_json(published / "pretrain" / "provenance.json")
-    told["parameters"]["base_lr"] *= 1.01  # another run than the one whose checksum stands there
-    (folder / "provenance.json").write_text(json.dumps(told))
-    (folder / "metrics.json").write_bytes((published / "pretrain" / "metrics.json").read_bytes())
-    words = [sys.executable, "-m", "mae_core.reproduce", str(folder / "provenance.json")]
+    shutil.copytree(published / "pretrain", folder / "pretrain")
+    values = read_json(folder / "pretrain" / "parameters.json")
+    values["base_lr"] *= 1.01  # another run than the one whose checksum stands there
+    (folder / "pretrain" / "parameters.json").write_text(json.dumps(values))
+    words = [sys.executable, "-m", "mae_core.reproduce", str(folder / "pretrain" / "provenance.json")]
     done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 3
     assert "weights: not the same" in done.stdout
@@ -84,17 +85,29 @@ def test_it_says_so_when_the_weights_differ(published, monkeypatch, capsys, tmp_
     [
         ({"data_md5": "0"}, "the data set in data is not the one of the run"),
         ({"commit": "0" * 40}, "is not in this repository"),
-        ({"parameters": {"width": "wide"}}, "cannot be used"),
-        ({"stage": None}, "cannot be used"),
     ],
 )
 def test_what_cannot_be_repeated_is_told(published, monkeypatch, change, message):
     inside(published, monkeypatch)
-    folder = published.parent / "changed"
-    folder.mkdir(exist_ok=True)
-    told = read_json(published / "pretrain" / "provenance.json") | change
+    folder = published.parent / f"changed-{len(message)}" / "pretrain"
+    shutil.copytree(published / "pretrain", folder)
+    told = read_json(folder / "provenance.json") | change
     (folder / "provenance.json").write_text(json.dumps(told))
     with pytest.raises(ParameterError, match=message):
         reproduce(folder / "provenance.json")
-    with pytest.raises(ParameterError, match="cannot be used"):
-        reproduce(folder / "nothing.json")
+
+
+def test_files_that_are_no_run_are_told(published, monkeypatch):
+    inside(published, monkeypatch)
+    folder = published.parent / "broken" / "pretrain"
+    shutil.copytree(published / "pretrain", folder)
+    (folder / "metrics.json").unlink()
+    for path in (folder / "provenance.json", folder / "nothing.json"):
+        with pytest.raises(ParameterError, match="cannot be used"):
+            reproduce(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "outputs").glob("*/*/seed*/*/provenance.json")))
+def test_every_published_run_can_be_read(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert Published.read(path).run.folder / path.parent.name == path.parent.relative_to(ROOT)

@@ -8,7 +8,8 @@ import yaml
 
 from mae_core.mae import ModelConfig
 from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
-from mae_core.study import Study, flat_yaml, sources
+from mae_core.provenance import sources
+from mae_core.study import Study, flat_yaml
 
 ROOT = Path(__file__).parents[1]
 SIX = {"random-75", "mask-tokens", "block-50", "block-75", "grid-75", "scratch"}
