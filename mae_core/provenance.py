@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mae_core import data, devices
+from mae_core import data, devices, results
 from mae_core.parameters import RunParameters
 
 PACKAGES = (
@@ -42,7 +42,7 @@ def collect(run: RunParameters, device: torch.device, weights: Path) -> dict[str
         "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": versions(),
         "data_md5": data.checksum(run.dataset, run.data_dir),
-        "weights_sha256": sha256(weights),
+        "weights_sha256": results.tensors_sha256(weights),
     }
 
 
@@ -52,7 +52,7 @@ def ingredients(run: RunParameters, device: torch.device) -> dict[str, str]:
     return {
         "code": code(),
         "data": data.checksum(run.dataset, run.data_dir),
-        "weights": sha256(Path(weights)) if weights else "",
+        "weights": results.tensors_sha256(Path(weights)) if weights else "",
         "device": device.type,
         "precision": str(devices.choose_precision(run.precision, device)).removeprefix("torch."),
     }
@@ -93,12 +93,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sources(path: str | Path) -> list[str]:

@@ -10,6 +10,7 @@ A run is ``outputs/<study>/<case>/seed<k>/<stage>/`` with stage ``pretrain`` or 
 import contextlib
 import csv
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -130,7 +131,9 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) 
     note = json.dumps(about)
     with whole(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={"about": note, "crc32": str(checksum(tensors, note))})
+            # One entry only: safetensors writes several in random order, and equal weights must give equal bytes.
+            about = json.dumps({"about": note, "crc32": checksum(tensors, note)})
+            save_file(tensors, temporary, metadata={"mae_core": about})
         except SafetensorError as error:
             raise OSError(str(error)) from error
 
@@ -147,11 +150,16 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it") from error
-    if "crc32" not in metadata or "about" not in metadata:
-        raise ValueError(f"{path} is damaged, or was not written by this package: it has no note or no checksum")
-    if metadata["crc32"] != str(checksum(tensors, metadata["about"])):
+    try:
+        told = json.loads(metadata["mae_core"])
+        note, crc32 = told["about"], told["crc32"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged, or was not written by this package: it has no note or no checksum"
+        ) from error
+    if crc32 != checksum(tensors, note):
         raise ValueError(f"{path} is damaged (its checksum differs): delete it")
-    return tensors, json.loads(metadata["about"])
+    return tensors, json.loads(note)
 
 
 def checksum(tensors: dict[str, Tensor], note: str) -> int:
@@ -162,6 +170,17 @@ def checksum(tensors: dict[str, Tensor], note: str) -> int:
         crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
         crc = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), crc)
     return crc
+
+
+def tensors_sha256(path: Path) -> str:
+    """SHA-256 of the names, types, shapes and contents of all tensors in a safetensors file, whatever else it says."""
+    digest = hashlib.sha256()
+    with safe_open(path, framework="pt") as file:
+        for name in sorted(file.keys()):
+            tensor = file.get_tensor(name)
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def save_sheet(path: Path, rows: list[Tensor]) -> None:

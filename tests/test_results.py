@@ -9,6 +9,7 @@ from mae_core.results import (
     read_json,
     save_sheet,
     save_tensors,
+    tensors_sha256,
     whole,
     write_csv,
     write_json,
@@ -67,3 +68,15 @@ def test_metrics_are_told_with_their_units():
         ["k-NN, frozen encoder (%)", "40.00"],
         ["FLOPs of a forward pass, per image", "1,234,567"],
     ]
+
+
+def test_equal_weights_give_equal_bytes_and_checksums(tmp_path):
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(2, dtype=torch.bfloat16)}
+    files = [tmp_path / f"{i}.safetensors" for i in range(8)]
+    for path in files:
+        save_tensors(path, tensors, {"epochs": 3, "case": "x"})
+    assert len({path.read_bytes() for path in files}) == 1
+    save_tensors(files[0], dict(reversed(tensors.items())), {"other": "note"})
+    assert tensors_sha256(files[0]) == tensors_sha256(files[1])
+    save_tensors(files[0], tensors | {"b": tensors["b"] + 1e-6}, {"epochs": 3, "case": "x"})
+    assert tensors_sha256(files[0]) != tensors_sha256(files[1])
