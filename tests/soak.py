@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import yaml
+from checkout import Checkout
 
 from mae_core.data import load
 from mae_core.errors import BusyError, OutputError
@@ -28,7 +28,6 @@ from mae_core.parameters import PretrainParameters
 from mae_core.results import load_tensors
 from mae_core.training import pretrain
 
-ROOT = Path(__file__).parents[1]
 BUSY, FULL = 5, 7  # exit codes of the children
 VALUES = {
     "width": 32, "depth": 2, "decoder_width": 32, "train_images": 1024, "epochs": 6, "threads": 1,
@@ -131,25 +130,9 @@ class Soak:
         """Kill a study's Snakemake, start it twice, recover it, and let it end."""
         place = self.folder / "study"
         shutil.rmtree(place, ignore_errors=True)
-        for name in ("mae_core", "notebooks", "report/templates", "report/fonts"):
-            shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "Snakefile", place)
-        (place / "params").mkdir()
-        (place / "params" / "soak.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
-        (place / "data").symlink_to(self.folder / "data")
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(place)}
-        words = [
-            sys.executable,
-            "-m",
-            "snakemake",
-            "--cores",
-            "2",
-            "--rerun-incomplete",
-            "--configfile",
-            "params/soak.yaml",
-        ]
-        quiet = {"cwd": place, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        checkout = Checkout(place, self.folder / "data", STUDY)
+        words, where = checkout.command()
+        quiet = where | {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         recover = [sys.executable, "-m", "mae_core.recover", "params/soak.yaml"]
         first = subprocess.Popen(words, **quiet)
         while first.poll() is None and not list((place / ".snakemake" / "locks").glob("*")):

@@ -1,0 +1,68 @@
+"""A copy of the project with a small study of its own, for tests of whole studies."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+STUDY = {
+    "study": "tiny",
+    "seeds": [0],
+    "shared": {
+        "dataset": "shapes", "train_images": 256, "threads": 1, "width": 24, "depth": 1, "decoder_width": 24,
+    },
+    "pretrain": {"epochs": 1},
+    "finetune": {"epochs": 1},
+    "cases": {"random-75": {}, "block-50": {"mask_strategy": "block", "mask_ratio": 0.5}, "scratch": None},
+}  # fmt: skip
+
+
+class Checkout:
+    """A copy of the project's files, with a study of its own."""
+
+    def __init__(self, folder, shapes_dir, study):
+        self.folder, self.name = folder, study["study"]
+        for name in ("mae_core", "notebooks", "report/templates", "report/fonts"):
+            shutil.copytree(
+                ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+            )
+        shutil.copy(ROOT / "Snakefile", folder)
+        (folder / "params").mkdir()
+        (folder / "data").symlink_to(shapes_dir)
+        self.write(study)
+
+    def write(self, study):
+        (self.folder / "params" / f"{self.name}.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+
+    def command(self, *words):
+        """The words and the environment of a Snakemake on this study."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        env = {**os.environ, "PATH": path, "PYTHONPATH": str(self.folder)}
+        given = ["--cores", "2", "--rerun-incomplete", *words, "--configfile", f"params/{self.name}.yaml"]
+        return [sys.executable, "-m", "snakemake", *given], {"cwd": self.folder, "env": env}
+
+    def start(self, *words):
+        """A Snakemake in the background."""
+        command, where = self.command(*words)
+        return subprocess.Popen(command, **where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def snakemake(self, *words, check=True):
+        command, where = self.command(*words)
+        done = subprocess.run(command, **where, capture_output=True, text=True)
+        assert not check or done.returncode == 0, done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    def planned(self):
+        """What a dry run would do: ``{rule: [its outputs' cases]}``."""
+        told = self.snakemake("-n")
+        jobs = re.findall(r"(?:local)?rule (\w+):\n(.*?)(?=\n\n|\n\[|\Z)", told, re.S)
+        plan = {}
+        for rule, about in jobs:
+            case = re.search(r"wildcards: case=([\w-]+)", about)
+            plan.setdefault(rule, set()).add(case[1] if case else "")
+        return plan
