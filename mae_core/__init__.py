@@ -1,30 +1,35 @@
 """Masked autoencoders on small images: the model, the maskings, the training, the evidence."""
 
-from mae_core.data import load
-from mae_core.display import show_figure, show_references, show_table, show_text
-from mae_core.mae import Classifier, MaskedAutoencoder, ModelConfig
-from mae_core.masking import Mask, sample_mask
-from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters, ReportParameters, enter_project
-from mae_core.study import Study
-from mae_core.training import finetune, pretrain
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "Classifier",
-    "FinetuneParameters",
-    "Mask",
-    "MaskedAutoencoder",
-    "ModelConfig",
-    "ParameterError",
-    "PretrainParameters",
-    "ReportParameters",
-    "Study",
-    "enter_project",
-    "finetune",
-    "load",
-    "pretrain",
-    "sample_mask",
-    "show_figure",
-    "show_references",
-    "show_table",
-    "show_text",
-]
+# Where each name lives. A module is loaded with the first use of a name of it: what only plans or reports does not wait
+# for torch.
+HOMES = {
+    "Classifier": "mae",
+    "FinetuneParameters": "parameters",
+    "Mask": "masking",
+    "MaskedAutoencoder": "mae",
+    "ModelConfig": "config",
+    "ParameterError": "errors",
+    "PretrainParameters": "parameters",
+    "ReportParameters": "parameters",
+    "Study": "study",
+    "enter_project": "parameters",
+    "finetune": "training",
+    "load": "data",
+    "pretrain": "training",
+    "sample_mask": "masking",
+    "show_figure": "display",
+    "show_references": "display",
+    "show_table": "display",
+    "show_text": "display",
+}
+
+__all__ = list(HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mae_core import results
 from mae_core.errors import ParameterError
 from mae_core.parameters import RunParameters
+from mae_core.tensors import load_tensors, save_tensors
 
 FREE = ("checkpoint_seconds", "micro_batch", "threads", "compile")  # may change when a run is taken up again
 
@@ -79,9 +79,11 @@ class Checkpoint:
             "made_of": self.made_of,
             "elapsed": self.elapsed_before + time.monotonic() - self.began,
         }
+        unfinished = self.newest.with_name(".checkpoint.safetensors")
+        save_tensors(unfinished, tensors, about)
         if self.newest.exists():
             self.newest.replace(self.before)
-        results.save_tensors(self.newest, tensors, about)
+        unfinished.replace(self.newest)
         self.saved_at = time.monotonic()
 
     def restore(self, start: Position) -> Position:
@@ -94,7 +96,7 @@ class Checkpoint:
             if not path.exists():
                 continue
             try:
-                tensors, about = results.load_tensors(path)
+                tensors, about = load_tensors(path)
             except ValueError as error:
                 print(f"{error}; going back to the checkpoint before, or to the start")
                 path.unlink()

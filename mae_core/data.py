@@ -29,11 +29,8 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import download_and_extract_archive
 
+from mae_core.config import DATASETS, FOLDERS
 from mae_core.errors import MissingDataError
-
-FOLDERS = {"shapes": "shapes-1-batches-py", "cifar10": CIFAR10.base_folder}  # within data_dir
-DATASETS = tuple(FOLDERS)
-AUGMENTATIONS = ("none", "crop-flip")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from mae_core.figures import image_rows
 from mae_core.mae import MaskedAutoencoder
 from mae_core.masking import sample_mask
 from mae_core.parameters import DEVICES, ParameterError, Parameters, PretrainParameters, check_data_dir, option
-from mae_core.results import load_tensors
+from mae_core.tensors import load_tensors
 from mae_core.training import pretrain
 
 

@@ -4,77 +4,13 @@ Shapes: B batch, N patches, K kept (visible) patches, M = N - K masked ones, T t
 first, D width, P values in a patch (3 * patch_size ** 2).
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mae_core.config import ModelConfig
 from mae_core.masking import Mask
 from mae_core.vit import Block, patchify, sincos_positions
-
-VARIANTS = ("report", "paper")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The shape of a model; the defaults are the report's ViT-T/2.
-
-    ``variant`` names the choices that tell the two published models apart:
-
-    * ``report``: learned positions (none for the class token in the encoder), no bias in qkv, no projection between
-      encoder and decoder, no norm after the decoder.
-    * ``paper``: fixed sine-cosine positions, qkv bias, a projection into the decoder, a norm after it, as in He et al.
-      and in ``transformers.ViTMAEForPreTraining``.
-
-    Raises:
-        ValueError: where patches do not tile the image, heads do not divide a width, or the variant does not exist.
-    """
-
-    variant: str = "report"
-    image_size: int = 32
-    patch_size: int = 2
-    width: int = 192
-    depth: int = 12
-    heads: int = 3
-    decoder_width: int = 192
-    decoder_depth: int = 4
-    decoder_heads: int = 3
-    mlp_ratio: float = 4.0
-    norm_eps: float = 1e-6
-    attention: str = "auto"
-
-    def __post_init__(self):
-        if self.variant not in VARIANTS:
-            raise ValueError(f"variant is {self.variant!r}, not one of {', '.join(VARIANTS)}")
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"patch_size is {self.patch_size}: it must divide the image's side of {self.image_size} pixels"
-            )
-        for part in ("", "decoder_"):
-            width, heads = getattr(self, f"{part}width"), getattr(self, f"{part}heads")
-            if width % heads:
-                raise ValueError(f"{part}heads is {heads}: it must divide {part}width, which is {width}")
-            if width % 4 and self.variant == "paper":
-                raise ValueError(f"{part}width is {width}: sine-cosine positions need a multiple of 4")
-        if self.variant == "report" and self.decoder_width != self.width:
-            raise ValueError(
-                f"decoder_width is {self.decoder_width}: without a projection (variant: report) it must equal "
-                f"the encoder's width, {self.width}"
-            )
-
-    @property
-    def grid_size(self) -> int:
-        """Patches along one side of the image."""
-        return self.image_size // self.patch_size
-
-    @property
-    def n_patches(self) -> int:
-        return self.grid_size**2
-
-    @property
-    def patch_values(self) -> int:
-        return 3 * self.patch_size**2
 
 
 class Encoder(nn.Module):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-STRATEGIES = ("random", "block", "grid")
+from mae_core.config import STRATEGIES, check_grid, count_kept
 
 BLOCK_MIN_AREA = 16 / 196  # BEiT's smallest rectangle: 16 patches of its 14 x 14 grid
 BLOCK_MIN_ASPECT = 0.3  # BEiT's aspect ratios: log-uniform in 0.3 ... 1 / 0.3
@@ -59,20 +59,6 @@ class Mask:
         return Mask(self.ids_shuffle_BN.to(device), self.n_kept)
 
 
-def count_kept(n_patches: int, mask_ratio: float) -> int:
-    """Number of visible patches: ``n_patches * (1 - mask_ratio)`` rounded down (He et al. 2021, public code).
-
-    Raises:
-        ValueError: if the ratio leaves no patch visible, or none masked.
-    """
-    kept = math.floor(n_patches * (1 - mask_ratio) + 1e-9)  # 1 - 0.9 is a little less than 0.1
-    if not 1 <= kept < n_patches:
-        raise ValueError(
-            f"mask_ratio is {mask_ratio}: of {n_patches} patches it must leave at least one visible and mask at least one"
-        )
-    return kept
-
-
 def sample_mask(
     strategy: str,
     mask_ratio: float,
@@ -115,14 +101,6 @@ def sample_mask(
 def mask_from_priority(priority_BN: Tensor, n_kept: int) -> Mask:
     """Keep the ``n_kept`` patches of lowest priority; with uniform noise this is the MAE paper's shuffle."""
     return Mask(priority_BN.argsort(dim=1, stable=True), n_kept)
-
-
-def check_grid(mask_ratio: float, grid_size: int) -> None:
-    """Raise ValueError unless grid masking can be exact."""
-    if mask_ratio != 0.75:
-        raise ValueError(f"mask_ratio is {mask_ratio}: grid masking keeps one patch in four, so it must be 0.75")
-    if grid_size % 2:
-        raise ValueError(f"grid masking needs an even number of patches along a side, not {grid_size}")
 
 
 def grid_priority(batch_size: int, grid_size: int, generator: torch.Generator | None, device) -> Tensor:

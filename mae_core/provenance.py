@@ -1,20 +1,19 @@
 """Where a result came from: commit, data, versions, hardware."""
 
-import ast
 import datetime
 import hashlib
 import importlib.metadata
-import json
 import platform
-import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mae_core import data, devices, results
+from mae_core import data, devices
 from mae_core.parameters import RunParameters
+from mae_core.sources import sources
+from mae_core.tensors import tensors_sha256
 
 PACKAGES = (
     "torch",
@@ -42,7 +41,7 @@ def collect(run: RunParameters, device: torch.device, weights: Path) -> dict[str
         "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": versions(),
         "data_md5": data.checksum(run.dataset, run.data_dir),
-        "weights_sha256": results.tensors_sha256(weights),
+        "weights_sha256": tensors_sha256(weights),
     }
 
 
@@ -52,7 +51,7 @@ def ingredients(run: RunParameters, device: torch.device) -> dict[str, str]:
     return {
         "code": code(),
         "data": data.checksum(run.dataset, run.data_dir),
-        "weights": results.tensors_sha256(Path(weights)) if weights else "",
+        "weights": tensors_sha256(Path(weights)) if weights else "",
         "device": device.type,
         "precision": str(devices.choose_precision(run.precision, device)).removeprefix("torch."),
     }
@@ -93,37 +92,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def sources(path: str | Path) -> list[str]:
-    """The package's modules that a notebook or a module imports, directly or through others: what a change must re-run.
-
-    ``from mae_core import name`` counts as an import of the module that defines the name.
-    """
-    package = Path(__file__).parent
-    exported = {}
-    for node in ast.parse((package / "__init__.py").read_text()).body:
-        if isinstance(node, ast.ImportFrom):
-            exported |= {alias.name: node.module for alias in node.names}
-
-    def imports(source: str) -> set[Path]:
-        modules = set()
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == package.name:
-                modules.add(node.module)
-                modules |= {f"{node.module}.{alias.name}" for alias in node.names}
-                modules |= {exported[alias.name] for alias in node.names if alias.name in exported}
-        paths = {package / f"{module.removeprefix(f'{package.name}.').replace('.', '/')}.py" for module in modules}
-        return {path for path in paths if path.exists()}
-
-    path = Path(path)
-    if path.suffix == ".ipynb":
-        cells = json.loads(path.read_text())["cells"]
-        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-        found, queue = set(), imports(re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE))
-    else:
-        found, queue = set(), {path.resolve()}
-    while queue:
-        found |= queue
-        queue = set().union(*(imports(module.read_text()) for module in queue)) - found
-    return sorted(str(module.relative_to(package.parent)) for module in found)

@@ -19,8 +19,9 @@ from typing import Any, Self
 from mae_core import data, devices, provenance
 from mae_core.errors import Explained, ParameterError
 from mae_core.parameters import RunParameters
-from mae_core.results import metric_rows, read_json, tensors_sha256
+from mae_core.results import metric_rows, read_json
 from mae_core.study import STAGES
+from mae_core.tensors import tensors_sha256
 
 ROOT = Path(__file__).parents[1]
 

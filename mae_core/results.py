@@ -10,24 +10,21 @@ A run is ``outputs/<study>/<case>/seed<k>/<stage>/`` with stage ``pretrain`` or 
 import contextlib
 import csv
 import fcntl
-import hashlib
 import json
 import os
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from mae_core.errors import BusyError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 METRICS = {
     "last_epoch_accuracy": ("test accuracy, last epoch (%)", "{:.2f}"),
@@ -125,74 +122,17 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write tensors with a JSON note, and a checksum of both, as safetensors."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    note = json.dumps(about)
-    with whole(path) as temporary:
-        try:
-            # One entry only: safetensors writes several in random order, and equal weights must give equal bytes.
-            about = json.dumps({"about": note, "crc32": checksum(tensors, note)})
-            save_file(tensors, temporary, metadata={"mae_core": about})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what :func:`save_tensors` wrote, on the CPU.
-
-    Raises:
-        ValueError: if the file is damaged, or was not written by :func:`save_tensors`.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it") from error
-    try:
-        told = json.loads(metadata["mae_core"])
-        note, crc32 = told["about"], told["crc32"]
-    except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged, or was not written by this package: it has no note or no checksum"
-        ) from error
-    if crc32 != checksum(tensors, note):
-        raise ValueError(f"{path} is damaged (its checksum differs): delete it")
-    return tensors, json.loads(note)
-
-
-def checksum(tensors: dict[str, Tensor], note: str) -> int:
-    """CRC-32 of names, types, shapes, contents and the note."""
-    crc = zlib.crc32(note.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
-        crc = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), crc)
-    return crc
-
-
-def tensors_sha256(path: Path) -> str:
-    """SHA-256 of the names, types, shapes and contents of all tensors in a safetensors file, whatever else it says."""
-    digest = hashlib.sha256()
-    with safe_open(path, framework="pt") as file:
-        for name in sorted(file.keys()):
-            tensor = file.get_tensor(name)
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def save_sheet(path: Path, rows: list[Tensor]) -> None:
+def save_sheet(path: Path, rows: list["Tensor"]) -> None:
     """Save images as one PNG of tiles, a row of tiles per entry.
 
     Args:
         rows: each images_BCHW scaled to [-1, 1]; all of one shape.
     """
-    sheet_RBCHW = ((torch.stack(rows).float().cpu() + 1) * 127.5).round().clamp(0, 255).byte()
+    values_RBCHW = np.stack([row.float().cpu().numpy() for row in rows])
+    sheet_RBCHW = ((values_RBCHW + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
     R, B, C, H, W = sheet_RBCHW.shape
     with whole(path) as temporary:
-        pixels = sheet_RBCHW.permute(0, 3, 1, 4, 2).reshape(R * H, B * W, C).numpy()
+        pixels = sheet_RBCHW.transpose(0, 3, 1, 4, 2).reshape(R * H, B * W, C)
         Image.fromarray(pixels).save(temporary, format="PNG")
 
 

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ATTENTIONS = ("auto", "explicit", "fused")
-
 
 def patchify(images_BCHW: Tensor, patch_size: int) -> Tensor:
     """Cut images into patches, row by row; a patch's values are ordered (row, column, colour).

@@ -1,0 +1,38 @@
+"""Which files of the package a notebook or a module depends on."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+from mae_core import HOMES
+
+
+def sources(path: str | Path) -> list[str]:
+    """The package's modules that a notebook or a module imports, directly or through others: what a change must re-run.
+
+    ``from mae_core import name`` counts as an import of the module that defines the name.
+    """
+    package = Path(__file__).parent
+
+    def imports(source: str) -> set[Path]:
+        modules = set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == package.name:
+                modules.add(node.module)
+                modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+                modules |= {f"{package.name}.{HOMES[alias.name]}" for alias in node.names if alias.name in HOMES}
+        paths = {package / f"{module.removeprefix(f'{package.name}.').replace('.', '/')}.py" for module in modules}
+        return {path for path in paths if path.exists()}
+
+    path = Path(path)
+    if path.suffix == ".ipynb":
+        cells = json.loads(path.read_text())["cells"]
+        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        found, queue = set(), imports(re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE))
+    else:
+        found, queue = set(), {path.resolve()}
+    while queue:
+        found |= queue
+        queue = set().union(*(imports(module.read_text()) for module in queue)) - found
+    return sorted(str(module.relative_to(package.parent)) for module in found)
