@@ -32,7 +32,7 @@ class Checkout:
                 ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
             )
         shutil.copy(ROOT / "Snakefile", folder)
-        (folder / "params").mkdir()
+        (folder / "params").mkdir(parents=True)
         (folder / "data").symlink_to(shapes_dir)
         self.write(study)
 

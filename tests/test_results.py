@@ -2,18 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from mae_core.results import (
-    load_sheet,
-    load_tensors,
-    metric_rows,
-    read_json,
-    save_sheet,
-    save_tensors,
-    tensors_sha256,
-    whole,
-    write_csv,
-    write_json,
-)
+from mae_core.results import load_sheet, metric_rows, read_json, save_sheet, whole, write_csv, write_json
+from mae_core.tensors import load_tensors, save_tensors, tensors_sha256
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -1,8 +1,7 @@
-"""A study survives kills and hostile files: tests of whole studies, beside test_workflow.py."""
+"""A study survives kills: its notebooks', papermill's and Snakemake's own."""
 
 import contextlib
 import os
-import re
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 import psutil
 from checkout import STUDY, Checkout
 
-from mae_core.results import load_tensors
+from mae_core.tensors import load_tensors
 
 LONG = {
     **STUDY,
@@ -48,21 +47,26 @@ def recover(checkout):
 def test_after_any_kill_the_study_goes_on_and_repeats_nothing(tmp_path, shapes_dir):
     """kill -9 of a kernel, of papermill, of Snakemake: the same command goes on, after the last one with ``recover``."""
     checkout, target = Checkout(tmp_path, shapes_dir, LONG), "outputs/tiny/random-75/seed0/pretrain/metrics.json"
-    checkout.snakemake("outputs/tiny/scratch/seed0/finetune/metrics.json")
     complete = tmp_path / "outputs/tiny/scratch/seed0/finetune/metrics.json"
-    finished = complete.stat().st_mtime_ns
     newest = tmp_path / "outputs/tiny/random-75/seed0/pretrain/checkpoint.safetensors"
 
+    def epochs_done():
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # not there yet, or renamed while it is read
+            return load_tensors(newest)[1]["epoch"]
+        return -1
+
     def start_and_wait():
-        """A Snakemake that has come further than the last one."""
-        before = load_tensors(newest)[1]["epoch"] if newest.exists() else -1
+        """A Snakemake that has come further than the last one, and whose other run is complete."""
+        before = epochs_done()
         process = checkout.start(target, str(complete.relative_to(tmp_path)))
-        wait_for(lambda: newest.exists() and load_tensors(newest)[1]["epoch"] > before)
+        wait_for(lambda: epochs_done() > before and complete.exists() and len(kernels(tmp_path)) == 2)
         return process
 
     try:
+        finished = None
         for victim in ("ipykernel_launcher", "papermill"):
             process = start_and_wait()
+            finished = finished or complete.stat().st_mtime_ns
             for other in kernels(tmp_path):
                 if any(victim in word for word in other.cmdline()):
                     other.kill()
@@ -87,26 +91,3 @@ def test_after_any_kill_the_study_goes_on_and_repeats_nothing(tmp_path, shapes_d
     finally:
         for other in kernels(tmp_path):
             other.kill()
-
-
-PAYLOAD = 'it\'s "<script>alert(1)</script>" $(touch pwned) `touch pwned`; touch pwned & <img src=x onerror=alert(1)>'
-
-
-def test_a_hostile_study_runs_nothing_and_writes_nothing_elsewhere(tmp_path, shapes_dir):
-    """Every string of a study that is not a name or a choice: it goes through YAML, the shell, papermill and the pages."""
-    checkout = Checkout(tmp_path / "project", shapes_dir, STUDY)
-    (checkout.folder / "own").mkdir()
-    hostile = {"dataset": "shapes", "data_dir": f"own/{PAYLOAD.replace('/', ' ')}"}
-    (checkout.folder / hostile["data_dir"]).symlink_to(shapes_dir)
-    checkout.write(STUDY | {"cases": {"scratch": None}, "shared": STUDY["shared"] | hostile})
-    before = {path for path in tmp_path.rglob("*") if path.is_file()}
-    checkout.snakemake()
-    written = {path.relative_to(checkout.folder) for path in tmp_path.rglob("*") if path.is_file()} - {
-        path.relative_to(checkout.folder) for path in before
-    }
-    assert not list(tmp_path.rglob("pwned"))
-    own = {path for path in written if path.suffix != ".pyc" and path.parts[0] != ".snakemake"}
-    assert {path.parts[:2] for path in own} == {("outputs", "tiny"), ("report", "tiny")}
-    for page in (checkout.folder / "report" / "tiny").rglob("*.html"):
-        assert "<script" not in page.read_text()
-        assert "onerror=alert" not in re.sub(r"&lt;.*?&gt;", "", page.read_text())

@@ -13,12 +13,38 @@ from checkout import STUDY, Checkout
 ROOT = Path(__file__).parents[1]
 
 
+PAYLOAD = 'it\'s "<script>alert(1)</script>" $(touch pwned) `touch pwned`; touch pwned & <img src=x onerror=alert(1)>'
+SHARED = STUDY["shared"] | {"data_dir": f"own/{PAYLOAD}"}  # the only string of a study that is no name and no choice
+STUDY = STUDY | {"shared": SHARED}
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory, shapes_dir):
-    """The study, run once."""
-    checkout = Checkout(tmp_path_factory.mktemp("checkout"), shapes_dir, STUDY)
+    """The study, run once; a string of it goes through YAML, the shell, papermill and the pages, and is hostile there."""
+    checkout = Checkout(tmp_path_factory.mktemp("around") / "project", shapes_dir, STUDY)
+    data = checkout.folder / SHARED["data_dir"]
+    data.parent.mkdir(parents=True)
+    data.symlink_to(shapes_dir)
+    checkout.before = files_around(checkout)
     checkout.snakemake()
     return checkout
+
+
+def files_around(checkout):
+    """All files in the project's folder and beside it, without what Python and Snakemake keep for themselves."""
+    paths = {path.relative_to(checkout.folder.parent) for path in checkout.folder.parent.rglob("*") if path.is_file()}
+    return {path for path in paths if path.suffix != ".pyc" and ".snakemake" not in path.parts}
+
+
+def test_a_hostile_study_runs_nothing_and_writes_nothing_elsewhere(checkout):
+    written = files_around(checkout) - checkout.before
+    assert {path.parts[:3] for path in written} == {("project", "outputs", "tiny"), ("project", "report", "tiny")}
+    assert not [path for path in written if path.name == "pwned"]
+    pages = list((checkout.folder / "report" / "tiny").rglob("*.html"))
+    assert pages
+    for page in pages:
+        assert "<script" not in page.read_text()
+        assert "onerror=alert" not in re.sub(r"&lt;.*?&gt;", "", page.read_text())
 
 
 def test_one_command_makes_the_report(checkout):
