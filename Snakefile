@@ -8,10 +8,11 @@
 
 import shutil
 import sys
+import zlib
 from pathlib import Path
 
 from mae_core.parameters import ParameterError
-from mae_core.provenance import sources
+from mae_core.sources import sources
 from mae_core.study import Study, flat_yaml
 from snakemake.exceptions import WorkflowError
 
@@ -27,8 +28,13 @@ except ParameterError as error:
 
 OUT, REPORT = f"outputs/{study.name}", f"report/{study.name}"
 RUN = f"{OUT}/{{case}}/seed{{seed}}"
-COMPARED = flat_yaml({"study": study.name, "cases": list(study.cases), "seeds": list(study.seeds)})
+CHOSEN = {"cases": list(study.cases), "sweep": list(study.sweep), "seeds": list(study.seeds)}
+COMPARED = flat_yaml({"study": study.name, **CHOSEN})
 FINETUNED = expand(f"{RUN}/finetune/metrics.json", case=study.cases, seed=study.seeds)
+
+# The sweep's runs are no input of the report, which shows those that there are: no command but `sweep` trains them.
+SWEPT = expand(f"{RUN}/finetune/metrics.json", case=study.sweep, seed=study.seeds)
+SWEPT_SO_FAR = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT if Path(path).exists()}
 
 # Jobs that compute share the machine: each takes its threads, and on a GPU they take turns (resources: gpu=1).
 DEVICE = study.settings["shared"].get("device", "auto")
@@ -114,6 +120,12 @@ rule train:
         FINETUNED,
 
 
+# The cases under `sweep`, without the report.
+rule sweep:
+    input:
+        SWEPT,
+
+
 rule ablations:
     input:
         FINETUNED,
@@ -125,6 +137,7 @@ rule ablations:
         text=f"{OUT}/ablations.log.txt",
     params:
         flat=COMPARED,
+        swept=SWEPT_SO_FAR,
     shell:
         PAPERMILL
 
@@ -140,6 +153,7 @@ rule report:
         text=f"{OUT}/report.log.txt",
     params:
         flat=COMPARED,
+        swept=SWEPT_SO_FAR,
     shell:
         PAPERMILL
 

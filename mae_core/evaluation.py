@@ -76,15 +76,11 @@ def reconstruction_metrics(
     return {"test_loss": torch.stack(loss).sum().item() / len(test), "test_psnr": torch.cat(quality).mean().item()}
 
 
-def pictures(
-    model: MaskedAutoencoder, test: Split, run: PretrainParameters, device: torch.device
-) -> tuple[list[Tensor], list[float]]:
-    """The first test images, original, masked, reconstructed; and each one's PSNR in decibels over hidden pixels."""
+def pictures(model: MaskedAutoencoder, test: Split, run: PretrainParameters, device: torch.device) -> list[Tensor]:
+    """The first test images, original, masked, reconstructed; each images_BCHW in [-1, 1]."""
     model.eval()
     images = to_unit(test.images_nCHW[:N_PICTURES])
-    mask = fixed_masks(run, len(test), device)[:N_PICTURES]
-    masked, painted = reconstruct(model, images, mask, run)
-    return [images, masked, painted], [round(value, 2) for value in psnr(painted, images, mask).tolist()]
+    return [images, *reconstruct(model, images, fixed_masks(run, len(test), device)[:N_PICTURES], run)]
 
 
 def psnr(painted_BCHW: Tensor, images_BCHW: Tensor, mask: Mask) -> Tensor:

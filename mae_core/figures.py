@@ -5,6 +5,7 @@ Every function returns a matplotlib Figure of its own (no pyplot, no global stat
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
@@ -12,8 +13,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.patheffects import withStroke
 
+from mae_core.config import count_kept
+from mae_core.parameters import PretrainParameters
 from mae_core.results import load_sheet, read_json
+from mae_core.statistics import Estimate
 
 INK, GREY, ACCENT = "#222222", "#8a8a8a", "#7a1f1f"
 COLOURS = ("#7a1f1f", "#00635a", "#94541b", "#3b528b", "#8a4f9e", "#5b6b1f", "#2f7fb5", "#b05a7a")
@@ -86,12 +91,17 @@ def curves(
 
 
 @styled
-def image_rows(rows: Sequence[tuple[str, Sequence[np.ndarray]]], titles: Sequence[str] = ()) -> Figure:
+def image_rows(
+    rows: Sequence[tuple[str, Sequence[np.ndarray]]],
+    titles: Sequence[str] = (),
+    notes: Mapping[int, Sequence[str]] = MappingProxyType({}),
+) -> Figure:
     """Rows of small images, each row with its name to the left.
 
     Args:
         rows: name and images (each HWC, uint8) of each row.
         titles: one above each column.
+        notes: row to a short text for each of its images, printed in their corners.
     """
     n_columns = len(rows[0][1])
     figure = Figure(figsize=(1.25 + 0.72 * n_columns, 0.74 * len(rows) + (0.25 if len(titles) else 0)))
@@ -107,6 +117,10 @@ def image_rows(rows: Sequence[tuple[str, Sequence[np.ndarray]]], titles: Sequenc
                 axes.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=5)
             if i == 0 and len(titles):
                 axes.set_title(titles[j], fontsize=9, pad=3)
+            if i in notes:
+                outlined = [withStroke(linewidth=1.8, foreground=INK)]
+                place = {"x": 0.97, "y": 0.04, "transform": axes.transAxes, "ha": "right", "va": "bottom"}
+                axes.text(s=notes[i][j], **place, color="white", fontsize=7.5, path_effects=outlined)
     return figure
 
 
@@ -130,14 +144,46 @@ def reconstructions(folder: Path | None, n_images: int = 8) -> Figure:
 
 
 def samplings(folders: Mapping[str, Path], n_images: int = 8) -> Figure:
-    """The same test images under several maskings, each with its reconstruction; the original last."""
+    """The same test images under several maskings, each with its reconstruction and its PSNR; the original last."""
     if not folders:
         return not_run(7.0, 2.2)
-    rows = []
+    rows, notes = [], {}
     for name, folder in folders.items():
         original, masked, painted = load_sheet(folder / "pictures.png", 3)[:, :n_images]
+        run = PretrainParameters.check(read_json(folder / "parameters.json"))
+        hidden = 1 - count_kept(run.model.n_patches, run.mask_ratio) / run.model.n_patches
+        notes[len(rows) + 1] = [f"{value:.1f}" for value in psnr(painted, original, hidden)]
         rows += [(name, masked), ("", painted)]
-    return image_rows([*rows, ("original", original)])
+    return image_rows([*rows, ("original", original)], notes=notes)
+
+
+def psnr(painted_nHWC: np.ndarray, original_nHWC: np.ndarray, hidden_share: float) -> np.ndarray:
+    """Peak signal-to-noise ratio of each picture over its hidden pixels, in decibels: psnr_n.
+
+    Args:
+        painted_nHWC: uint8; where nothing was hidden it equals ``original_nHWC``.
+        hidden_share: of the pixels, in (0, 1).
+    """
+    difference = painted_nHWC.astype(float) - original_nHWC
+    mse_n = (difference**2).mean(axis=(1, 2, 3)) / hidden_share
+    return 10 * np.log10(255**2 / np.maximum(mse_n, 1e-6))
+
+
+def attention(folder: Path | None, n_images: int = 8) -> Figure:
+    """Where the class token of a fine-tuned encoder looks: test images, and the attention of its last block."""
+    if folder is None:
+        return not_run(7.0, 1.5)
+    images, maps = load_sheet(folder / "attention.png", 2)[:, :n_images]
+    return image_rows([("image", images), ("attention", maps)])
+
+
+def neighbours(folder: Path | None, n_images: int = 8) -> Figure:
+    """Test images, and below each the training images whose frozen features are most like its own."""
+    if folder is None:
+        return not_run(7.0, 2.2)
+    n_rows = 1 + len(read_json(folder / "metrics.json")["neighbours"]["labels"][0])
+    query, *found = load_sheet(folder / "neighbours.png", n_rows)[:, :n_images]
+    return image_rows([("test image", query), *((f"neighbour {k}", row) for k, row in enumerate(found, 1))])
 
 
 @styled
@@ -145,14 +191,30 @@ def predictions(folder: Path | None) -> Figure:
     """Test images with the predicted class and its probability; a wrong one in red, with the true class."""
     if folder is None:
         return not_run(6.2, 3.1)
-    told = read_json(folder / "metrics.json")["predictions"]
-    (images,) = load_sheet(folder / "pictures.png", 1)
-    figure = new_figure(6.2, 3.1)
+    metrics = read_json(folder / "metrics.json")
+    return named_images(load_sheet(folder / "pictures.png", 1)[0], metrics["predictions"], metrics)
+
+
+@styled
+def mistakes(folder: Path | None) -> Figure:
+    """The test images that a fine-tuned model is surest to name wrongly, as :func:`predictions` shows them."""
+    if folder is None:
+        return not_run(6.2, 3.1)
+    metrics = read_json(folder / "metrics.json")
+    return named_images(load_sheet(folder / "mistakes.png", 1)[0], metrics["mistakes"], metrics)
+
+
+def named_images(images: Sequence[np.ndarray], told: Mapping[str, Any], metrics: Mapping[str, Any]) -> Figure:
+    """Up to ten images under the class that was predicted; ``told`` lists true, predicted and confidence of each."""
+    figure, names = new_figure(6.2, 3.1), metrics["predictions"]["classes"]
+    places = figure.subplots(2, 5).flat
+    for axes in places[len(images) :]:
+        axes.axis("off")
     for axes, image, true, predicted, confidence in zip(
-        figure.subplots(2, 5).flat, images, told["true"], told["predicted"], told["confidence"], strict=False
+        places, images, told["true"], told["predicted"], told["confidence"], strict=False
     ):
         bare_image(axes, image)
-        right, names = true == predicted, told["classes"]
+        right = true == predicted
         axes.set_title(
             f"{names[predicted]}, {100 * confidence:.0f} %", color=INK if right else ACCENT, fontsize=9, pad=2
         )
@@ -209,6 +271,30 @@ def accuracies(rows: Sequence[Mapping[str, Any]]) -> Figure:
     ):
         axes.plot([], [], marker, color=colour, markerfacecolor=face, label=label, markersize=5)
     figure.legend(loc="outside upper center", ncols=3, handletextpad=0.2, columnspacing=1.2)
+    return figure
+
+
+@styled
+def ratios(rows: Mapping[float, Mapping[str, Estimate | None]], quantity: str, label: str) -> Figure:
+    """One accuracy against the masking ratio, with the interval where there is one.
+
+    Args:
+        rows: ratio to estimates by quantity, in per cent.
+        quantity: which of them.
+        label: of the vertical axis.
+    """
+    points = {ratio: values[quantity] for ratio, values in rows.items() if values[quantity]}
+    if len(points) < 2:
+        return not_run(3.3, 2.4)
+    figure = new_figure(3.3, 2.4)
+    axes = figure.add_subplot(xlabel="masking ratio (%)", ylabel=label)
+    x, y = [100 * ratio for ratio in points], [point.mean for point in points.values()]
+    axes.plot(x, y, color=ACCENT, marker="o", markersize=5)
+    for ratio, point in points.items():
+        axes.plot([100 * ratio] * len(point.values), point.values, "_", color=ACCENT, alpha=0.5, markersize=9)
+        axes.errorbar(100 * ratio, point.mean, yerr=point.interval, color=ACCENT, capsize=3)
+    axes.set_xticks(x)
+    axes.margins(x=0.12, y=0.2)
     return figure
 
 

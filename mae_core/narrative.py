@@ -4,7 +4,6 @@ import datetime
 from typing import Any
 
 from mae_core import published
-from mae_core.flops import count_parameters
 from mae_core.summary import Case, Summary, claims, measured
 from mae_core.tables import number
 
@@ -13,7 +12,7 @@ DATASETS = {"cifar10": "CIFAR-10", "shapes": "the package's own drawn shapes"}
 
 def newest(summary: Summary) -> dict[str, Any]:
     """The provenance of the run that finished last; empty if nothing has run."""
-    told = [p for case in summary.cases.values() for p in case.read("finetune", "provenance").values()]
+    told = [p for case in summary.all_cases.values() for p in case.read("finetune", "provenance").values()]
     return max(told, key=lambda p: p["finished"], default={})
 
 
@@ -79,13 +78,17 @@ def model(summary: Summary) -> str:
     if not run:
         return "The default case has not been pre-trained."
     position = "learned" if run.variant == "report" else "fixed sine-cosine"
+    told = summary.find("random", 0.75).read("pretrain", "metrics").values()
+    counted = {
+        f" Encoder and decoder together have {m['n_parameters']:,} parameters." for m in told if "n_parameters" in m
+    }
     return (
         f"**Model.** Images of 32×32 pixels are cut into patches of {run.patch_size}×{run.patch_size}, so that there are "
         f"{run.model.n_patches}. The encoder has {count(run.depth, 'pre-norm block')} of width {run.width} with "
         f"{count(run.heads, 'head')}, a class token and {position} positions; the decoder has "
-        f"{count(run.decoder_depth, 'block')} of width {run.decoder_width}. Encoder and decoder together have "
-        f"{count_parameters(run.model):,} parameters. The encoder sees the visible patches only; the decoder gets its "
-        "output, with one learned mask token in the place of every hidden patch, and predicts pixels."
+        f"{count(run.decoder_depth, 'block')} of width {run.decoder_width}.{''.join(counted)} The encoder sees the "
+        "visible patches only; the decoder gets its output, with one learned mask token in the place of every hidden "
+        "patch, and predicts pixels."
     )
 
 
@@ -94,6 +97,47 @@ def reconstruction_caption(case: Case) -> str:
     psnr = case.estimate("psnr")
     told = f" Over all test images, the hidden pixels have a PSNR of {number(psnr)} dB." if psnr else ""
     return f"Test images as the encoder sees them, as the decoder paints them, and as they are ({case.label}).{told}"
+
+
+def sensitivity(summary: Summary) -> str:
+    """What one seed alone could have made us believe."""
+    default = summary.find("random", 0.75)
+    others = [case for case in summary.cases.values() if case is not default and case.beats(default, "accuracy")]
+    if not others:
+        return "No two cases have run with the same seed."
+    if len(summary.seeds) < 2:
+        return (
+            "There is one seed, so that nothing tells how far another would have moved these differences: each of them is "
+            "a single draw, and the order of the cases may be chance."
+        )
+    accuracies = {case.label: case.values("accuracy") for case in (default, *others)}
+    complete = sorted(set.intersection(*(set(values) for values in accuracies.values())))
+    best = [f"seed {k}: {max(accuracies, key=lambda label: accuracies[label][k])}" for k in complete]
+    named = f"Each seed alone would have named a best case ({'; '.join(best)}). " if len(best) > 1 else ""
+    differences = {case.label: case.beats(default, "accuracy").values for case in others}
+    repeated = [values for values in differences.values() if len(values) > 1]
+    turned = ", ".join(label for label, values in differences.items() if min(values) < 0 < max(values))
+    if turned:
+        return f"{named}Against random 75 %, the sign of the difference depends on the seed for {turned}."
+    return (
+        f"{named}Against random 75 %, the difference has the same sign with every seed for all "
+        f"{count(len(repeated), 'case')} that ran with several."
+    )
+
+
+def neighbours_caption(case: Case) -> str:
+    """What the neighbours show, and how many of the pictured ones share the class of their test image."""
+    told = next((m["neighbours"] for m in case.read("finetune", "metrics").values() if "neighbours" in m), None)
+    text = (
+        "Test images, and below each the training images whose features in the frozen encoder make the smallest angle with "
+        "its own."
+    )
+    if told is None:
+        return text
+    same = [label == true for true, labels in zip(told["true"], told["labels"], strict=True) for label in labels]
+    return (
+        f"{text} Of all {len(same)} neighbours of the first {len(told['true'])} images, {sum(same)} share their class."
+    )
 
 
 def discussion(summary: Summary) -> str:

@@ -14,11 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from mae_core.data import AUGMENTATIONS, DATASETS, FOLDERS
+from mae_core.config import (
+    ATTENTIONS,
+    AUGMENTATIONS,
+    DATASETS,
+    FOLDERS,
+    STRATEGIES,
+    VARIANTS,
+    ModelConfig,
+    check_grid,
+    count_kept,
+)
 from mae_core.errors import ParameterError
-from mae_core.mae import VARIANTS, ModelConfig
-from mae_core.masking import STRATEGIES, check_grid, count_kept
-from mae_core.vit import ATTENTIONS
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -185,6 +192,7 @@ class FinetuneParameters(RunParameters):
 
 
 CASES = ("random-75", "mask-tokens", "block-50", "block-75", "grid-75", "scratch")
+SWEEP = ("random-25", "random-50", "random-90", "random-75-longer")
 
 
 @dataclass(frozen=True)
@@ -193,6 +201,7 @@ class ReportParameters(Parameters):
 
     study: str = option("laptop", "its results lie in outputs/<study>/")
     cases: list = option(list(CASES), "names of the cases to show, in order")
+    sweep: list = option(list(SWEEP), "more cases: other ratios, other lengths; may be empty")
     seeds: list = option([0], "the seeds of each")
 
     def check_together(self) -> None:
@@ -200,8 +209,11 @@ class ReportParameters(Parameters):
             values = getattr(self, name)
             if not values or any(type(value) is not kind for value in values) or len(set(values)) < len(values):
                 raise ValueError(f"{name} is {values!r}: it must list at least one, each once")
-        for case in self.cases:
-            check_name("cases", case)
+        for name, values in (("cases", self.cases), ("sweep", self.sweep)):
+            for case in values:
+                check_name(name, case)
+        if len({*self.cases, *self.sweep}) < len(self.cases) + len(self.sweep):
+            raise ValueError(f"sweep is {self.sweep!r}: it must list cases that do not stand under cases, each once")
 
 
 def check_name(parameter: str, name: str) -> None:

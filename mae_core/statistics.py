@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,13 @@ def estimate(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     mean, interval = float(np.mean(values)), None
     if len(values) > 1:
         error = np.std(values, ddof=1) / np.sqrt(len(values))
-        interval = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * error)
+        interval = float(stdtrit(len(values) - 1, (1 + confidence) / 2) * error)
     return Estimate(tuple(float(v) for v in values), mean, interval)
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """The standard deviation over seeds; None with fewer than two, which have none."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:

@@ -19,7 +19,7 @@ from mae_core.parameters import (
 
 STAGES: dict[str, type[RunParameters]] = {"pretrain": PretrainParameters, "finetune": FinetuneParameters}
 ENCODER = ("dataset", "data_dir", "variant", "patch_size", "width", "depth", "heads")  # the same in both stages
-KEYS = ("study", "seeds", "shared", "pretrain", "finetune", "cases")
+KEYS = ("study", "seeds", "shared", "pretrain", "finetune", "cases", "sweep")
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,14 @@ class Study:
         name: of the study; results go to outputs/<name>/, the report to report/<name>/.
         seeds: every case runs with each.
         cases: name to the pre-training parameters that set it apart; None means from scratch.
+        sweep: more cases, which run on request only.
         settings: parameters of all cases, under ``shared``, ``pretrain`` and ``finetune``.
     """
 
     name: str
     seeds: tuple[int, ...]
     cases: dict[str, dict[str, Any] | None]
+    sweep: dict[str, dict[str, Any] | None]
     settings: dict[str, dict[str, Any]]
 
     @classmethod
@@ -68,24 +70,28 @@ class Study:
         for key in content:
             if key not in KEYS:
                 raise ParameterError(f"{key} is not a key of a study file{nearest(key, KEYS)}")
-        seeds, cases = content.get("seeds"), content.get("cases")
+        seeds, cases, sweep = content.get("seeds"), content.get("cases"), content.get("sweep") or {}
         if not isinstance(seeds, list) or not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
             raise ParameterError(f"seeds is {seeds!r}: it must list whole numbers, zero or more, with at least one")
         if len(set(seeds)) < len(seeds):
             raise ParameterError(f"seeds is {seeds!r}: each may stand there once")
         if not isinstance(cases, Mapping) or not cases:
             raise ParameterError("cases must map names to parameters, with at least one case")
+        if not isinstance(sweep, Mapping):
+            raise ParameterError(f"sweep is {sweep!r}: it must map names of more cases to parameters")
+        for case in cases.keys() & sweep.keys():
+            raise ParameterError(f"{case} stands under cases and under sweep: it may stand there once")
         settings = {part: {} if content.get(part) is None else content[part] for part in ("shared", *STAGES)}
-        for part, value in [*settings.items(), *cases.items()]:
+        for part, value in [*settings.items(), *cases.items(), *sweep.items()]:
             if not isinstance(value, Mapping | None):
                 raise ParameterError(f"{part} is {value!r}: it must map parameters to values")
         check_name("study", content.get("study"))
-        for case, masks in cases.items():
-            check_name("cases", case)
+        for case, masks in [*cases.items(), *sweep.items()]:
+            check_name("cases" if case in cases else "sweep", case)
             for name in {"study", "case", "seed"} & (masks or {}).keys():
                 raise ParameterError(f"case {case}: {name} is given by the study, not by a case")
-        study = cls(content["study"], tuple(seeds), dict(cases), settings)
-        for case in study.cases:
+        study = cls(content["study"], tuple(seeds), dict(cases), dict(sweep), settings)
+        for case in study.all_cases:
             runs = [study.run(case, study.seeds[0], stage) for stage in study.stages(case)]
             for name in ENCODER:
                 if len({getattr(run, name) for run in runs}) > 1:
@@ -94,9 +100,14 @@ class Study:
                     )
         return study
 
+    @property
+    def all_cases(self) -> dict[str, dict[str, Any] | None]:
+        """Those of ``cases`` and of ``sweep``."""
+        return self.cases | self.sweep
+
     def stages(self, case: str) -> tuple[str, ...]:
         """``pretrain`` and ``finetune``, or only the latter for a case from scratch."""
-        return tuple(STAGES) if self.cases[case] is not None else ("finetune",)
+        return tuple(STAGES) if self.all_cases[case] is not None else ("finetune",)
 
     def run(self, case: str, seed: int, stage: str) -> PretrainParameters | FinetuneParameters:
         """The parameters of one run.
@@ -105,7 +116,7 @@ class Study:
             ParameterError: if the study has no such run, or its parameters do not fit.
         """
         for name, value, known in (
-            ("case", case, tuple(self.cases)),
+            ("case", case, tuple(self.all_cases)),
             ("seed", seed, self.seeds),
             ("stage", stage, tuple(STAGES)),
         ):
@@ -115,7 +126,7 @@ class Study:
             raise ParameterError(f"{case} starts from scratch: it has no pre-training")
         values = self.settings["shared"] | self.settings[stage]
         values |= {"study": self.name, "case": case, "seed": seed}
-        masks = self.cases[case] or {}
+        masks = self.all_cases[case] or {}
         if stage == "pretrain":
             values |= masks
         elif "pretrain" in self.stages(case):

@@ -1,7 +1,7 @@
 """The study's tables, as rows of text made from saved results; a dash stands for what was not run."""
 
 from mae_core import published
-from mae_core.statistics import Estimate
+from mae_core.statistics import Estimate, deviation
 from mae_core.summary import QUANTITIES, Case, Summary, claims
 
 NOT_RUN = "–"
@@ -50,9 +50,38 @@ def sampling_rows(summary: Summary) -> list[list[str]]:
     return rows
 
 
-def accuracy_rows(summary: Summary) -> list[list[str]]:
-    """Every case: fine-tuned (last and best epoch), linear probe, k-NN, reconstruction error."""
-    quantities = (("accuracy", 2), ("best_accuracy", 2), ("linear", 2), ("knn", 2), ("loss", 4), ("psnr", 2))
+MAIN_HEADER = [
+    "case", "accuracy", "student", "paper", "best epoch", "linear", "k-NN", "FLOPs", "minutes", "img/s", "MiB",
+]  # fmt: skip
+
+
+def main_rows(summary: Summary) -> list[list[str]]:
+    """Every case: accuracies beside the published ones, probes, and what it cost.
+
+    Columns: case; accuracy of the last epoch, the student's, the paper's; best epoch; linear probe, k-NN; FLOPs relative
+    to random 75 %, minutes of both stages, images a second of pre-training, its peak memory in MiB.
+    """
+    base, rows = summary.find("random", 0.75), []
+    for case in summary.cases.values():
+        theirs = [published.look_up(numbers, case.pretrained) for numbers in (published.STUDENT, published.PAPER)]
+        rows.append(
+            [
+                case.label,
+                number(case.estimate("accuracy")),
+                *(NOT_RUN if value is None else str(value) for value in theirs),
+                *(number(case.estimate(quantity)) for quantity in ("best_accuracy", "linear", "knn")),
+                relative(case, base, "flops"),
+                number(case.wall(), 1, 1 / 60),
+                number(case.estimate("speed"), 0),
+                number(case.estimate("memory"), 0, 2**-20),
+            ]
+        )
+    return rows
+
+
+def feature_rows(summary: Summary) -> list[list[str]]:
+    """Every case before fine-tuning: linear probe, k-NN, error and PSNR on hidden pixels."""
+    quantities = (("linear", 2), ("knn", 2), ("loss", 4), ("psnr", 2))
     return [
         [case.label, *(number(case.estimate(quantity), digits) for quantity, digits in quantities)]
         for case in summary.cases.values()
@@ -77,6 +106,59 @@ def cost_rows(summary: Summary) -> list[list[str]]:
     ]
 
 
+def ratio_rows(summary: Summary) -> list[list[str]]:
+    """Random masking at several ratios, lowest first: columns ratio, FLOPs, test loss, fine-tuned, linear probe, k-NN."""
+    base = summary.find("random", 0.75)
+    return [
+        [
+            f"{100 * ratio:g}",
+            relative(case, base, "flops"),
+            number(case.estimate("loss"), 4),
+            *(number(case.estimate(quantity)) for quantity in ("accuracy", "linear", "knn")),
+        ]
+        for ratio, case in summary.ratios().items()
+    ]
+
+
+def work_rows(summary: Summary) -> list[list[str]]:
+    """Block 50 % and random 75 % at equal epochs and at equal work: columns case, epochs, work, accuracy, linear probe.
+
+    Work is FLOPs of an image times epochs, relative to random 75 %.
+    """
+    base, rows = summary.find("random", 0.75), []
+    for case in (base, summary.find("block", 0.5), summary.find("random", 0.75, longer=True)):
+        flops, work = case.estimate("flops"), NOT_RUN
+        if flops and base.estimate("flops"):
+            done = flops.mean * case.pretrained.epochs / (base.estimate("flops").mean * base.pretrained.epochs)
+            work = f"{done:.2f}×"
+        epochs = str(case.pretrained.epochs) if case.pretrained else NOT_RUN
+        label = case.label.split(",")[0] if case.pretrained else "random 75 %, longer: not run"
+        rows.append([label, epochs, work, number(case.estimate("accuracy")), number(case.estimate("linear"))])
+    return rows
+
+
+def sensitivity_rows(summary: Summary) -> list[list[str]]:
+    """What each seed alone says: every case's accuracy minus random 75 %'s, by seed, and their standard deviation.
+
+    Columns: case, one for each seed, standard deviation.
+    """
+    base, rows = summary.find("random", 0.75), []
+    theirs = base.values("accuracy")
+    for case in summary.cases.values():
+        if case is base:
+            continue
+        ours = case.values("accuracy")
+        differences = {seed: ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()}
+        told = [signed(differences[seed]) if seed in differences else NOT_RUN for seed in summary.seeds]
+        rows.append([case.label, *told, number(deviation(list(differences.values())))])
+    return rows
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A number with its sign, minus as such."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
 def claim_rows(summary: Summary) -> list[list[str]]:
     """Every claim with who makes it, what this study measured, and the verdict."""
     return [[claim.statement, claim.source, claim.measured, claim.verdict] for claim in claims(summary)]
@@ -97,7 +179,7 @@ def recipe_rows(summary: Summary) -> list[list[str]]:
 def provenance_rows(summary: Summary) -> list[list[str]]:
     """Every run: when it finished, the commit of the code, and the checksum of its weights."""
     rows = []
-    for case in summary.cases.values():
+    for case in summary.all_cases.values():
         for stage in ("pretrain", "finetune"):
             for seed, told in case.read(stage, "provenance").items():
                 commit = (told["commit"] or "no commit")[:9] + ("" if told["clean"] else ", changed")
@@ -110,7 +192,7 @@ def provenance_rows(summary: Summary) -> list[list[str]]:
 def csv_rows(summary: Summary) -> list[list[str]]:
     """A header and one line per case and seed with every quantity, unrounded; empty where it was not run."""
     rows = [["study", "case", "seed", *QUANTITIES]]
-    for case in summary.cases.values():
+    for case in summary.all_cases.values():
         values = {quantity: case.values(quantity) for quantity in QUANTITIES}
         for seed in case.folders:
             cells = [repr(values[quantity][seed]) if seed in values[quantity] else "" for quantity in QUANTITIES]

@@ -29,6 +29,7 @@ from mae_core.mae import Classifier, Encoder, MaskedAutoencoder, masked_error
 from mae_core.masking import Mask, sample_mask
 from mae_core.parameters import FinetuneParameters, PretrainParameters
 from mae_core.replicas import Replicas
+from mae_core.tensors import load_tensors, save_tensors
 
 N_NEIGHBOURS = 5  # in the picture of nearest neighbours
 SHOWN = ("train_loss", "test_accuracy")  # beside the progress bar
@@ -48,7 +49,8 @@ def pretrain(run: PretrainParameters) -> MaskedAutoencoder:
         record.history, record.metrics = fit(model, reconstruction(run), train, run, record.folder, device)
         record.metrics |= evaluation.reconstruction_metrics(model, test, run, device)
         record.metrics["flops_per_image"] = flops.of_pretraining(run)
-        record.sheets["pictures"], record.metrics["pictures_psnr"] = evaluation.pictures(model, test, run, device)
+        record.metrics["n_parameters"] = flops.count_parameters(run.model)
+        record.sheets["pictures"] = evaluation.pictures(model, test, run, device)
         record.weights = model.state_dict()
     return model
 
@@ -103,6 +105,7 @@ def probe(encoder: Encoder, train: Split, test: Split, run: FinetuneParameters, 
     pictured = slice(evaluation.N_PICTURES)
     _, ids_mk = probes.nearest(train_nD, test_nD[pictured], N_NEIGHBOURS)
     record.metrics["neighbours"] = {
+        "classes": list(test.classes),
         "true": test.labels_n[pictured].tolist(),
         "labels": train.labels_n[ids_mk].tolist(),
     }
@@ -308,7 +311,7 @@ def load_encoder(model: Classifier, run: FinetuneParameters) -> None:
     if not Path(run.weights).is_file():
         raise ParameterError(f"weights is {run.weights!r}: there is no such file; pre-train first, or leave it empty")
     try:
-        tensors, trained = results.load_tensors(Path(run.weights))
+        tensors, trained = load_tensors(Path(run.weights))
     except ValueError as error:
         raise ParameterError(f"weights: {error}") from error
     for name in dataclasses.asdict(run.model):
@@ -387,7 +390,7 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
                 results.write_json(unfinished / "history.json", record.history)
                 for name, rows in record.sheets.items():
                     results.save_sheet(unfinished / f"{name}.png", rows)
-                results.save_tensors(unfinished / "weights.safetensors", record.weights, run.flat())
+                save_tensors(unfinished / "weights.safetensors", record.weights, run.flat())
                 source = provenance.collect(run, record.device, unfinished / "weights.safetensors")
                 results.write_json(unfinished / "provenance.json", commit | source | wall)
                 results.write_json(unfinished / "metrics.json", record.metrics | wall)

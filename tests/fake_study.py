@@ -15,12 +15,20 @@ CASES = {
     "grid-75": {"mask_strategy": "grid"},
     "scratch": None,
 }
+SWEEP = {
+    "random-25": {"mask_ratio": 0.25},
+    "random-50": {"mask_ratio": 0.5},
+    "random-90": {"mask_ratio": 0.9},
+    "random-75-longer": {"epochs": 6},
+}
 ACCURACY = {"random-75": 84, "mask-tokens": 80, "block-50": 85, "block-75": 83, "grid-75": 82, "scratch": 70}
+ACCURACY |= {"random-25": 81, "random-50": 83, "random-90": 82, "random-75-longer": 84.5}
 LOSS = {"random-75": 0.05, "mask-tokens": 0.05, "block-50": 0.06, "block-75": 0.09, "grid-75": 0.03}
+LOSS |= {"random-25": 0.02, "random-50": 0.03, "random-90": 0.1, "random-75-longer": 0.049}
 WOBBLE = (0.0, 0.03, -0.02)
 
 
-def write(study="fake", seeds=(0,), skip=(), cases=CASES, accuracy=ACCURACY, classes=tuple("abcdefghij")):
+def write(study="fake", seeds=(0,), skip=(), cases=CASES | SWEEP, accuracy=ACCURACY, classes=tuple("abcdefghij")):
     """Write ``outputs/<study>`` below the working folder."""
     for index, (case, masks) in enumerate(cases.items()):
         for seed in seeds:
@@ -31,27 +39,31 @@ def write(study="fake", seeds=(0,), skip=(), cases=CASES, accuracy=ACCURACY, cla
             if masks is not None:
                 pretraining = PretrainParameters(study=study, case=case, seed=seed, **masks)
                 flops = {"mask-tokens": 2416, "block-50": 1430}.get(case, 1000) * 1000
-                stage(pretraining, "pretrain", pretraining_metrics(LOSS[case] + wobble / 1000, flops), rows=3)
+                metrics = pretraining_metrics(LOSS[case] + wobble / 1000, flops)
+                stage(pretraining, "pretrain", metrics, {"pictures": 3})
                 run = replace(run, weights=str(run.folder / "pretrain" / "weights.safetensors"))
             last = accuracy[case] + wobble
-            stage(run, "finetune", finetuning_metrics(last, classes), rows=1, history=[last - 10, last])
+            sheets = {"pictures": 1, "attention": 2, "mistakes": 1, "neighbours": 3}
+            stage(run, "finetune", finetuning_metrics(last, classes), sheets, history=[last - 10, last])
 
 
-def stage(run, name, metrics, rows, history=(1.0, 2.0)):
+def stage(run, name, metrics, sheets, history=(1.0, 2.0)):
     folder = run.folder / name
     n = len(history)
     curves = {"epoch": [*range(1, n + 1)], "train_loss": [1 / i for i in range(1, n + 1)]}
     write_json(folder / "history.json", curves | {"test_accuracy": list(history), "test_loss": [1.0] * n})
     write_json(folder / "parameters.json", run.flat())
     write_json(folder / "provenance.json", provenance())
-    save_sheet(folder / "pictures.png", [torch.rand(10, 3, 32, 32) * 2 - 1 for _ in range(rows)])
+    for sheet, rows in sheets.items():
+        save_sheet(folder / f"{sheet}.png", [torch.rand(10, 3, 32, 32) * 2 - 1 for _ in range(rows)])
     write_json(folder / "metrics.json", metrics)
 
 
 def pretraining_metrics(loss, flops):
     return {
         "train_loss": loss, "train_seconds": 60.0, "images_per_second": 900.0, "peak_memory_bytes": 2**30 + flops,
-        "test_loss": loss, "test_psnr": 20.0, "flops_per_image": flops, "wall_seconds": 70.0,
+        "test_loss": loss, "test_psnr": 20.0 - 10 * loss, "flops_per_image": flops, "n_parameters": 7_212_684,
+        "wall_seconds": 70.0,
     }  # fmt: skip
 
 
@@ -62,6 +74,8 @@ def finetuning_metrics(accuracy, classes):
         "images_per_second": 500.0, "peak_memory_bytes": 2**30, "last_epoch_accuracy": accuracy,
         "best_epoch_accuracy": accuracy + 0.1, "flops_per_image": 5000000, "wall_seconds": 130.0,
         "predictions": told | {"confusion": [[1] * 10 for _ in range(10)]},
+        "mistakes": {"images": [*range(8)], "true": [1] * 8, "predicted": [2] * 8, "confidence": [0.9] * 8},
+        "neighbours": {"classes": list(classes), "true": [*range(10)], "labels": [[k, 0] for k in range(10)]},
     }  # fmt: skip
 
 

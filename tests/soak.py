@@ -25,7 +25,7 @@ from checkout import Checkout
 from mae_core.data import load
 from mae_core.errors import BusyError, OutputError
 from mae_core.parameters import PretrainParameters
-from mae_core.results import load_tensors
+from mae_core.tensors import load_tensors
 from mae_core.training import pretrain
 
 BUSY, FULL = 5, 7  # exit codes of the children

@@ -14,7 +14,7 @@ import pytest
 
 from mae_core import checkpoint, provenance, results
 from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
-from mae_core.results import load_tensors
+from mae_core.tensors import load_tensors, save_tensors
 from mae_core.training import NotFiniteError, finetune, pretrain
 
 STAGES = {"pretrain": (PretrainParameters, pretrain), "finetune": (FinetuneParameters, finetune)}
@@ -235,7 +235,7 @@ def test_time_is_counted_over_all_starts(tiny, monkeypatch):
     run, _ = interrupted(tiny, monkeypatch, after=10)
     path = run.folder / "pretrain" / "checkpoint.safetensors"
     tensors, about = load_tensors(path)
-    results.save_tensors(path, tensors, about | {"elapsed": 1000.0})
+    save_tensors(path, tensors, about | {"elapsed": 1000.0})
     pretrain(run)
     metrics = results.read_json(run.folder / "pretrain" / "metrics.json")
     assert 1000 < metrics["wall_seconds"] < 1100
@@ -263,7 +263,7 @@ def test_a_flipped_bit_anywhere_in_weights_is_noticed(tmp_path):
     import torch
 
     path = tmp_path / "weights.safetensors"
-    results.save_tensors(path, {"a": torch.randn(4, 4), "b": torch.arange(3)}, {"epochs": 10})
+    save_tensors(path, {"a": torch.randn(4, 4), "b": torch.arange(3)}, {"epochs": 10})
     good = path.read_bytes()
     for position in range(len(good)):
         flipped = good[position] ^ 1 << position % 8

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -6,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mae_core import flops
 from mae_core.mae import ModelConfig
 from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
-from mae_core.provenance import sources
+from mae_core.sources import sources
 from mae_core.study import Study, flat_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -67,9 +69,26 @@ def test_scratch_has_the_same_recipe_and_no_weights():
         study.run("scratch", 0, "pretrain")
 
 
+def test_the_sweep_is_part_of_the_laptop_study_and_runs_on_request():
+    study = Study.read(ROOT / "params" / "laptop.yaml")
+    ratios = {name: study.run(name, 0, "pretrain").mask_ratio for name in study.sweep}
+    assert ratios == {"random-25": 0.25, "random-50": 0.5, "random-90": 0.9, "random-75-longer": 0.75}
+    assert not study.sweep.keys() & study.cases.keys()
+    usual, longer = (study.run(name, 0, "pretrain") for name in ("random-75", "random-75-longer"))
+    block50, work = study.run("block-50", 0, "pretrain"), {}
+    for run in (usual, longer, block50):
+        work[run.case] = flops.of_pretraining(run) * run.epochs
+    assert work["random-75-longer"] / work["block-50"] == pytest.approx(1, abs=0.02)
+    assert longer == dataclasses.replace(usual, case=longer.case, epochs=longer.epochs)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda s: s.update(sweep={"random-75": {}}), "random-75 stands under cases and under sweep"),
+        (lambda s: s.update(sweep=["random-50"]), "sweep is .*: it must map"),
+        (lambda s: s.update(sweep={"a/b": {}}), "sweep is 'a/b'"),
+        (lambda s: s.update(sweep={"more": {"mask_ration": 0.5}}), "case more, pretrain: mask_ration .* mask_ratio"),
         (lambda s: s.update(seeds=[]), "seeds is"),
         (lambda s: s.update(seeds=[0, 0]), "each may stand there once"),
         (lambda s: s.update(seeds=["0"]), "whole numbers"),

@@ -9,7 +9,9 @@ from mae_core.summary import Summary, claims, judge
 
 def read(seeds=(0,), **how):
     fake_study.write(seeds=seeds, **how)
-    return Summary.read(ReportParameters(study="fake", cases=list(fake_study.CASES), seeds=list(seeds)))
+    return Summary.read(
+        ReportParameters(study="fake", cases=list(fake_study.CASES), sweep=list(fake_study.SWEEP), seeds=list(seeds))
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -23,17 +25,30 @@ def verdicts(summary):
 
 def test_three_seeds_decide_what_the_numbers_show():
     told = verdicts(read(seeds=(0, 1, 2)))
-    assert len(told) == 11
+    assert len(told) == 17
     assert set(told.values()) == {"supported"}
 
 
 def test_a_claim_that_the_numbers_deny_is_contradicted():
-    reversed_order = dict(zip(fake_study.ACCURACY, (70, 80, 60, 83, 82, 84), strict=True))
+    reversed_order = dict(zip(fake_study.ACCURACY, (70, 80, 60, 83, 82, 84, 65, 71, 60, 75), strict=True))
     told = verdicts(read(seeds=(0, 1, 2), accuracy=reversed_order))
     assert told["Pre-training beats training from scratch"] == "contradicted"
     assert told["It does so after every epoch"] == "contradicted"
     assert told["Mask tokens in the encoder lower the accuracy"] == "contradicted"
     assert told["Block-wise 50 % beats random 75 %"] == "contradicted"
+    assert told["It does so at equal work, against a longer random 75 %"] == "contradicted"
+    one_is_higher = told["75 % is the best ratio of random masking: it beats 25, 50 and 90 %"]
+    assert one_is_higher == "contradicted"
+
+
+def test_a_claim_about_several_cases_needs_them_all():
+    ratios = "75 % is the best ratio of random masking: it beats 25, 50 and 90 %"
+    assert verdicts(read(seeds=(0, 1, 2), skip=("random-50",)))[ratios] == "not run"
+    equal_to_one = fake_study.ACCURACY | {"random-90": 84}
+    assert verdicts(read(seeds=(0, 1, 2), accuracy=equal_to_one))[ratios] == "undecided (3 seeds)"
+    (claim,) = [claim for claim in claims(read(seeds=(0, 1, 2))) if claim.statement == ratios]
+    assert claim.measured.startswith("+1.00 ± ")  # 84 against the 83 of random 50 %
+    assert claim.measured.endswith("points (the smallest)")
 
 
 def test_differences_within_the_seeds_spread_are_undecided():
@@ -57,7 +72,7 @@ def test_what_was_not_run_is_said_and_not_filled_in():
     told = verdicts(summary)
     assert told["Pre-training beats training from scratch"] == "not run"
     assert told["Random 75 % beats grid-wise 75 %"] == "not run"
-    rows = {row[0]: row[1:] for row in tables.accuracy_rows(summary)}
+    rows = {row[0]: row[1:] for row in tables.main_rows(summary)}
     assert set(rows["scratch"]) == set(rows["grid-75"]) == {"–"}
     assert tables.sampling_rows(summary)[3] == ["grid", "75", "–", "82.0", "84.0", "–"]
     assert "has not run" in narrative.abstract(summary)
@@ -82,9 +97,9 @@ def test_an_unfinished_seed_is_left_out():
 def test_means_and_intervals_stand_in_the_tables():
     summary = read(seeds=(0, 1, 2))
     expected = estimate([84.0, 84.03, 83.98])
-    assert tables.accuracy_rows(summary)[0][:2] == ["random 75 %", f"{expected.mean:.2f} ± {expected.interval:.2f}"]
+    assert tables.main_rows(summary)[0][:2] == ["random 75 %", f"{expected.mean:.2f} ± {expected.interval:.2f}"]
     assert tables.mask_token_rows(summary)[0][1:] == [
-        tables.accuracy_rows(summary)[1][1],
+        tables.main_rows(summary)[1][1],
         "80.6",
         "84.2",
         "2.42×",
@@ -116,7 +131,44 @@ def test_the_text_takes_its_numbers_from_the_results():
 def test_the_csv_has_every_run_unrounded():
     summary = read(seeds=(0, 1))
     header, *rows = tables.csv_rows(summary)
-    assert len(rows) == 12
+    assert len(rows) == 20
     assert rows[1][:3] == ["fake", "random-75", "1"]
     assert float(rows[1][header.index("accuracy")]) == 84.03
-    assert rows[-1][header.index("flops")] == ""
+    assert next(row for row in rows if row[1] == "scratch")[header.index("flops")] == ""
+    assert rows[-1][1] == "random-75-longer"
+
+
+def test_the_ratios_stand_in_order_and_the_longer_run_apart():
+    summary = read(seeds=(0, 1, 2))
+    assert [row[0] for row in tables.ratio_rows(summary)] == ["25", "50", "75", "90"]
+    assert [row[3][:2] for row in tables.ratio_rows(summary)] == ["81", "83", "84", "82"]
+    assert [row[:3] for row in tables.work_rows(summary)] == [
+        ["random 75 %", "4", "1.00×"], ["block 50 %", "4", "1.43×"], ["random 75 %", "6", "1.50×"],
+    ]  # fmt: skip
+    assert summary.find("random", 0.75, longer=True).label == "random 75 %, 6 epochs"
+    assert tables.work_rows(summary)[2][3].startswith("84.5")
+
+
+def test_the_scatter_of_seeds_is_told():
+    summary = read(seeds=(0, 1, 2))
+    rows = {row[0]: row[1:] for row in tables.sensitivity_rows(summary)}
+    assert rows["block 50 %"][:3] == ["+0.98", "+0.97", "+1.05"]
+    assert rows["block 50 %"][3] == "0.04"
+    assert "random 75 %" not in rows
+    assert "each seed alone would have named a best case (seed 0: block 50 %" in narrative.sensitivity(summary).lower()
+    assert "same sign with every seed for all 5 cases" in narrative.sensitivity(summary)
+    assert "There is one seed" in narrative.sensitivity(Summary.read(ReportParameters(study="fake", seeds=[0])))
+
+
+def test_a_difference_whose_sign_depends_on_the_seed_is_named():
+    close = fake_study.ACCURACY | {"grid-75": 84.0}
+    assert "depends on the seed for grid 75 %" in narrative.sensitivity(read(seeds=(0, 1, 2), accuracy=close))
+
+
+def test_pictures_come_from_the_first_seed_that_has_them():
+    case = read(seeds=(0, 1)).find("random", 0.75)
+    (case.folders[0] / "finetune" / "attention.png").unlink()
+    assert case.folder("finetune", "attention.png").parts[-2:] == ("seed1", "finetune")
+    assert case.sources("finetune", "attention.png") == ["random-75/seed1/finetune"]
+    assert case.folder("finetune").parts[-2:] == ("seed0", "finetune")
+    assert "10 images" in narrative.neighbours_caption(case)

@@ -8,7 +8,8 @@ import torch
 from mae_core import training
 from mae_core.mae import Classifier, MaskedAutoencoder
 from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
-from mae_core.results import BusyError, load_tensors, read_json
+from mae_core.results import BusyError, read_json
+from mae_core.tensors import load_tensors
 from mae_core.training import NotFiniteError, finetune, learning_rate, new_model, new_optimizer, pretrain
 
 
