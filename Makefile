@@ -2,6 +2,7 @@
 # make report STUDY=laptop the same for another file of params/; where results are committed, from these
 # make report STUDY=laptop AGAIN=1      everything anew, although there are results
 # make sweep STUDY=laptop  the study's other ratios and lengths of pre-training, then its report again
+# make seeds STUDY=laptop  the study's cases with more seeds, then its report again
 # make test                all tests
 # make recover STUDY=laptop    after a kill -9: end what was left running, let the next `make report` in
 # make soak                ten minutes of kills, damage and full disks: what was lost
@@ -18,13 +19,13 @@ READY  := $(VENV)/.ready
 
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: report sweep test recover soak bench lint lab env
+.PHONY: report sweep seeds test recover soak bench lint lab env
 report: $(READY)
 	snakemake $(if $(AGAIN),--forceall) --configfile params/$(STUDY).yaml
 	@echo "the report: report/$(STUDY)/index.html and report/$(STUDY)/report.pdf"
 
-sweep: $(READY)
-	snakemake --configfile params/$(STUDY).yaml sweep
+sweep seeds: $(READY)
+	snakemake $@ --configfile params/$(STUDY).yaml
 	$(MAKE) report AGAIN=
 
 test: $(READY)

@@ -28,13 +28,14 @@ except ParameterError as error:
 
 OUT, REPORT = f"outputs/{study.name}", f"report/{study.name}"
 RUN = f"{OUT}/{{case}}/seed{{seed}}"
-CHOSEN = {"cases": list(study.cases), "sweep": list(study.sweep), "seeds": list(study.seeds)}
+CHOSEN = {"cases": list(study.cases), "sweep": list(study.sweep), "seeds": list(study.all_seeds)}
 COMPARED = flat_yaml({"study": study.name, **CHOSEN})
 FINETUNED = expand(f"{RUN}/finetune/metrics.json", case=study.cases, seed=study.seeds)
 
-# The sweep's runs are no input of the report, which shows those that there are: no command but `sweep` trains them.
+# Runs on request are no input of the report, which shows those that there are: only `sweep` and `seeds` train them.
 SWEPT = expand(f"{RUN}/finetune/metrics.json", case=study.sweep, seed=study.seeds)
-SWEPT_SO_FAR = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT if Path(path).exists()}
+REPEATED = expand(f"{RUN}/finetune/metrics.json", case=study.cases, seed=study.more_seeds)
+MORE = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT + REPEATED if Path(path).exists()}
 
 # Jobs that compute share the machine: each takes its threads, and on a GPU they take turns (resources: gpu=1).
 DEVICE = study.settings["shared"].get("device", "auto")
@@ -120,10 +121,15 @@ rule train:
         FINETUNED,
 
 
-# The cases under `sweep`, without the report.
+# On request, and without the report: the cases under `sweep`, and all cases with `more_seeds`.
 rule sweep:
     input:
         SWEPT,
+
+
+rule seeds:
+    input:
+        REPEATED,
 
 
 rule ablations:
@@ -137,7 +143,7 @@ rule ablations:
         text=f"{OUT}/ablations.log.txt",
     params:
         flat=COMPARED,
-        swept=SWEPT_SO_FAR,
+        more=MORE,
     shell:
         PAPERMILL
 
@@ -153,7 +159,7 @@ rule report:
         text=f"{OUT}/report.log.txt",
     params:
         flat=COMPARED,
-        swept=SWEPT_SO_FAR,
+        more=MORE,
     shell:
         PAPERMILL
 

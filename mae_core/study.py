@@ -19,7 +19,7 @@ from mae_core.parameters import (
 
 STAGES: dict[str, type[RunParameters]] = {"pretrain": PretrainParameters, "finetune": FinetuneParameters}
 ENCODER = ("dataset", "data_dir", "variant", "patch_size", "width", "depth", "heads")  # the same in both stages
-KEYS = ("study", "seeds", "shared", "pretrain", "finetune", "cases", "sweep")
+KEYS = ("study", "seeds", "more_seeds", "shared", "pretrain", "finetune", "cases", "sweep")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Study:
     Attributes:
         name: of the study; results go to outputs/<name>/, the report to report/<name>/.
         seeds: every case runs with each.
+        more_seeds: the cases run with each of these, too, on request only.
         cases: name to the pre-training parameters that set it apart; None means from scratch.
         sweep: more cases, which run on request only.
         settings: parameters of all cases, under ``shared``, ``pretrain`` and ``finetune``.
@@ -36,6 +37,7 @@ class Study:
 
     name: str
     seeds: tuple[int, ...]
+    more_seeds: tuple[int, ...]
     cases: dict[str, dict[str, Any] | None]
     sweep: dict[str, dict[str, Any] | None]
     settings: dict[str, dict[str, Any]]
@@ -70,11 +72,15 @@ class Study:
         for key in content:
             if key not in KEYS:
                 raise ParameterError(f"{key} is not a key of a study file{nearest(key, KEYS)}")
-        seeds, cases, sweep = content.get("seeds"), content.get("cases"), content.get("sweep") or {}
-        if not isinstance(seeds, list) or not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
-            raise ParameterError(f"seeds is {seeds!r}: it must list whole numbers, zero or more, with at least one")
-        if len(set(seeds)) < len(seeds):
-            raise ParameterError(f"seeds is {seeds!r}: each may stand there once")
+        cases, sweep = content.get("cases"), content.get("sweep") or {}
+        seeds, more_seeds = content.get("seeds"), content.get("more_seeds") or []
+        for name, values in (("seeds", seeds), ("more_seeds", more_seeds)):
+            if not isinstance(values, list) or any(type(seed) is not int or seed < 0 for seed in values):
+                raise ParameterError(f"{name} is {values!r}: it must list whole numbers, zero or more")
+        if not seeds:
+            raise ParameterError(f"seeds is {seeds!r}: it must list at least one")
+        if len({*seeds, *more_seeds}) < len(seeds) + len(more_seeds):
+            raise ParameterError(f"seeds is {seeds!r} and more_seeds {more_seeds!r}: each seed may stand there once")
         if not isinstance(cases, Mapping) or not cases:
             raise ParameterError("cases must map names to parameters, with at least one case")
         if not isinstance(sweep, Mapping):
@@ -90,7 +96,7 @@ class Study:
             check_name("cases" if case in cases else "sweep", case)
             for name in {"study", "case", "seed"} & (masks or {}).keys():
                 raise ParameterError(f"case {case}: {name} is given by the study, not by a case")
-        study = cls(content["study"], tuple(seeds), dict(cases), dict(sweep), settings)
+        study = cls(content["study"], tuple(seeds), tuple(more_seeds), dict(cases), dict(sweep), settings)
         for case in study.all_cases:
             runs = [study.run(case, study.seeds[0], stage) for stage in study.stages(case)]
             for name in ENCODER:
@@ -99,6 +105,11 @@ class Study:
                         f"case {case}: {name} differs between pretrain and finetune; put it under shared"
                     )
         return study
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """Those of ``seeds`` and of ``more_seeds``."""
+        return self.seeds + self.more_seeds
 
     @property
     def all_cases(self) -> dict[str, dict[str, Any] | None]:
@@ -117,7 +128,7 @@ class Study:
         """
         for name, value, known in (
             ("case", case, tuple(self.all_cases)),
-            ("seed", seed, self.seeds),
+            ("seed", seed, self.all_seeds),
             ("stage", stage, tuple(STAGES)),
         ):
             if value not in known:

@@ -74,6 +74,8 @@ def test_the_sweep_is_part_of_the_laptop_study_and_runs_on_request():
     ratios = {name: study.run(name, 0, "pretrain").mask_ratio for name in study.sweep}
     assert ratios == {"random-25": 0.25, "random-50": 0.5, "random-90": 0.9, "random-75-longer": 0.75}
     assert not study.sweep.keys() & study.cases.keys()
+    assert (study.seeds, study.more_seeds) == ((0,), (1, 2))
+    assert study.run("scratch", 2, "finetune").seed == 2
     usual, longer = (study.run(name, 0, "pretrain") for name in ("random-75", "random-75-longer"))
     block50, work = study.run("block-50", 0, "pretrain"), {}
     for run in (usual, longer, block50):
@@ -85,12 +87,14 @@ def test_the_sweep_is_part_of_the_laptop_study_and_runs_on_request():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda s: s.update(more_seeds=[0]), "each seed may stand there once"),
+        (lambda s: s.update(more_seeds=1), "more_seeds is 1"),
         (lambda s: s.update(sweep={"random-75": {}}), "random-75 stands under cases and under sweep"),
         (lambda s: s.update(sweep=["random-50"]), "sweep is .*: it must map"),
         (lambda s: s.update(sweep={"a/b": {}}), "sweep is 'a/b'"),
         (lambda s: s.update(sweep={"more": {"mask_ration": 0.5}}), "case more, pretrain: mask_ration .* mask_ratio"),
         (lambda s: s.update(seeds=[]), "seeds is"),
-        (lambda s: s.update(seeds=[0, 0]), "each may stand there once"),
+        (lambda s: s.update(seeds=[0, 0]), "each seed may stand there once"),
         (lambda s: s.update(seeds=["0"]), "whole numbers"),
         (lambda s: s.update(seeds=[0, -1]), "zero or more"),
         (lambda s: s.pop("study"), "study is None"),
