@@ -41,6 +41,7 @@ class Panel:
     content: bytes
     alt: str
     width: float  # inches, as drawn
+    height: float
 
 
 @dataclass
@@ -261,16 +262,17 @@ def panel(data: dict[str, Any], alt: str) -> Panel:
     """
     if "image/png" in data:
         png = base64.b64decode(data["image/png"])
-        return Panel("png", png, alt, width=struct.unpack(">I", png[16:20])[0] / PNG_DPI)
+        width, height = struct.unpack(">II", png[16:24])
+        return Panel("png", png, alt, width / PNG_DPI, height / PNG_DPI)
     if "image/svg+xml" not in data:
         raise ExportError("a figure's output holds neither PNG nor SVG")
     svg = data["image/svg+xml"]
     if MORE_THAN_A_DRAWING.search(svg):
         raise ExportError("a figure's SVG holds a script, a handler or a remote reference")
-    width = re.search(r'width="([\d.]+)pt"', svg)
-    if not width:
-        raise ExportError("a figure's SVG does not say how wide it is")
-    return Panel("svg", svg.encode(), alt, width=float(width[1]) / 72)
+    size = [re.search(rf'{side}="([\d.]+)pt"', svg) for side in ("width", "height")]
+    if None in size:
+        raise ExportError("a figure's SVG does not say how large it is")
+    return Panel("svg", svg.encode(), alt, *(float(found[1]) / 72 for found in size))
 
 
 def as_on_a_terminal(text: str) -> str:

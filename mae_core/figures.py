@@ -73,7 +73,7 @@ def curves(
     """
     series = {name: histories for name, histories in series.items() if histories}
     if not series:
-        return not_run(2.8, 2.3)
+        return not_run(2.8)
     figure = new_figure(2.8, 2.3)
     axes = figure.add_subplot(xlabel="epoch", ylabel=label)
     for (name, histories), colour in zip(series.items(), COLOURS * 9, strict=False):
@@ -138,7 +138,7 @@ def mask_overview(masks: Mapping[str, np.ndarray]) -> Figure:
 def reconstructions(folder: Path | None, n_images: int = 8) -> Figure:
     """What a pre-training run makes of the first test images: masked, reconstructed, original."""
     if folder is None:
-        return not_run(7.0, 2.2)
+        return not_run(7.0)
     original, masked, painted = load_sheet(folder / "pictures.png", 3)[:, :n_images]
     return image_rows([("masked", masked), ("reconstructed", painted), ("original", original)])
 
@@ -146,7 +146,7 @@ def reconstructions(folder: Path | None, n_images: int = 8) -> Figure:
 def samplings(folders: Mapping[str, Path], n_images: int = 8) -> Figure:
     """The same test images under several maskings, each with its reconstruction and its PSNR; the original last."""
     if not folders:
-        return not_run(7.0, 2.2)
+        return not_run(7.0)
     rows, notes = [], {}
     for name, folder in folders.items():
         original, masked, painted = load_sheet(folder / "pictures.png", 3)[:, :n_images]
@@ -172,7 +172,7 @@ def psnr(painted_nHWC: np.ndarray, original_nHWC: np.ndarray, hidden_share: floa
 def attention(folder: Path | None, n_images: int = 8) -> Figure:
     """Where the class token of a fine-tuned encoder looks: test images, and the attention of its last block."""
     if folder is None:
-        return not_run(7.0, 1.5)
+        return not_run(7.0)
     images, maps = load_sheet(folder / "attention.png", 2)[:, :n_images]
     return image_rows([("image", images), ("attention", maps)])
 
@@ -180,7 +180,7 @@ def attention(folder: Path | None, n_images: int = 8) -> Figure:
 def neighbours(folder: Path | None, n_images: int = 8) -> Figure:
     """Test images, and below each the training images whose frozen features are most like its own."""
     if folder is None:
-        return not_run(7.0, 2.2)
+        return not_run(7.0)
     n_rows = 1 + len(read_json(folder / "metrics.json")["neighbours"]["labels"][0])
     query, *found = load_sheet(folder / "neighbours.png", n_rows)[:, :n_images]
     return image_rows([("test image", query), *((f"neighbour {k}", row) for k, row in enumerate(found, 1))])
@@ -190,7 +190,7 @@ def neighbours(folder: Path | None, n_images: int = 8) -> Figure:
 def predictions(folder: Path | None) -> Figure:
     """Test images with the predicted class and its probability; a wrong one in red, with the true class."""
     if folder is None:
-        return not_run(6.2, 3.1)
+        return not_run(6.2)
     metrics = read_json(folder / "metrics.json")
     return named_images(load_sheet(folder / "pictures.png", 1)[0], metrics["predictions"], metrics)
 
@@ -199,7 +199,7 @@ def predictions(folder: Path | None) -> Figure:
 def mistakes(folder: Path | None) -> Figure:
     """The test images that a fine-tuned model is surest to name wrongly, as :func:`predictions` shows them."""
     if folder is None:
-        return not_run(6.2, 3.1)
+        return not_run(6.2)
     metrics = read_json(folder / "metrics.json")
     return named_images(load_sheet(folder / "mistakes.png", 1)[0], metrics["mistakes"], metrics)
 
@@ -208,7 +208,7 @@ def named_images(images: Sequence[np.ndarray], told: Mapping[str, Any], metrics:
     """Up to ten images under the class that was predicted; ``told`` lists true, predicted and confidence of each."""
     figure, names = new_figure(6.2, 3.1), metrics["predictions"]["classes"]
     places = figure.subplots(2, 5).flat
-    for axes in places[len(images) :]:
+    for axes in places[len(told["true"]) :]:
         axes.axis("off")
     for axes, image, true, predicted, confidence in zip(
         places, images, told["true"], told["predicted"], told["confidence"], strict=False
@@ -226,7 +226,7 @@ def named_images(images: Sequence[np.ndarray], told: Mapping[str, Any], metrics:
 def confusion(folder: Path | None) -> Figure:
     """Share of each true class (row) that was given each label (column), in per cent, by a fine-tuning run."""
     if folder is None:
-        return not_run(4.2, 3.6)
+        return not_run(4.2)
     told = read_json(folder / "metrics.json")["predictions"]
     counts, classes = np.array(told["confusion"]), told["classes"]
     share = 100 * counts / counts.sum(1, keepdims=True)
@@ -285,7 +285,7 @@ def ratios(rows: Mapping[float, Mapping[str, Estimate | None]], quantity: str, l
     """
     points = {ratio: values[quantity] for ratio, values in rows.items() if values[quantity]}
     if len(points) < 2:
-        return not_run(3.3, 2.4)
+        return not_run(3.3)
     figure = new_figure(3.3, 2.4)
     axes = figure.add_subplot(xlabel="masking ratio (%)", ylabel=label)
     x, y = [100 * ratio for ratio in points], [point.mean for point in points.values()]
@@ -302,7 +302,7 @@ def ratios(rows: Mapping[float, Mapping[str, Estimate | None]], quantity: str, l
 def environment(provenance: Mapping[str, Any], dataset: str) -> Figure:
     """How a study runs, and on what: from parameters to report, with the versions that did it."""
     if not provenance:
-        return not_run(7.2, 1.55)
+        return not_run(7.2)
     versions = provenance["versions"]
     steps = [
         ("params/", "one YAML file"),
@@ -336,9 +336,9 @@ def environment(provenance: Mapping[str, Any], dataset: str) -> Figure:
 
 
 @styled
-def not_run(width: float, height: float) -> Figure:
-    """An empty frame in the place of a figure whose runs do not exist."""
-    figure = Figure(figsize=(width, height))
+def not_run(width: float) -> Figure:
+    """What stands in the place of a figure whose runs do not exist."""
+    figure = Figure(figsize=(width, 0.6))
     figure.text(0.5, 0.5, "not run", ha="center", va="center", color=GREY, fontsize=12)
     return figure
 

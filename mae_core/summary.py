@@ -192,8 +192,8 @@ def claims(summary: Summary) -> list[Claim]:
         if None in differences:
             return Claim(statement, source, "–", "not run")
         smallest = min(differences, key=lambda difference: difference.mean)
-        told = measured(smallest, quantity) + (" (the smallest)" if len(pairs) > 1 else "")
-        return Claim(statement, source, told, judge_all(differences))
+        least = "least: " if len(pairs) > 1 else ""
+        return Claim(statement, source, least + measured(smallest, quantity), judge_all(differences))
 
     return [
         above("Pre-training beats training from scratch", "both", "accuracy", (default, scratch)),

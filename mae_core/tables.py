@@ -50,33 +50,34 @@ def sampling_rows(summary: Summary) -> list[list[str]]:
     return rows
 
 
-MAIN_HEADER = [
-    "case", "accuracy", "student", "paper", "best epoch", "linear", "k-NN", "FLOPs", "minutes", "img/s", "MiB",
-]  # fmt: skip
-
-
 def main_rows(summary: Summary) -> list[list[str]]:
-    """Every case: accuracies beside the published ones, probes, and what it cost.
+    """The study at a glance: the first row names the cases, each further one a quantity of all of them.
 
-    Columns: case; accuracy of the last epoch, the student's, the paper's; best epoch; linear probe, k-NN; FLOPs relative
-    to random 75 %, minutes of both stages, images a second of pre-training, its peak memory in MiB.
+    Accuracy of the last epoch, the student's, the paper's; best epoch; linear probe, k-NN; FLOPs relative to random 75 %,
+    minutes of both stages, images a second of pre-training, and its peak memory.
     """
-    base, rows = summary.find("random", 0.75), []
-    for case in summary.cases.values():
-        theirs = [published.look_up(numbers, case.pretrained) for numbers in (published.STUDENT, published.PAPER)]
-        rows.append(
-            [
-                case.label,
-                number(case.estimate("accuracy")),
-                *(NOT_RUN if value is None else str(value) for value in theirs),
-                *(number(case.estimate(quantity)) for quantity in ("best_accuracy", "linear", "knn")),
-                relative(case, base, "flops"),
-                number(case.wall(), 1, 1 / 60),
-                number(case.estimate("speed"), 0),
-                number(case.estimate("memory"), 0, 2**-20),
-            ]
-        )
-    return rows
+    base, cases = summary.find("random", 0.75), summary.cases.values()
+
+    def published_for(numbers: dict[tuple[str, float, bool], float]) -> list[str]:
+        theirs = [published.look_up(numbers, case.pretrained) for case in cases]
+        return [NOT_RUN if value is None else str(value) for value in theirs]
+
+    def ours(quantity: str, digits: int = 2, scale: float = 1.0) -> list[str]:
+        return [number(case.estimate(quantity), digits, scale) for case in cases]
+
+    return [
+        ["", *(case.label for case in cases)],
+        ["last epoch", *ours("accuracy")],
+        ["student's", *published_for(published.STUDENT)],
+        ["paper's", *published_for(published.PAPER)],
+        ["best epoch", *ours("best_accuracy")],
+        ["linear probe", *ours("linear")],
+        ["k-NN", *ours("knn")],
+        ["FLOPs", *(relative(case, base, "flops") for case in cases)],
+        ["minutes", *(number(case.wall(), 1, 1 / 60) for case in cases)],
+        ["images/s", *ours("speed", 0)],
+        ["memory (MiB)", *ours("memory", 0, 2**-20)],
+    ]
 
 
 def feature_rows(summary: Summary) -> list[list[str]]:

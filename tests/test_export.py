@@ -182,7 +182,7 @@ def test_no_text_becomes_markup(monkeypatch, notebook, payload, tmp_path):
                 new_output("stream", name="stdout", text=payload),
                 *shown(monkeypatch, display.show_text, payload),
                 *shown(monkeypatch, display.show_table, "tab-x", payload, [payload], [[payload]], payload),
-                *shown(monkeypatch, display.show_figure, figures.not_run(2, 1), "fig-x", payload, payload),
+                *shown(monkeypatch, display.show_figure, figures.not_run(2), "fig-x", payload, payload),
                 *shown(monkeypatch, display.show_references, {"ref-x": payload}),
             ],
         ),
