@@ -59,61 +59,101 @@ class Report(HTMLParser):
 
 
 class Raw:
-    """A study's raw files."""
+    """A study's raw files: every value by seed."""
 
     def __init__(self, folder):
         self.folder = folder
-        self.seeds = yaml.safe_load((ROOT / "params" / f"{folder.name}.yaml").read_text())["seeds"]
+        self.study = yaml.safe_load((ROOT / "params" / f"{folder.name}.yaml").read_text())
+        self.seeds = self.study["seeds"] + self.study.get("more_seeds", [])
+
+    def read(self, case, stage, file):
+        paths = {seed: self.folder / case / f"seed{seed}" / stage for seed in self.seeds}
+        return {k: json.loads((p / file).read_text()) for k, p in paths.items() if (p / "metrics.json").exists()}
 
     def metric(self, case, stage, *keys):
-        found = []
-        for seed in self.seeds:
-            path = self.folder / case / f"seed{seed}" / stage / "metrics.json"
-            if path.exists():
-                value = json.loads(path.read_text())
-                for key in keys:
-                    value = value[key]
-                found.append(value)
+        found = {}
+        for seed, value in self.read(case, stage, "metrics.json").items():
+            for key in keys:
+                value = value[key]
+            found[seed] = value
         return found
 
-    def history(self, case, seed):
-        return json.loads((self.folder / case / f"seed{seed}" / "finetune" / "history.json").read_text())
+    def of_all(self, stage, *keys):
+        """One metric of all cases, those of the sweep too."""
+        return {case: self.metric(case, stage, *keys) for case in [*LABELS.values(), *self.study.get("sweep", {})]}
 
 
 def half_width(values):
     return scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.tstd(values) / len(values) ** 0.5
 
 
+def mean(values):
+    return sum(values.values()) / len(values)
+
+
 def cell(values, digits=2, scale=1.0):
     """Mean ± half width, as the report writes it; a dash without values."""
     if not values:
         return "–"
-    told = f"{sum(values) / len(values) * scale:,.{digits}f}"
-    return told if len(values) == 1 else f"{told} ± {half_width(values) * scale:,.{digits}f}"
+    told = f"{mean(values) * scale:,.{digits}f}"
+    return told if len(values) == 1 else f"{told} ± {half_width(list(values.values())) * scale:,.{digits}f}"
 
 
 def times(values, base):
-    return f"{sum(values) / len(values) / (sum(base) / len(base)):.2f}×" if values and base else "–"
+    return f"{mean(values) / mean(base):.2f}×" if values and base else "–"
+
+
+def paired(ours, theirs):
+    """Differences by seed, of the seeds that both have."""
+    return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
+
+
+def plus(value, digits=2):
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def signed(ours, theirs, digits=2, scale=1.0, unit=" points"):
     """A difference paired by seed, as the report writes it."""
-    pairs = [(a - b) * scale for a, b in zip(ours, theirs, strict=True)]
+    pairs = [value * scale for value in paired(ours, theirs).values()]
     if not pairs:
         return "–"
-    told = f"{sum(pairs) / len(pairs):+.{digits}f}".replace("-", "−")
+    told = plus(sum(pairs) / len(pairs), digits)
     return told + ("" if len(pairs) == 1 else f" ± {half_width(pairs):.{digits}f}") + unit
+
+
+def verdict(*differences):
+    """What must follow from differences by seed, each claimed to be above zero."""
+    if not all(differences):
+        return "not run"
+    decided = []
+    for values in (list(difference.values()) for difference in differences):
+        middle = sum(values) / len(values)
+        if len(values) > 1 and abs(middle) > half_width(values):
+            decided.append("supported" if middle > 0 else "contradicted")
+        else:
+            seeds = (
+                f"{len(values)} seeds"
+                if len(values) > 1
+                else f"one seed; points {'for' if middle > 0 else 'against'} it"
+            )
+            decided.append(f"undecided ({seeds})")
+    if "contradicted" in decided:
+        return "contradicted"
+    still_open = sorted((mean(d), v) for d, v in zip(differences, decided, strict=True) if v != "supported")
+    return still_open[0][1] if still_open else "supported"
 
 
 def check(page, folder):
     """Raise AssertionError for a number, a verdict or a link of the report that the raw files do not give."""
     report, raw = Report(page), Raw(folder)
-    accuracy = {case: raw.metric(case, "finetune", "last_epoch_accuracy") for case in LABELS.values()}
-    linear = {case: raw.metric(case, "finetune", "probes", "linear") for case in LABELS.values()}
-    flops = {case: raw.metric(case, "pretrain", "flops_per_image") for case in LABELS.values()}
-    loss = {case: raw.metric(case, "pretrain", "test_loss") for case in LABELS.values()}
-    memory = {case: raw.metric(case, "pretrain", "peak_memory_bytes") for case in LABELS.values()}
+    accuracy, best = (raw.of_all("finetune", f"{which}_epoch_accuracy") for which in ("last", "best"))
+    linear, knn = (raw.of_all("finetune", "probes", which) for which in ("linear", "knn"))
+    flops, loss, psnr, memory, speed = (
+        raw.of_all("pretrain", which)
+        for which in ("flops_per_image", "test_loss", "test_psnr", "peak_memory_bytes", "images_per_second")
+    )
     base = flops["random-75"]
+    check_main_table(report, raw, accuracy, best, linear, knn, flops, speed, memory)
 
     tokens = [row for row in report.tables["tab-tokens"] if row[0] in ("with mask tokens", "without")]
     assert [row[1:5] for row in tokens] == [
@@ -124,72 +164,33 @@ def check(page, folder):
         assert row[:2] == case.split("-")
         assert row[2:] == [cell(accuracy[case]), STUDENT[case], PAPER[case], times(flops[case], base)]
 
-    rows = report.tables["tab-accuracy"][-6:]
+    rows = report.tables["tab-features"][-6:]
     assert {LABELS[row[0]] for row in rows} == set(LABELS.values())
     for row in rows:
         case = LABELS[row[0]]
-        assert row[1:] == [
-            cell(accuracy[case]),
-            cell(raw.metric(case, "finetune", "best_epoch_accuracy")),
-            cell(linear[case]),
-            cell(raw.metric(case, "finetune", "probes", "knn")),
-            cell(loss[case], 4),
-            cell(raw.metric(case, "pretrain", "test_psnr")),
-        ]
+        assert row[1:] == [cell(linear[case]), cell(knn[case]), cell(loss[case], 4), cell(psnr[case])]
     for row in report.tables["tab-cost"][-6:]:
         case = LABELS[row[0]]
         assert row[1:] == [
             cell(flops[case], 1, 1e-6),
             times(flops[case], base),
             cell(raw.metric(case, "pretrain", "train_seconds"), 1, 1 / 60),
-            cell(raw.metric(case, "pretrain", "images_per_second"), 0),
+            cell(speed[case], 0),
             cell(memory[case], 0, 2**-20),
             cell(raw.metric(case, "finetune", "train_seconds"), 1, 1 / 60),
             cell(raw.metric(case, "finetune", "images_per_second"), 0),
         ]
-
-    differences = {
-        "beats training from scratch": signed(accuracy["random-75"], accuracy["scratch"]),
-        "Mask tokens in the encoder lower": signed(accuracy["random-75"], accuracy["mask-tokens"]),
-        "saves memory": signed(memory["mask-tokens"], memory["random-75"], 0, 2**-20, " MiB"),
-        "Block-wise 50 % beats": signed(accuracy["block-50"], accuracy["random-75"]),
-        "Random 75 % beats block-wise": signed(accuracy["random-75"], accuracy["block-75"]),
-        "Random 75 % beats grid-wise": signed(accuracy["random-75"], accuracy["grid-75"]),
-        "Grid-wise masking is the easier": signed(loss["random-75"], loss["grid-75"], 4, 1, ""),
-        "Block-wise masking is harder": signed(loss["block-75"], loss["random-75"], 4, 1, ""),
-        "A lower ratio is an easier": signed(loss["block-75"], loss["block-50"], 4, 1, ""),
-        "more FLOPs": times(flops["mask-tokens"], base),
-    }
-    ahead = [
-        a > b
-        for seed in raw.seeds
-        for a, b in zip(*(raw.history(c, seed)["test_accuracy"] for c in ("random-75", "scratch")), strict=True)
-    ]
-    differences["after every epoch"] = f"in {sum(ahead)} of {len(ahead)}"
-    claims = report.tables["tab-claims"][1:]
-    for start, told in differences.items():
-        (row,) = [row for row in claims if start in row[0]]
-        assert row[2] == told, row
-        numbers = [float(x.replace("−", "-")) for x in re.findall(r"[+−-]?\d+\.?\d*", told.replace(",", ""))]
-        if "points" in told or start.startswith(("Grid", "Block-wise masking", "A lower", "saves")):
-            if len(raw.seeds) == 1:
-                assert row[3] == f"undecided (one seed; points {'for' if numbers[0] > 0 else 'against'} it)", row
-            else:
-                decided = abs(numbers[0]) > numbers[1]
-                expected = ("supported" if numbers[0] > 0 else "contradicted") if decided else "undecided"
-                assert row[3].startswith(expected), row
+    check_sweep(report, raw, accuracy, linear, knn, flops, loss)
+    check_sensitivity(report, accuracy)
+    check_claims(report, raw, accuracy, linear, flops, loss, psnr, memory)
 
     # Sentences: each number with two or more decimals must be one of those that the runs give.
-    pool = {cell(v, d)[: cell(v, d).find(" ")] if " " in cell(v, d) else cell(v, d) for kind, d in
-            ((accuracy, 2), (linear, 2), (loss, 4)) for v in kind.values()}  # fmt: skip
-    pool |= {cell(raw.metric(case, "pretrain", "test_psnr")).split(" ")[0] for case in LABELS.values()}
+    pool = {number for kind, digits in ((accuracy, 2), (linear, 2), (loss, 4), (psnr, 2)) for value in kind.values()
+            for number in cell(value, digits).split(" ± ")}  # fmt: skip
     pool |= {times(value, base).rstrip("×") for value in flops.values()}
     for kind in (accuracy, linear):
-        pool |= {cell(value).split("± ")[-1] for value in kind.values()}
         for one, other in itertools.permutations(kind.values(), 2):
             pool |= set(re.findall(r"\d+\.\d+", signed(one, other)))
-    pool |= {cell(value, 4).split("± ")[-1] for value in loss.values()}
-    pool |= {cell(raw.metric(case, "pretrain", "test_psnr")).split("± ")[-1] for case in LABELS.values()}
     provenance = json.dumps([json.loads(path.read_text()) for path in folder.rglob("provenance.json")])
     body = (
         report.text.split("References")[0]
@@ -207,6 +208,93 @@ def check(page, folder):
         if name not in ("ablations", "report"):
             case, seed, stage = re.fullmatch(r"(.+)-(seed\d+)-(pretrain|finetune)", name).groups()
             assert (folder / case / seed / stage / "metrics.json").exists(), f"{link} has no run behind it"
+
+
+def check_main_table(report, raw, accuracy, best, linear, knn, flops, speed, memory):
+    columns = list(zip(*report.tables["tab-main"], strict=True))[1:]
+    assert {LABELS[column[0]] for column in columns} == set(LABELS.values())
+    for label, *told in columns:
+        case = LABELS[label]
+        first, second = raw.metric(case, "pretrain", "wall_seconds"), raw.metric(case, "finetune", "wall_seconds")
+        wall = second if case == "scratch" else {k: first[k] + second[k] for k in first.keys() & second.keys()}
+        assert told == [
+            cell(accuracy[case]), STUDENT.get(case, "–"), PAPER.get(case, "–"), cell(best[case]), cell(linear[case]),
+            cell(knn[case]), times(flops[case], flops["random-75"]), cell(wall, 1, 1 / 60), cell(speed[case], 0),
+            cell(memory[case], 0, 2**-20),
+        ]  # fmt: skip
+
+
+def check_sweep(report, raw, accuracy, linear, knn, flops, loss):
+    ran = [case for case in ("random-25", "random-50", "random-75", "random-90") if loss.get(case)]
+    assert report.tables["tab-ratio"][1:] == [
+        [
+            case.split("-")[1], times(flops[case], flops["random-75"]), cell(loss[case], 4), cell(accuracy[case]),
+            cell(linear[case]), cell(knn[case]),
+        ]
+        for case in ran
+    ]  # fmt: skip
+    for row, case in zip(report.tables["tab-work"][1:], ("random-75", "block-50", "random-75-longer"), strict=True):
+        if not loss.get(case):
+            assert row[1:] == ["–"] * 4
+            continue
+        (epochs,) = {parameters["epochs"] for parameters in raw.read(case, "pretrain", "parameters.json").values()}
+        (usual,) = {p["epochs"] for p in raw.read("random-75", "pretrain", "parameters.json").values()}
+        work = f"{mean(flops[case]) * epochs / mean(flops['random-75']) / usual:.2f}×"
+        assert row[1:] == [str(epochs), work, cell(accuracy[case]), cell(linear[case])]
+
+
+def check_sensitivity(report, accuracy):
+    header, *rows = report.tables["tab-sensitivity"]
+    seeds = [int(name.split()[1]) for name in header[1:-1]]
+    assert seeds == sorted({seed for values in accuracy.values() for seed in values})
+    assert {LABELS[row[0]] for row in rows} == set(LABELS.values()) - {"random-75"}
+    for label, *told, deviation in rows:
+        differences = paired(accuracy[LABELS[label]], accuracy["random-75"])
+        assert told == [plus(differences[seed]) if seed in differences else "–" for seed in seeds]
+        several = len(differences) > 1
+        assert deviation == (f"{scipy.stats.tstd(list(differences.values())):.2f}" if several else "–")
+
+
+def check_claims(report, raw, accuracy, linear, flops, loss, psnr, memory):
+    default, mib = "random-75", {"digits": 0, "scale": 2**-20, "unit": " MiB"}
+    others = ("random-25", "random-50", "random-90")
+    claimed = {
+        "Pre-training beats": (accuracy, {}, (default, "scratch")),
+        "Mask tokens in the encoder lower": (accuracy, {}, (default, "mask-tokens")),
+        "Skipping mask tokens saves": (memory, mib, ("mask-tokens", default)),
+        "75 % masking can be learned": (linear, {}, (default, "scratch")),
+        "Block-wise 50 % beats": (accuracy, {}, ("block-50", default)),
+        "It does so at equal work": (accuracy, {}, ("block-50", "random-75-longer")),
+        "Random 75 % beats block-wise": (accuracy, {}, (default, "block-75")),
+        "Random 75 % beats grid-wise": (accuracy, {}, (default, "grid-75")),
+        "Grid-wise masking is the easier": (loss, {"digits": 4, "unit": ""}, (default, "grid-75")),
+        "Grid-wise masking gives the worst": (linear, {}, *((c, "grid-75") for c in (default, "block-50", "block-75"))),
+        "Block-wise masking is harder": (loss, {"digits": 4, "unit": ""}, ("block-75", default)),
+        "Its reconstructions are blurrier": (psnr, {"unit": " dB"}, (default, "block-75")),
+        "A lower ratio is an easier": (loss, {"digits": 4, "unit": ""}, ("block-75", "block-50")),
+        "75 % is the best ratio": (accuracy, {}, *((default, other) for other in others)),
+        "It is so for frozen": (linear, {}, *((default, other) for other in others)),
+    }
+    rows = {row[0]: row[1:] for row in report.tables["tab-claims"][1:]}
+    assert len(rows) == len(claimed) + 2
+    for start, (values, how, *pairs) in claimed.items():
+        (name,) = [name for name in rows if name.startswith(start)]
+        differences = [paired(values.get(one, {}), values.get(other, {})) for one, other in pairs]
+        told = "–"
+        if all(differences):
+            one, other = min(pairs, key=lambda pair: mean(paired(values[pair[0]], values[pair[1]])))
+            told = "least: " * (len(pairs) > 1) + signed(values[one], values[other], **how)
+        assert rows[name][1:] == [told, verdict(*differences)], name
+    (name,) = [name for name in rows if "more FLOPs" in name]
+    assert rows[name][1:] == [times(flops["mask-tokens"], flops[default]), "supported"]
+    curves = [raw.read(case, "finetune", "history.json") for case in (default, "scratch")]
+    seeds = sorted(curves[0].keys() & curves[1].keys())
+    by_epoch = [[a - b for a, b in zip(*(c[k]["test_accuracy"] for c in curves), strict=True)] for k in seeds]
+    ahead = [difference > 0 for of_seed in by_epoch for difference in of_seed]
+    decided = {verdict(dict(enumerate(epoch))) for epoch in zip(*by_epoch, strict=True)}
+    final = "undecided (one seed)" if len(seeds) == 1 else f"undecided ({len(seeds)} seeds)"
+    final = "contradicted" if "contradicted" in decided else "supported" if decided == {"supported"} else final
+    assert rows["It does so after every epoch"][1:] == [f"in {sum(ahead)} of {len(ahead)}", final]
 
 
 @pytest.fixture(params=STUDIES)
