@@ -4,6 +4,8 @@ So each has its own allocator, threads and compiled code, its peak memory is its
 meets all of them alike.
 """
 
+import ctypes
+import gc
 import multiprocessing
 import os
 import statistics
@@ -53,9 +55,18 @@ def synchronize() -> None:
         torch.mps.synchronize()
 
 
+def release() -> None:
+    """Give back what the allocator keeps: the contestants who wait should not hold the memory of the one who runs."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU C library
+    if trim:
+        trim(0)
+
+
 def serve(who: Contestant | str, seconds: float, connection: Connection) -> None:
     """What a contestant's process does: build, take a first step, then a block of steps each time it is asked."""
     warnings.filterwarnings("ignore")
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a pool of compilers would stay, and hold memory
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
     try:
         began = time.perf_counter()
@@ -70,13 +81,18 @@ def serve(who: Contestant | str, seconds: float, connection: Connection) -> None
         step()
         synchronize()
         n_steps = max(1, round(seconds / (time.perf_counter() - first)))
+        release()
         connection.send(first - began)
         while connection.recv():
+            step()  # not timed: it gets back the memory that was released
+            synchronize()
             began = time.perf_counter()
             for _ in range(n_steps):
                 step()
             synchronize()  # a GPU is waited for once a block, not at every step
-            connection.send(n_steps * per_step / (time.perf_counter() - began))
+            rate = n_steps * per_step / (time.perf_counter() - began)
+            release()
+            connection.send(rate)
         connection.send(devices.peak_memory(device))
     except Exception as error:
         connection.send(error)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mae_core.errors import DeviceMemoryError
+from mae_core.errors import DeviceMemoryError, Explained
 
 if TYPE_CHECKING:
     from mae_core.parameters import FinetuneParameters, PretrainParameters
@@ -61,22 +61,28 @@ def cast(model: nn.Module, precision: torch.dtype) -> nn.Module:
 
 
 @contextlib.contextmanager
-def explained_shortage(images_at_once: int) -> Iterator[None]:
+def explained_shortage(images_at_once: int = 0) -> Iterator[None]:
     """Turn a lack of memory into a sentence with advice.
 
+    Args:
+        images_at_once: of a training step; 0 for whatever else a run does.
+
     Raises:
-        DeviceMemoryError: if the memory does not suffice for ``images_at_once`` images.
+        DeviceMemoryError: if the memory does not suffice.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+        short = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+        if not short or isinstance(error, Explained):
             raise
-        less = max(1, images_at_once // 2)
-        raise DeviceMemoryError(
-            f"the memory does not hold a step of {images_at_once} images at once: set micro_batch: {less} (the results "
-            f"stay the same but for rounding), or less still"
-        ) from error
+        if images_at_once:
+            what, less = f"a step of {images_at_once} images at once", max(1, images_at_once // 2)
+            advice = f"set micro_batch: {less} (the results stay the same but for rounding), or less still"
+        else:
+            what = "the data, the model and what its evaluation needs"
+            advice = "end other programs that use it, set device: cpu, or take a smaller width or a larger patch_size"
+        raise DeviceMemoryError(f"the memory does not hold {what}: {advice}") from error
 
 
 @dataclass(frozen=True)

@@ -371,6 +371,7 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
     Raises:
         ParameterError: if the device is missing.
         BusyError: if another process trains into the folder.
+        DeviceMemoryError: if the memory does not suffice.
         OutputError: if the folder cannot be written.
     """
     try:
@@ -383,7 +384,8 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
         with results.claimed(folder):
             discard(folder)  # of an earlier run, where it is complete
             began, commit = time.perf_counter(), provenance.commit()
-            yield record
+            with devices.explained_shortage():
+                yield record
             wall = {"wall_seconds": time.perf_counter() - began + record.metrics.pop("elapsed_before")}
             with results.replaced(folder, last="metrics.json") as unfinished:
                 results.write_json(unfinished / "parameters.json", run.flat())

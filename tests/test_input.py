@@ -252,6 +252,30 @@ def test_out_of_memory_suggests_a_smaller_micro_batch(tiny, monkeypatch, error):
         pretrain(PretrainParameters.check(tiny))
 
 
+@pytest.mark.parametrize(
+    ("stage", "part", "name"),
+    [
+        ("pretrain", "evaluation", "reconstruction_metrics"),
+        ("finetune", "probes", "knn"),
+        ("finetune", "evaluation", "class_scores"),
+    ],
+)
+def test_out_of_memory_elsewhere_leaves_earlier_results_as_they_were(tiny, monkeypatch, stage, part, name):
+    def fails(*words):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    kind, train = {"pretrain": (PretrainParameters, pretrain), "finetune": (FinetuneParameters, finetune)}[stage]
+    folder = Path("outputs/notebook/random-75/seed0") / stage
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text("{}")
+    monkeypatch.setattr(getattr(training, part), name, fails)
+    with pytest.raises(
+        DeviceMemoryError, match="does not hold the data, the model and what its evaluation needs: end other"
+    ):
+        train(kind.check(tiny))
+    assert (folder / "metrics.json").read_text() == "{}"
+
+
 def test_other_errors_of_torch_are_not_taken_for_a_lack_of_memory(tiny, monkeypatch):
     def fails(*words):
         raise RuntimeError("shapes differ")

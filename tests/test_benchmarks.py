@@ -1,0 +1,60 @@
+"""The benchmark's tables say what was timed; one real contest shows that turns are taken."""
+
+import dataclasses
+import re
+
+import pytest
+
+from benchmarks import summary
+from benchmarks.contestants import Contestant
+from benchmarks.measure import take_turns
+
+ABOUT = {"commit": "0123456789", "device": "A processor", "versions": {"torch": "2.14.1"}}
+
+
+def timing(name, precision, rates, task="pretrain"):
+    who = Contestant(name, task, precision, False)
+    measured = {"rates": rates, "median": sorted(rates)[len(rates) // 2], "first_seconds": 3.0, "peak_bytes": 2**30}
+    return dataclasses.asdict(who) | {"label": who.label, "flops_per_image": 4e9} | measured
+
+
+def limit(name, rate):
+    return {"limit": name, "rates": [rate], "median": rate}
+
+
+@pytest.fixture
+def content():
+    limits = [limit("bfloat16 matrix product", 400e9), limit("float32 matrix product", 160e9), limit("memory copy", 1e10)]
+    raced = [
+        timing("ours", "bfloat16", [48.0, 50.0, 52.0]),
+        timing("transformers", "float32", [12.0, 12.5, 13.0]),
+        timing("lightly", "bfloat16", [24.0, 25.0, 26.0]),
+    ]
+    return {"parts": {"pretrain": {"timings": limits + raced, "about": ABOUT}}}
+
+
+def test_the_table_gives_ratios_to_ours_and_the_share_of_the_limit(content):
+    text = summary.markdown(content)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    table = {row[0]: row[1:] for row in rows}
+    assert list(table)[1:] == ["ours, bfloat16", "lightly, bfloat16", "transformers, float32"]
+    assert table["lightly, bfloat16"] == ["25.0", "24.0 – 26.0", "5.12", "2.00 ×", "25%", "1.0 GiB", "3 s"]
+    assert table["ours, bfloat16"][4] == "50%"
+    assert "Ours is 2.00 times as fast as the best peer, 4.00 times as transformers in float32" in text
+
+
+def test_it_is_written_as_json_table_and_figure(content, tmp_path):
+    summary.write(tmp_path / "machine", content)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".svg"}
+    assert re.search(r"lightly, bfloat16", (tmp_path / "machine.md").read_text())
+
+
+def test_a_contest_has_a_rate_for_every_block():
+    (copied,) = take_turns(["memory copy"], blocks=2, seconds=0.05, tell=lambda line: None)
+    assert len(copied.rates) == 2
+    assert min(copied.rates) > 1e8
+
+
+def test_a_contestant_that_fails_is_named():
+    with pytest.raises(RuntimeError, match="nobody"):
+        take_turns([Contestant("nobody", "pretrain", "float32", False)], blocks=1, seconds=0.05)
