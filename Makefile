@@ -1,6 +1,6 @@
 # make report              the smoke study and its report, in report/smoke/
 # make report STUDY=laptop the same for another file of params/; where results are committed, from these
-# make report STUDY=laptop AGAIN=1      everything anew, although there are results
+# make report STUDY=laptop AGAIN=1      its cases anew, although there are results
 # make sweep STUDY=laptop  the study's other ratios and lengths of pre-training, then its report again
 # make seeds STUDY=laptop  the study's cases with more seeds, then its report again
 # make test                all tests
@@ -25,8 +25,8 @@ report: $(READY)
 	@echo "the report: report/$(STUDY)/index.html and report/$(STUDY)/report.pdf"
 
 sweep seeds: $(READY)
-	snakemake $@ --configfile params/$(STUDY).yaml
-	$(MAKE) report AGAIN=
+	snakemake $@ $(if $(AGAIN),--forceall) --configfile params/$(STUDY).yaml
+	snakemake --forcerun ablations report --configfile params/$(STUDY).yaml
 
 test: $(READY)
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile

@@ -122,14 +122,18 @@ rule train:
 
 
 # On request, and without the report: the cases under `sweep`, and all cases with `more_seeds`.
-rule sweep:
-    input:
-        SWEPT,
+if SWEPT:
+
+    rule sweep:
+        input:
+            SWEPT,
 
 
-rule seeds:
-    input:
-        REPEATED,
+if REPEATED:
+
+    rule seeds:
+        input:
+            REPEATED,
 
 
 rule ablations:

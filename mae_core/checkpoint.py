@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mae_core.errors import ParameterError
-from mae_core.parameters import RunParameters
+from mae_core.parameters import FREE, RunParameters
 from mae_core.tensors import load_tensors, save_tensors
-
-FREE = ("checkpoint_seconds", "micro_batch", "threads", "compile")  # may change when a run is taken up again
 
 PLAIN = ("epoch", "step", "spent", "history", "seconds")  # of a position, all that is not a tensor
 

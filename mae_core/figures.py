@@ -172,7 +172,7 @@ def psnr(painted_nHWC: np.ndarray, original_nHWC: np.ndarray, hidden_share: floa
 def attention(folder: Path | None, n_images: int = 8) -> Figure:
     """Where the class token of a fine-tuned encoder looks: test images, and the attention of its last block."""
     if folder is None:
-        return not_run(7.0)
+        return not_run(7.0, "not recorded")
     images, maps = load_sheet(folder / "attention.png", 2)[:, :n_images]
     return image_rows([("image", images), ("attention", maps)])
 
@@ -180,7 +180,7 @@ def attention(folder: Path | None, n_images: int = 8) -> Figure:
 def neighbours(folder: Path | None, n_images: int = 8) -> Figure:
     """Test images, and below each the training images whose frozen features are most like its own."""
     if folder is None:
-        return not_run(7.0)
+        return not_run(7.0, "not recorded")
     n_rows = 1 + len(read_json(folder / "metrics.json")["neighbours"]["labels"][0])
     query, *found = load_sheet(folder / "neighbours.png", n_rows)[:, :n_images]
     return image_rows([("test image", query), *((f"neighbour {k}", row) for k, row in enumerate(found, 1))])
@@ -199,7 +199,7 @@ def predictions(folder: Path | None) -> Figure:
 def mistakes(folder: Path | None) -> Figure:
     """The test images that a fine-tuned model is surest to name wrongly, as :func:`predictions` shows them."""
     if folder is None:
-        return not_run(6.2)
+        return not_run(6.2, "not recorded")
     metrics = read_json(folder / "metrics.json")
     return named_images(load_sheet(folder / "mistakes.png", 1)[0], metrics["mistakes"], metrics)
 
@@ -336,10 +336,10 @@ def environment(provenance: Mapping[str, Any], dataset: str) -> Figure:
 
 
 @styled
-def not_run(width: float) -> Figure:
+def not_run(width: float, why: str = "not run") -> Figure:
     """What stands in the place of a figure whose runs do not exist."""
     figure = Figure(figsize=(width, 0.6))
-    figure.text(0.5, 0.5, "not run", ha="center", va="center", color=GREY, fontsize=12)
+    figure.text(0.5, 0.5, why, ha="center", va="center", color=GREY, fontsize=12)
     return figure
 
 

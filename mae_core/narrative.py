@@ -1,9 +1,12 @@
 """The report's sentences that hold a number, a verdict or a date: each is made from results, none is typed by hand."""
 
 import datetime
+from pathlib import Path
 from typing import Any
 
 from mae_core import published
+from mae_core.results import read_json
+from mae_core.statistics import signed
 from mae_core.summary import Case, Summary, claims, measured
 from mae_core.tables import number
 
@@ -39,10 +42,16 @@ def count(n: int, noun: str) -> str:
 def intervals(summary: Summary) -> str:
     """What the numbers after ± are, or why there are none."""
     if len(summary.seeds) < 2:
-        return "With one seed no interval can be given, and no difference between cases can be told from chance."
+        return (
+            "With one seed no interval can be given: how far another seed would have moved the accuracies, and the order "
+            "of the cases, is not known."
+        )
+    most = max(len(case.values("accuracy")) for case in summary.all_cases.values())
+    least = min(len(case.values("accuracy")) for case in summary.all_cases.values() if case.values("accuracy"))
+    number_of = f"{most}" if most == least else f"{least} to {most}"
     return (
-        f"± is the half-width of the 95 % interval of the mean over {seeds(summary)} (Student's t); differences are "
-        "paired by seed."
+        f"± is the half-width of the 95 % interval of the mean over the {number_of} seeds that a case finished (Student's "
+        "t); differences are paired by seed. It tells how far other seeds would move the mean, not other test images."
     )
 
 
@@ -67,8 +76,8 @@ def abstract(summary: Summary) -> str:
     told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     return (
         f"{text}, an encoder pre-trained with 75 % random masking reaches {number(ours)} % test accuracy after "
-        f"fine-tuning, against {number(scratch)} % from scratch with the same recipe. Of {len(verdicts)} claims of the "
-        f"report and of the paper, these runs leave {told} ([Table](#tab-claims)). {intervals(summary)}"
+        f"fine-tuning, against {number(scratch)} % from scratch with the same recipe. Of {len(verdicts)} claims, most of "
+        f"them of the report and of the paper, these runs leave {told} ([Table](#tab-claims)). {intervals(summary)}"
     )
 
 
@@ -115,29 +124,30 @@ def sensitivity(summary: Summary) -> str:
     best = [f"seed {k}: {max(accuracies, key=lambda label: accuracies[label][k])}" for k in complete]
     named = f"Each seed alone would have named a best case ({'; '.join(best)}). " if len(best) > 1 else ""
     differences = {case.label: case.beats(default, "accuracy").values for case in others}
-    repeated = [values for values in differences.values() if len(values) > 1]
-    turned = ", ".join(label for label, values in differences.items() if min(values) < 0 < max(values))
+    repeated = {label: values for label, values in differences.items() if len(values) > 1}
+    if not repeated:
+        return "No case has run with several seeds of random 75 %, so that no difference's scatter is known."
+    turned = [label for label, values in repeated.items() if not (min(values) > 0 or max(values) < 0)]
     if turned:
-        return f"{named}Against random 75 %, the sign of the difference depends on the seed for {turned}."
+        return f"{named}Against random 75 %, the sign of the difference depends on the seed for {', '.join(turned)}."
     return (
-        f"{named}Against random 75 %, the difference has the same sign with every seed for all "
-        f"{count(len(repeated), 'case')} that ran with several."
+        f"{named}Against random 75 %, the difference has the same sign with every seed for "
+        f"{'the only case' if len(repeated) == 1 else f'all {len(repeated)} cases'} that ran with several."
     )
 
 
-def neighbours_caption(case: Case) -> str:
+def neighbours_caption(folder: Path | None, n_images: int = 8) -> str:
     """What the neighbours show, and how many of the pictured ones share the class of their test image."""
-    told = next((m["neighbours"] for m in case.read("finetune", "metrics").values() if "neighbours" in m), None)
     text = (
         "Test images, and below each the training images whose features in the frozen encoder make the smallest angle with "
         "its own."
     )
-    if told is None:
+    if folder is None:
         return text
-    same = [label == true for true, labels in zip(told["true"], told["labels"], strict=True) for label in labels]
-    return (
-        f"{text} Of all {len(same)} neighbours of the first {len(told['true'])} images, {sum(same)} share their class."
-    )
+    told = read_json(folder / "metrics.json")["neighbours"]
+    pairs = zip(told["true"][:n_images], told["labels"][:n_images], strict=True)
+    same = [label == true for true, labels in pairs for label in labels]
+    return f"{text} Of the {len(same)} shown, {sum(same)} share their test image's class."
 
 
 def discussion(summary: Summary) -> str:
@@ -159,8 +169,8 @@ def discussion(summary: Summary) -> str:
         theirs = published.STUDENT["random", 0.75, True] - published.STUDENT["random", 0.75, False]
         paragraphs.append(
             f"**Mask tokens in the encoder** change the accuracy by {measured(change, 'accuracy')} and multiply the FLOPs "
-            f"of a forward pass by {ratio:.2f}. The student found {theirs:+.1f} points at "
-            f"{published.STUDENT_FLOPS_RATIO:g}×. That they hurt is {verdicts[2]}.".replace(" -", " −")
+            f"of a forward pass by {ratio:.2f}. The student found {signed(theirs, 1)} points at "
+            f"{published.STUDENT_FLOPS_RATIO:g}×. That they hurt is {verdicts[2]}."
         )
     changes = {case.label: case.beats(default, "accuracy") for case in (block50, block75, grid)}
     if told := ", ".join(f"{label} by {measured(change, 'accuracy')}" for label, change in changes.items() if change):
@@ -169,8 +179,10 @@ def discussion(summary: Summary) -> str:
         ratio = block50.estimate("flops").mean / default.estimate("flops").mean
         paragraphs.append(
             f"An epoch of block 50 % costs {ratio:.2f} times the FLOPs of one of random 75 %, for its encoder sees twice "
-            "as many patches: equal epochs are not equal work."
+            f"as many patches: equal epochs are not equal work. {equal_work(summary)}"
         )
+    if told := best_ratios(summary):
+        paragraphs.append(told)
     losses = [(case.estimate("loss"), case.label) for case in (grid, default, block75) if case.estimate("loss")]
     if len(losses) > 1:
         told = ", ".join(
@@ -185,6 +197,38 @@ def discussion(summary: Summary) -> str:
     return "\n\n".join([*paragraphs, intervals(summary)])
 
 
+def equal_work(summary: Summary) -> str:
+    """Block 50 % against a random 75 % that was trained until both had done the same work."""
+    longer, block50 = summary.equal_work(), summary.find("block", 0.5)
+    change, probe = (block50.beats(longer, quantity) for quantity in ("accuracy", "linear"))
+    if not change:
+        return "Random 75 % at equal work has not run."
+    also = f", and the linear probe by {measured(probe, 'linear')}" if probe else ""
+    return (
+        f"Against random 75 % trained for {longer.pretrained.epochs} epochs, {longer.work / block50.work:.2f} times "
+        f"its work, it changes the accuracy by {measured(change, 'accuracy')}{also}."
+    )
+
+
+def best_ratios(summary: Summary) -> str:
+    """Which ratio of random masking came out highest, fine-tuned and frozen; empty with fewer than three."""
+    told = []
+    for quantity, name in (("accuracy", "fine-tuning"), ("linear", "the linear probe")):
+        means = {ratio: case.estimate(quantity) for ratio, case in summary.ratios().items()}
+        means = {ratio: estimate.mean for ratio, estimate in means.items() if estimate}
+        if len(means) < 3:
+            return ""
+        best, worst = max(means, key=means.get), min(means, key=means.get)
+        lowest = f"lowest at {100 * worst:g} % with {number(means[worst])} %"
+        told.append(f"{name} at {100 * best:g} % ({number(means[best])} %; {lowest})")
+    return f"**The ratio** of random masking, highest in these runs: {', '.join(told)}."
+
+
+def left_out(summary: Summary) -> str:
+    """Which runs are not shown, and why; empty if all are."""
+    return f" Left out, being of another recipe: {'; '.join(summary.left_out)}." if summary.left_out else ""
+
+
 def reproduce(summary: Summary) -> str:
     """How to run it again, and on what it ran."""
     told = newest(summary)
@@ -192,9 +236,9 @@ def reproduce(summary: Summary) -> str:
         return "Nothing has run yet."
     versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
     return (
-        f"`make report STUDY={summary.name}` runs what has not run yet and prints this report; with `AGAIN=1`, everything "
-        "runs anew. The parameters stand in "
+        f"`make report STUDY={summary.name}` runs what has not run yet and prints this report; with `AGAIN=1`, its cases "
+        "run anew. The parameters stand in "
         f"`params/{summary.name}.yaml`; those of a single run, its curves, metrics and provenance in "
         f"`outputs/{summary.name}/<case>/seed<k>/`. The last run used {told['device']} ({told['platform']}, "
-        f"{told['precision']} matrix products) and {versions}. MD5 of the data: `{told['data_md5']}`."
+        f"{told['precision']} matrix products) and {versions}. MD5 of the data: `{told['data_md5']}`.{left_out(summary)}"
     )

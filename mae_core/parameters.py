@@ -30,6 +30,7 @@ from mae_core.errors import ParameterError
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
 OUTPUTS = Path("outputs")
+FREE = ("checkpoint_seconds", "micro_batch", "threads", "compile")  # how, not what is computed: may change within a run
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -134,8 +135,13 @@ class RunParameters(Parameters):
     weight_decay: float = option(0.05, "AdamW, on matrices only", low=0, high=10)
     augment: str = option("none", "crop-flip: shifts up to 4 pixels, mirrors", choices=AUGMENTATIONS)
 
+    @classmethod
+    def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
+        run = super().from_namespace(namespace)
+        check_data_dir(run.dataset, run.data_dir)
+        return run
+
     def check_together(self) -> None:
-        check_data_dir(self.dataset, self.data_dir)
         _ = self.model  # checks its shape
 
     @property

@@ -42,6 +42,11 @@ def estimate(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     return Estimate(tuple(float(v) for v in values), mean, interval)
 
 
+def signed(value: float, digits: int = 2) -> str:
+    """A number with its sign, a minus as such."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
 def deviation(values: Sequence[float]) -> float | None:
     """The standard deviation over seeds; None with fewer than two, which have none."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -13,6 +13,7 @@ from mae_core.parameters import (
     ParameterError,
     PretrainParameters,
     RunParameters,
+    check_data_dir,
     check_name,
     nearest,
 )
@@ -144,7 +145,9 @@ class Study:
             values |= {name: value for name, value in masks.items() if name in ENCODER}
             values["weights"] = str(self.run(case, seed, "pretrain").folder / "pretrain" / "weights.safetensors")
         try:
-            return STAGES[stage].check(values)
+            run = STAGES[stage].check(values)
+            check_data_dir(run.dataset, run.data_dir)
+            return run
         except ParameterError as error:
             raise ParameterError(f"{self.name}, case {case}, {stage}: {error}") from error
 

@@ -1,14 +1,14 @@
 """All results of a study, read from its folder, and what they say about each claim."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mae_core import published
-from mae_core.parameters import OUTPUTS, PretrainParameters, ReportParameters
+from mae_core.parameters import FREE, OUTPUTS, PretrainParameters, ReportParameters
 from mae_core.results import read_json
-from mae_core.statistics import Estimate, estimate, paired_difference
+from mae_core.statistics import Estimate, estimate, paired_difference, signed
 
 # What can be asked of a run: name -> (stage, path into metrics.json)
 QUANTITIES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -81,7 +81,7 @@ class Case:
     def wall(self) -> Estimate | None:
         """Seconds that both stages took, with data and evaluation; None if a stage of a pre-trained case is missing."""
         first, second = self.values("wall"), self.values("finetune_wall")
-        seeds = second.keys() if self.pretrained is None else first.keys() & second.keys()
+        seeds = second.keys() if self.from_scratch else first.keys() & second.keys()
         return estimate([first.get(seed, 0.0) + second[seed] for seed in sorted(seeds)]) if seeds else None
 
     def folder(self, stage: str, file: str = "metrics.json") -> Path | None:
@@ -104,13 +104,19 @@ class Case:
             return "from scratch" if self.from_scratch else self.name
         tokens = " + mask tokens" if run.mask_tokens_in_encoder else ""
         pixels = ", normalized pixels" if run.norm_pix else ""
-        epochs = f", {run.epochs} epochs" if self.longer else ""
+        epochs = f", {run.epochs} epochs" if self.of_other_length else ""
         return f"{run.mask_strategy} {100 * run.mask_ratio:g} %{tokens}{pixels}{epochs}"
 
     @property
-    def longer(self) -> bool:
+    def of_other_length(self) -> bool:
         """Whether pre-training took another number of epochs than the study's usual one."""
         return self.pretrained is not None and self.usual_epochs not in (None, self.pretrained.epochs)
+
+    @property
+    def work(self) -> float | None:
+        """FLOPs of an image times epochs of pre-training; None if it has not run."""
+        flops = self.estimate("flops")
+        return flops.mean * self.pretrained.epochs if flops and self.pretrained else None
 
 
 @dataclass(frozen=True)
@@ -120,46 +126,115 @@ class Summary:
     name: str
     cases: dict[str, Case] = field(default_factory=dict)
     sweep: dict[str, Case] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()  # runs of another recipe, each with the parameter that differs
 
     @classmethod
     def read(cls, run: ReportParameters) -> "Summary":
-        """Read ``outputs/<study>``; a case that has not run is kept, and has no values."""
+        """Read ``outputs/<study>``; a case that has not run is kept, and has no values.
+
+        A run of another recipe than the others, from before an edit of the study, is left out.
+        """
         found: dict[str, Case] = {}
+        left_out: list[str] = []
         for name in [*run.cases, *run.sweep]:
             folders = {seed: OUTPUTS / run.study / name / f"seed{seed}" for seed in run.seeds}
+            pattern = next(iter(found.values()), None) if name in run.sweep else None
+            folders = of_one_recipe(Case(name, None, False, folders), pattern, left_out)
             case = Case(name, None, False, folders)
             pretrained = [PretrainParameters.check(p) for p in case.read("pretrain", "parameters").values()]
             scratch = [not p["weights"] for p in case.read("finetune", "parameters").values()]
             usual = next((case.pretrained.epochs for case in found.values() if case.pretrained), None)
             found[name] = Case(name, pretrained[0] if pretrained else None, any(scratch), folders, usual)
-        return cls(run.study, {name: found[name] for name in run.cases}, {name: found[name] for name in run.sweep})
+        cases, sweep = ({name: found[name] for name in names} for names in (run.cases, run.sweep))
+        return cls(run.study, cases, sweep, tuple(left_out))
 
     @property
     def all_cases(self) -> dict[str, Case]:
         """Those of ``cases`` and of ``sweep``."""
         return self.cases | self.sweep
 
-    def find(self, strategy: str | None, ratio: float = 0.0, mask_tokens: bool = False, longer: bool = False) -> Case:
-        """The case that ran with these masks (None for ``strategy``: from scratch); one without values if none did."""
+    def find(self, strategy: str | None, ratio: float = 0.0, mask_tokens: bool = False) -> Case:
+        """The case of the usual length that ran with these masks (None: from scratch); one without values if none did."""
         for case in self.all_cases.values():
-            run = case.pretrained
-            masks = run and (run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder, case.longer)
-            if masks == (strategy, ratio, mask_tokens, longer) and not run.norm_pix:
-                return case
             if strategy is None and case.from_scratch:
                 return case
-        return Case("not run", None, False, {})
+            if (
+                not case.of_other_length
+                and case.pretrained
+                and masks_of(case.pretrained) == (strategy, ratio, mask_tokens)
+            ):
+                return case
+        return NOT_RUN
+
+    def equal_work(self) -> Case:
+        """The random 75 % of another length that did the work of block 50 %, within 5 %; one without values if none did."""
+        work = self.find("block", 0.5).work
+        for case in self.all_cases.values():
+            fits = case.of_other_length and masks_of(case.pretrained) == ("random", 0.75, False)
+            if fits and work and case.work and abs(case.work / work - 1) < 0.05:
+                return case
+        return NOT_RUN
 
     def ratios(self) -> dict[float, Case]:
-        """The cases of random masking by ratio, lowest first: those of the usual length, without mask tokens."""
+        """Random masking by ratio, lowest first, without mask tokens, over the seeds that all of them finished."""
         ran = {case.pretrained.mask_ratio for case in self.all_cases.values() if case.pretrained}
         found = {ratio: self.find("random", ratio) for ratio in sorted(ran)}
-        return {ratio: case for ratio, case in found.items() if case.pretrained}
+        found = {ratio: case for ratio, case in found.items() if case.values("accuracy")}
+        return dict(zip(found, shared_seeds(list(found.values())), strict=True))
 
     @property
     def seeds(self) -> list[int]:
         """All seeds with a finished fine-tuning run."""
         return sorted({seed for case in self.all_cases.values() for seed in case.values("accuracy")})
+
+
+NOT_RUN = Case("not run", None, False, {})
+
+
+def masks_of(run: PretrainParameters) -> tuple[str, float, bool] | None:
+    """Strategy, ratio, mask tokens in the encoder; None where the target is another than pixels."""
+    return None if run.norm_pix else (run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder)
+
+
+def shared_seeds(cases: list[Case]) -> list[Case]:
+    """The cases that have run, with those seeds alone that all of them finished: what is compared has run alike."""
+    finished = [set(case.values("accuracy")) for case in cases if case.values("accuracy")]
+    shared = set.intersection(*finished) if finished else set()
+    return [
+        replace(case, folders={seed: folder for seed, folder in case.folders.items() if seed in shared})
+        for case in cases
+    ]
+
+
+# What may differ between runs that are compared: who they are, and how fast they were computed.
+NOT_THE_RECIPE = {"study", "case", "seed", "weights", "data_dir", "device", "probes", *FREE}
+SWEPT = {"mask_strategy", "mask_ratio", "mask_tokens_in_encoder", "norm_pix", "epochs"}  # what a sweep's case may set
+
+
+def of_one_recipe(case: Case, pattern: Case | None, left_out: list[str]) -> dict[int, Path]:
+    """The folders of a case whose runs have one recipe: but for the masks that of ``pattern``, and that of its first run.
+
+    What does not fit is told in ``left_out``.
+    """
+    folders = dict(case.folders)
+    for stage in ("pretrain", "finetune"):
+        swept = NOT_THE_RECIPE | SWEPT if stage == "pretrain" else NOT_THE_RECIPE
+        wanted = [(next(iter(pattern.read(stage, "parameters").values()), {}), swept)] if pattern else []
+        for seed, values in case.read(stage, "parameters").items():
+            told = [words for recipe, free in wanted if (words := difference(values, recipe, free))]
+            if told and folders.pop(seed, None):
+                left_out.append(f"{case.name}/seed{seed}/{stage}: {told[0]}")
+            elif not told and len(wanted) == bool(pattern):
+                wanted.append((values, NOT_THE_RECIPE))
+    return folders
+
+
+def difference(values: dict[str, Any], recipe: dict[str, Any], free: set[str]) -> str:
+    """The first parameter in which a run differs from a recipe, in words; empty if there is none."""
+    for name, wanted in recipe.items():
+        if name not in free and values.get(name, wanted) != wanted:
+            return f"{name} is {values[name]!r} there, and {wanted!r} elsewhere"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -179,21 +254,25 @@ class Claim:
     verdict: str
 
 
+RANK = {"contradicted": 0, "undecided": 1, "supported": 2}  # of several verdicts, the lowest is that of all together
+
+
 def claims(summary: Summary) -> list[Claim]:
-    """Every claim of the student's report, and the paper's ones that it leans on, with this study's verdict."""
+    """Every claim of the student's report, the paper's ones that it leans on, and one of this study; with its verdicts."""
     default, scratch = summary.find("random", 0.75), summary.find(None)
     tokens = summary.find("random", 0.75, mask_tokens=True)
     block50, block75, grid = summary.find("block", 0.5), summary.find("block", 0.75), summary.find("grid", 0.75)
-    longer, ratios = summary.find("random", 0.75, longer=True), [summary.find("random", r) for r in (0.25, 0.5, 0.9)]
+    longer, ratios = summary.equal_work(), [summary.find("random", ratio) for ratio in (0.25, 0.5, 0.9)]
 
     def above(statement: str, source: str, quantity: str, *pairs: tuple[Case, Case]) -> Claim:
-        """The claim that of each pair the first exceeds the second; of several, the smallest difference is told."""
-        differences = [higher.beats(lower, quantity) for higher, lower in pairs]
-        if None in differences:
+        """The claim that of each pair the first exceeds the second; of several, what decides is told."""
+        one_below = pairs[0][1] is pairs[-1][1]
+        differences = [(a.beats(b, quantity), f"{(a if one_below else b).label}: ") for a, b in pairs]
+        if any(difference is None for difference, _ in differences):
             return Claim(statement, source, "–", "not run")
-        smallest = min(differences, key=lambda difference: difference.mean)
-        least = "least: " if len(pairs) > 1 else ""
-        return Claim(statement, source, least + measured(smallest, quantity), judge_all(differences))
+        decisive, against = min(differences, key=lambda pair: (RANK[judge(pair[0]).split(" (")[0]], pair[0].mean))
+        told = measured(decisive, quantity)
+        return Claim(statement, source, against + told if len(pairs) > 1 else told, judge(decisive))
 
     return [
         above("Pre-training beats training from scratch", "both", "accuracy", (default, scratch)),
@@ -215,7 +294,7 @@ def claims(summary: Summary) -> list[Claim]:
             "linear", (default, grid), (block50, grid), (block75, grid),
         ),
         above("Block-wise masking is harder: its loss at 75 % is higher than random's", "both", "loss", (block75, default)),
-        above("Its reconstructions are blurrier: random's PSNR at 75 % is higher", "both", "psnr", (default, block75)),
+        above("Its reconstructions are less exact: random's PSNR at 75 % is higher", "both", "psnr", (default, block75)),
         above("A lower ratio is an easier task: block-wise loss at 75 % is above 50 %", "both", "loss", (block75, block50)),
         above(
             "75 % is the best ratio of random masking: it beats 25, 50 and 90 %", "paper", "accuracy",
@@ -234,28 +313,24 @@ def measured(difference: Estimate | None, quantity: str) -> str:
     special = {"loss": ("", 4, 1.0), "memory": (" MiB", 0, 2.0**-20), "psnr": (" dB", 2, 1.0)}
     unit, digits, scale = special.get(quantity, (" points", 2, 1.0))
     interval = "" if difference.interval is None else f" ± {difference.interval * scale:.{digits}f}"
-    return f"{difference.mean * scale:+.{digits}f}".replace("-", "−") + interval + unit
+    return signed(difference.mean * scale, digits) + interval + unit
 
 
 def throughout(default: Case, scratch: Case) -> Claim:
     """Whether the pre-trained model is ahead after every epoch of fine-tuning: each epoch's difference is judged."""
     statement, histories = "It does so after every epoch", [c.read("finetune", "history") for c in (default, scratch)]
     seeds = sorted(histories[0].keys() & histories[1].keys())
-    pairs = [
-        pair for seed in seeds for pair in zip(*(history[seed]["test_accuracy"] for history in histories), strict=False)
-    ]
-    if not pairs:
+    if not seeds:
         return Claim(statement, "student", "–", "not run")
-    ahead = f"in {sum(a > b for a, b in pairs)} of {len(pairs)}"
+    curves = [[history[seed]["test_accuracy"] for seed in seeds] for history in histories]
     epochs = [
-        estimate([a - b for a, b in pairs[i :: len(pairs) // len(seeds)]]) for i in range(len(pairs) // len(seeds))
+        estimate([a - b for a, b in zip(*both, strict=True)])
+        for both in zip(*(zip(*curve, strict=True) for curve in curves), strict=True)
     ]
-    if len(seeds) == 1:
-        return Claim(statement, "student", ahead, "undecided (one seed)")
-    if any(epoch.excludes_zero and epoch.mean < 0 for epoch in epochs):
-        return Claim(statement, "student", ahead, "contradicted")
-    decided = all(epoch.excludes_zero for epoch in epochs)
-    return Claim(statement, "student", ahead, "supported" if decided else f"undecided ({len(seeds)} seeds)")
+    differences = [difference for epoch in epochs for difference in epoch.values]
+    ahead = f"in {sum(difference > 0 for difference in differences)} of {len(differences)}"
+    verdict = min((judge(epoch) for epoch in epochs), key=lambda verdict: RANK[verdict.split(" (")[0]])
+    return Claim(statement, "student", ahead, "undecided (one seed)" if len(seeds) == 1 else verdict)
 
 
 def flops_ratio(tokens: Case, default: Case) -> Claim:
@@ -278,13 +353,6 @@ def judge(difference: Estimate | None) -> str:
     if not difference.excludes_zero:
         return f"undecided ({len(difference.values)} seeds)"
     return "supported" if difference.mean > 0 else "contradicted"
-
-
-def judge_all(differences: list[Estimate]) -> str:
-    """The verdict on the claim that every one of the differences is above zero: one below it is enough to deny it."""
-    verdicts = [judge(difference) for difference in sorted(differences, key=lambda difference: difference.mean)]
-    open_or_false = [verdict for verdict in verdicts if verdict != "supported"]
-    return "contradicted" if "contradicted" in verdicts else open_or_false[0] if open_or_false else "supported"
 
 
 def accuracy_series(summary: Summary) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """The study's tables, as rows of text made from saved results; a dash stands for what was not run."""
 
 from mae_core import published
-from mae_core.statistics import Estimate, deviation
-from mae_core.summary import QUANTITIES, Case, Summary, claims
+from mae_core.statistics import Estimate, deviation, signed
+from mae_core.summary import QUANTITIES, Case, Summary, claims, shared_seeds
 
 NOT_RUN = "–"
 
@@ -108,7 +108,10 @@ def cost_rows(summary: Summary) -> list[list[str]]:
 
 
 def ratio_rows(summary: Summary) -> list[list[str]]:
-    """Random masking at several ratios, lowest first: columns ratio, FLOPs, test loss, fine-tuned, linear probe, k-NN."""
+    """Random masking at several ratios, lowest first, over the seeds that all of them finished.
+
+    Columns: ratio, FLOPs relative to 75 %, test loss, fine-tuned, linear probe, k-NN.
+    """
     base = summary.find("random", 0.75)
     return [
         [
@@ -122,19 +125,18 @@ def ratio_rows(summary: Summary) -> list[list[str]]:
 
 
 def work_rows(summary: Summary) -> list[list[str]]:
-    """Block 50 % and random 75 % at equal epochs and at equal work: columns case, epochs, work, accuracy, linear probe.
+    """Block 50 % and random 75 % at equal epochs and at equal work: columns masks, epochs, work, accuracy, linear probe.
 
-    Work is FLOPs of an image times epochs, relative to random 75 %.
+    Work is FLOPs of an image times epochs, relative to random 75 %. Over the seeds that all of them finished.
     """
-    base, rows = summary.find("random", 0.75), []
-    for case in (base, summary.find("block", 0.5), summary.find("random", 0.75, longer=True)):
-        flops, work = case.estimate("flops"), NOT_RUN
-        if flops and base.estimate("flops"):
-            done = flops.mean * case.pretrained.epochs / (base.estimate("flops").mean * base.pretrained.epochs)
-            work = f"{done:.2f}×"
-        epochs = str(case.pretrained.epochs) if case.pretrained else NOT_RUN
-        label = case.label.split(",")[0] if case.pretrained else "random 75 %, longer: not run"
-        rows.append([label, epochs, work, number(case.estimate("accuracy")), number(case.estimate("linear"))])
+    cases = [summary.find("random", 0.75), summary.find("block", 0.5), summary.equal_work()]
+    base, *_ = cases = shared_seeds(cases)
+    rows = []
+    for name, case in zip(("random 75 %", "block 50 %", "random 75 %"), cases, strict=True):
+        work, epochs = NOT_RUN, NOT_RUN
+        if case.work and base.work:
+            work, epochs = f"{case.work / base.work:.2f}×", str(case.pretrained.epochs)
+        rows.append([name, epochs, work, number(case.estimate("accuracy")), number(case.estimate("linear"))])
     return rows
 
 
@@ -153,11 +155,6 @@ def sensitivity_rows(summary: Summary) -> list[list[str]]:
         told = [signed(differences[seed]) if seed in differences else NOT_RUN for seed in summary.seeds]
         rows.append([case.label, *told, number(deviation(list(differences.values())))])
     return rows
-
-
-def signed(value: float, digits: int = 2) -> str:
-    """A number with its sign, minus as such."""
-    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def claim_rows(summary: Summary) -> list[list[str]]:
@@ -183,7 +180,7 @@ def provenance_rows(summary: Summary) -> list[list[str]]:
     for case in summary.all_cases.values():
         for stage in ("pretrain", "finetune"):
             for seed, told in case.read(stage, "provenance").items():
-                commit = (told["commit"] or "no commit")[:9] + ("" if told["clean"] else ", changed")
+                commit = (told["commit"] or "no commit")[:9] + (", changed" if told["clean"] is False else "")
                 finished = told["finished"].replace("T", " ").removesuffix("+00:00")
                 checksum = (told["weights_sha256"] or NOT_RUN)[:12]
                 rows.append([f"{case.name}/seed{seed}/{stage}", finished, commit, checksum])

@@ -27,7 +27,7 @@ from mae_core.data import Split, augment, load, to_unit
 from mae_core.errors import Explained, MissingDataError, NotFiniteError, OutputError, ParameterError
 from mae_core.mae import Classifier, Encoder, MaskedAutoencoder, masked_error
 from mae_core.masking import Mask, sample_mask
-from mae_core.parameters import FinetuneParameters, PretrainParameters
+from mae_core.parameters import FinetuneParameters, PretrainParameters, check_data_dir
 from mae_core.replicas import Replicas
 from mae_core.tensors import load_tensors, save_tensors
 
@@ -369,11 +369,12 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
     Until then the results of an earlier run stay as they are.
 
     Raises:
-        ParameterError: if the device is missing.
+        ParameterError: if the device is missing, or data would be written outside the project.
         BusyError: if another process trains into the folder.
         DeviceMemoryError: if the memory does not suffice.
         OutputError: if the folder cannot be written.
     """
+    check_data_dir(run.dataset, run.data_dir)
     try:
         record = Record(run.folder / stage, devices.choose_device(run.device))
     except ValueError as error:

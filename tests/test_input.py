@@ -21,7 +21,7 @@ from torchvision.datasets import CIFAR10
 from mae_core import data, training
 from mae_core.data import CheckedCIFAR10, Shapes, load, unpickle_checked
 from mae_core.errors import DeviceMemoryError, MissingDataError, OutputError
-from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
+from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters, check_data_dir
 from mae_core.study import Study
 from mae_core.training import finetune, pretrain
 
@@ -101,14 +101,20 @@ def test_nothing_is_written_to_a_data_dir_outside_the_project(tmp_path, monkeypa
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "project")
     for outside in (str(tmp_path / "elsewhere"), "../elsewhere", "/etc"):
-        with pytest.raises(ParameterError, match="outside the project it must hold shapes-1-batches-py/ already"):
-            PretrainParameters.check({"data_dir": outside})
+        for start in (
+            lambda: pretrain(PretrainParameters.check({"data_dir": outside})),  # noqa: B023
+            lambda: PretrainParameters.from_namespace({"In": [f"data_dir = {outside!r}"], "data_dir": outside}),  # noqa: B023
+            lambda: Study.check({"study": "s", "seeds": [0], "cases": {"a": {}}, "shared": {"data_dir": outside}}),  # noqa: B023
+        ):
+            with pytest.raises(ParameterError, match="outside the project it must hold shapes-1-batches-py/ already"):
+                start()
     (tmp_path / "project" / "data").symlink_to(tmp_path / "elsewhere")
-    PretrainParameters.check({"data_dir": "data"})
+    check_data_dir("shapes", "data")
     with pytest.raises(ParameterError, match="outside the project"):
-        PretrainParameters.check({"data_dir": "data/../more"})  # where that is, only the link knows
+        check_data_dir("shapes", "data/../more")  # where that is, only the link knows
     (tmp_path / "elsewhere" / "shapes-1-batches-py").mkdir()
-    PretrainParameters.check({"data_dir": str(tmp_path / "elsewhere")})
+    check_data_dir("shapes", str(tmp_path / "elsewhere"))
+    assert not (tmp_path / "project" / "outputs").exists()
 
 
 # Data ---------------------------------------------------------------------------------------------------------------

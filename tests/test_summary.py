@@ -1,3 +1,8 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import fake_study
 import pytest
 
@@ -47,7 +52,11 @@ def test_a_claim_about_several_cases_needs_them_all():
     equal_to_one = fake_study.ACCURACY | {"random-90": 84}
     assert verdicts(read(seeds=(0, 1, 2), accuracy=equal_to_one))[ratios] == "undecided (3 seeds)"
     (claim,) = [claim for claim in claims(read(seeds=(0, 1, 2))) if claim.statement == ratios]
-    assert claim.measured.startswith("least: +1.00 ± ")  # 84 against the 83 of random 50 %
+    assert claim.measured.startswith("random 50 %: +1.00 ± ")  # 84 against 83
+    mixed = fake_study.ACCURACY | {"random-25": 85, "random-50": 84.01}  # the one that is decided is told
+    (claim,) = [claim for claim in claims(read(seeds=(0, 1, 2), accuracy=mixed)) if claim.statement == ratios]
+    assert claim.measured.startswith("random 25 %: −1.00 ± ")
+    assert claim.verdict == "contradicted"
 
 
 def test_differences_within_the_seeds_spread_are_undecided():
@@ -145,8 +154,13 @@ def test_the_ratios_stand_in_order_and_the_longer_run_apart():
     assert [row[:3] for row in tables.work_rows(summary)] == [
         ["random 75 %", "4", "1.00×"], ["block 50 %", "4", "1.43×"], ["random 75 %", "6", "1.50×"],
     ]  # fmt: skip
-    assert summary.find("random", 0.75, longer=True).label == "random 75 %, 6 epochs"
+    assert summary.equal_work().label == "random 75 %, 6 epochs"
     assert tables.work_rows(summary)[2][3].startswith("84.5")
+    text = narrative.discussion(summary)
+    assert "random 75 % trained for 6 epochs, 1.05 times its work, it changes the accuracy by +0.50 ±" in text
+    assert "highest in these runs: fine-tuning at 75 % (84.00 %; lowest at 25 % with 81.00 %)" in text
+    summary = replace(summary, sweep={name: case for name, case in summary.sweep.items() if name != "random-75-longer"})
+    assert "Random 75 % at equal work has not run" in narrative.discussion(summary)
 
 
 def test_the_scatter_of_seeds_is_told():
@@ -171,4 +185,48 @@ def test_pictures_come_from_the_first_seed_that_has_them():
     assert case.folder("finetune", "attention.png").parts[-2:] == ("seed1", "finetune")
     assert case.sources("finetune", "attention.png") == ["random-75/seed1/finetune"]
     assert case.folder("finetune").parts[-2:] == ("seed0", "finetune")
-    assert "10 images" in narrative.neighbours_caption(case)
+    caption = narrative.neighbours_caption(case.folder("finetune", "neighbours.png"))
+    assert "Of the 16 shown, 9 share their test image's class" in caption
+
+
+def test_what_is_compared_has_the_same_seeds():
+    skip = [(case, seed) for case in fake_study.SWEEP for seed in (1, 2)]
+    summary = read(seeds=(0, 1, 2), skip=skip)
+    assert "±" in tables.main_rows(summary)[1][1]
+    assert not [
+        cell for rows in (tables.ratio_rows, tables.work_rows) for row in rows(summary) for cell in row if "±" in cell
+    ]
+    assert "1 to 3 seeds that a case finished" in narrative.intervals(summary)
+    told = verdicts(summary)
+    assert told["75 % is the best ratio of random masking: it beats 25, 50 and 90 %"].startswith("undecided (one seed")
+    assert told["Pre-training beats training from scratch"] == "supported"
+
+
+@pytest.mark.parametrize(
+    ("run", "name", "value"),
+    [
+        ("block-50/seed1/pretrain", "epochs", 3),
+        ("grid-75/seed2/finetune", "base_lr", 0.1),
+        ("random-90/seed0/pretrain", "width", 96),
+    ],
+)
+def test_a_run_of_another_recipe_is_left_out_and_named(run, name, value):
+    before = read(seeds=(0, 1, 2))
+    assert not before.left_out
+    path = Path("outputs/fake") / run / "parameters.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value, "heads": 2}))
+    summary = Summary.read(
+        ReportParameters(study="fake", cases=list(fake_study.CASES), sweep=list(fake_study.SWEEP), seeds=[0, 1, 2])
+    )
+    (told,) = summary.left_out
+    assert told.startswith(f"{run}: {name} is {value}")
+    case, seed, _ = run.split("/")
+    assert int(seed[-1]) not in summary.all_cases[case].values("accuracy")
+    assert f"Left out, being of another recipe: {run}" in narrative.reproduce(summary)
+
+
+def test_minutes_are_of_both_stages():
+    summary = read()
+    assert [round(case.wall().mean) for case in summary.cases.values()] == [200] * 5 + [130]
+    shutil.rmtree("outputs/fake/grid-75/seed0/pretrain")
+    assert Summary.read(ReportParameters(study="fake")).cases["grid-75"].wall() is None
