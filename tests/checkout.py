@@ -57,9 +57,9 @@ class Checkout:
         assert not check or done.returncode == 0, done.stderr[-3000:]
         return done.stdout + done.stderr
 
-    def planned(self):
+    def planned(self, *words):
         """What a dry run would do: ``{rule: [its outputs' cases]}``."""
-        told = self.snakemake("-n")
+        told = self.snakemake("-n", *words)
         jobs = re.findall(r"(?:local)?rule (\w+):\n(.*?)(?=\n\n|\n\[|\Z)", told, re.S)
         plan = {}
         for rule, about in jobs:

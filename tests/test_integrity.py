@@ -324,6 +324,21 @@ def test_every_number_of_a_published_report_comes_from_its_runs(published):
     check(*published)
 
 
+def test_the_readme_leads_with_the_main_table():
+    lines = (ROOT / "README.md").read_text().split("## Two commands")[0].splitlines()
+    header, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+    assert header[:5] == ["case", "fine-tuned", "linear probe", "k-NN", "FLOPs"]
+    raw = Raw(ROOT / "outputs" / "laptop")
+    assert {LABELS[row[0]] for row in rows} == set(LABELS.values())
+    for label, *told in rows:
+        case = LABELS[label]
+        flops = [raw.metric(which, "pretrain", "flops_per_image") for which in (case, "random-75")]
+        expected = [raw.metric(case, "finetune", "last_epoch_accuracy")]
+        expected += [raw.metric(case, "finetune", "probes", which) for which in ("linear", "knn")]
+        assert told[:4] == [*(cell(values) for values in expected), times(*flops)]
+        assert told[5:] == [STUDENT.get(case, "–"), PAPER.get(case, "–")]
+
+
 def test_there_is_a_published_report():
     assert "laptop" in STUDIES
 

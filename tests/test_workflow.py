@@ -120,6 +120,17 @@ def test_a_change_of_the_package_runs_what_imports_it(checkout, module, rules):
     assert checkout.planned() == {}
 
 
+def test_sweep_and_more_seeds_run_on_request_only(checkout):
+    checkout.write(STUDY | {"sweep": {"random-50": {"mask_ratio": 0.5}}, "more_seeds": [1]})
+    usual, sweep, seeds = checkout.planned(), checkout.planned("sweep"), checkout.planned("seeds")
+    checkout.write(STUDY)
+    assert set(usual) == {"ablations", "report", "render", "all"}  # they are to show what has run
+    assert sweep == {"pretrain": {"random-50"}, "finetune": {"random-50"}, "sweep": {""}}
+    assert seeds["pretrain"] == {"random-75", "block-50"}
+    assert seeds["finetune"] == {"random-75", "block-50", "scratch"}
+    assert "sweep" in checkout.snakemake("sweep", "-n", check=False)  # no such rule: the study has none
+
+
 def test_a_study_that_cannot_run_stops_before_any_job(checkout):
     checkout.write(STUDY | {"pretrain": {"epocs": 1}})
     told = checkout.snakemake("-n", check=False)
