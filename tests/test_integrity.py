@@ -77,6 +77,11 @@ class Raw:
             found[seed] = value
         return found
 
+    def epochs(self, case):
+        """Of pre-training; the same with every seed."""
+        (epochs,) = {parameters["epochs"] for parameters in self.read(case, "pretrain", "parameters.json").values()}
+        return epochs
+
     def of_all(self, stage, *keys):
         """One metric of all cases, those of the sweep too."""
         return {case: self.metric(case, stage, *keys) for case in [*LABELS.values(), *self.study.get("sweep", {})]}
@@ -187,6 +192,9 @@ def check(page, folder):
     pool = {number for kind, digits in ((accuracy, 2), (linear, 2), (loss, 4), (psnr, 2)) for value in kind.values()
             for number in cell(value, digits).split(" ± ")}  # fmt: skip
     pool |= {times(value, base).rstrip("×") for value in flops.values()}
+    if flops.get("random-75-longer") and flops["block-50"]:
+        work = [mean(flops[case]) * raw.epochs(case) for case in ("random-75-longer", "block-50")]
+        pool.add(f"{work[0] / work[1]:.2f}")
     for kind in (accuracy, linear):
         for one, other in itertools.permutations(kind.values(), 2):
             pool |= set(re.findall(r"\d+\.\d+", signed(one, other)))
@@ -245,10 +253,8 @@ def check_sweep(report, raw, accuracy, linear, knn, flops, loss):
         if not loss.get(case):
             assert row[1:] == ["–"] * 4
             continue
-        (epochs,) = {parameters["epochs"] for parameters in raw.read(case, "pretrain", "parameters.json").values()}
-        (usual,) = {p["epochs"] for p in raw.read("random-75", "pretrain", "parameters.json").values()}
-        work = f"{mean(flops[case]) * epochs / mean(flops['random-75']) / usual:.2f}×"
-        assert row[1:] == [str(epochs), work, cell(accuracy[case]), cell(linear[case])]
+        done, usual = (mean(flops[which]) * raw.epochs(which) for which in (case, "random-75"))
+        assert row[1:] == [str(raw.epochs(case)), f"{done / usual:.2f}×", cell(accuracy[case]), cell(linear[case])]
 
 
 def check_sensitivity(report, accuracy):
