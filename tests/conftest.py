@@ -11,6 +11,13 @@ UNPACK = ROOT.parent / "shared" / "data" / "unpack_cifar10.py"
 TINY = {"width": 24, "depth": 1, "decoder_width": 24, "train_images": 512, "epochs": 2, "threads": 1}
 
 
+def pytest_collection_modifyitems(items):
+    """The files of long tests first: two workers that share the files then end at nearly the same time."""
+    items.sort(
+        key=lambda item: item.path.stem not in ("test_notebooks", "test_reproduce", "test_survival", "test_workflow")
+    )
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
