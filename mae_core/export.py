@@ -122,6 +122,8 @@ def write_figures(notebook: Path, folder: Path) -> None:
             suffix = f"-{'abcdefgh'[index]}" if len(block.panels) > 1 else ""
             with whole(folder / f"{block.label}{suffix}.{panel.kind}") as temporary:
                 temporary.write_bytes(panel.content)
+            other = {"png": "svg", "svg": "png"}[panel.kind]  # of an earlier print
+            (folder / f"{block.label}{suffix}.{other}").unlink(missing_ok=True)
 
 
 def write_report(report: Path, folder: Path) -> None:
