@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae_core import devices, training
-from mae_core.checkpoint import discard
 from mae_core.data import Split, to_unit
 from mae_core.evaluation import class_scores
 from mae_core.mae import Classifier, MaskedAutoencoder
@@ -108,10 +107,14 @@ def ours(contestant: Contestant, data: Split, device: torch.device) -> Callable[
     else:
         model, objective = training.new_model(MaskedAutoencoder, run, device), training.reconstruction(run)
     if contestant.task == "epoch":
-        folder, size = Path(tempfile.mkdtemp()), batch * EPOCH_STEPS
+        size, once = batch * EPOCH_STEPS, dataclasses.replace(run, epochs=1, checkpoint_seconds=1e9)
         some = Split(data.images_nCHW[:size], data.labels_n[:size], data.classes)
-        once = dataclasses.replace(run, epochs=1, checkpoint_seconds=1e9)
-        return lambda: (training.fit(model, objective, some, once, folder, device), discard(folder))
+
+        def epoch() -> None:
+            with tempfile.TemporaryDirectory() as folder:  # a new one, where no checkpoint says that all is done
+                training.fit(model, objective, some, once, Path(folder), device)
+
+        return epoch
     generator = torch.Generator(device).manual_seed(0)
     optimizer, plan = training.new_optimizer(model, run), devices.choose_plan(run, device)
     if contestant.task == "steps alone":

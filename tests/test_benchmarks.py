@@ -1,12 +1,14 @@
 """The benchmark's tables say what was timed; one real contest shows that turns are taken."""
 
+import contextlib
 import dataclasses
+import io
 import re
 
 import pytest
 
 from benchmarks import summary
-from benchmarks.contestants import Contestant
+from benchmarks.contestants import EPOCH_STEPS, Contestant, Shape, build
 from benchmarks.measure import take_turns
 
 ABOUT = {"commit": "0123456789", "device": "A processor", "versions": {"torch": "2.14.1"}}
@@ -62,3 +64,14 @@ def test_a_contest_has_a_rate_for_every_block():
 def test_a_contestant_that_fails_is_named():
     with pytest.raises(RuntimeError, match="nobody"):
         take_turns([Contestant("nobody", "pretrain", "float32", False)], blocks=1, seconds=0.05)
+
+
+def test_an_epoch_trains_each_time_that_it_is_asked_for():
+    shape = Shape(patch_size=8, width=24, depth=1, heads=2, decoder_depth=1, batch_size=32)
+    epoch = build(Contestant("ours", "epoch", "float32", False, shape, threads=1, device="cpu"))
+    said = []
+    for _ in range(2):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            epoch()
+        said.append(out.getvalue())
+    assert all(f" 0/{EPOCH_STEPS}" in text for text in said)
