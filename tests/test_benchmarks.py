@@ -4,12 +4,14 @@ import contextlib
 import dataclasses
 import io
 import re
+from pathlib import Path
 
 import pytest
 
 from benchmarks import summary
 from benchmarks.contestants import EPOCH_STEPS, Contestant, Shape, build
 from benchmarks.measure import take_turns
+from mae_core.results import read_json
 
 ABOUT = {"commit": "0123456789", "device": "A processor", "versions": {"torch": "2.14.1"}}
 
@@ -75,3 +77,10 @@ def test_an_epoch_trains_each_time_that_it_is_asked_for():
             epoch()
         said.append(out.getvalue())
     assert all(f" 0/{EPOCH_STEPS}" in text for text in said)
+
+
+def test_the_readme_shows_the_published_results():
+    (path,) = (Path(__file__).parents[1] / "benchmarks" / "results").glob("*.json")
+    rows = [line for line in summary.markdown(read_json(path)).splitlines() if line.startswith(("| ours", "Ours is"))]
+    assert rows
+    assert set(rows) <= set((Path(__file__).parents[1] / "README.md").read_text().splitlines())
