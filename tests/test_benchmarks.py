@@ -63,11 +63,6 @@ def test_a_contest_has_a_rate_for_every_block():
     assert min(copied.rates) > 1e8
 
 
-def test_a_contestant_that_fails_is_named():
-    with pytest.raises(RuntimeError, match="nobody"):
-        take_turns([Contestant("nobody", "pretrain", "float32", False)], blocks=1, seconds=0.05)
-
-
 def test_an_epoch_trains_each_time_that_it_is_asked_for():
     shape = Shape(patch_size=8, width=24, depth=1, heads=2, decoder_depth=1, batch_size=32)
     epoch = build(Contestant("ours", "epoch", "float32", False, shape, threads=1, device="cpu"))
