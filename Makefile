@@ -29,7 +29,7 @@ sweep seeds: $(READY)
 	snakemake --forcerun ablations report --configfile params/$(STUDY).yaml
 
 test: $(READY)
-	OMP_NUM_THREADS=1 python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 recover: $(READY)
 	python -m mae_core.recover params/$(STUDY).yaml
