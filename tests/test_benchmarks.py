@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import summary
 from benchmarks.contestants import EPOCH_STEPS, Contestant, Shape, build
+from benchmarks.measure import take_turns
 from mae_core.results import read_json
 
 ABOUT = {"commit": "0123456789", "device": "A processor", "versions": {"torch": "2.14.1"}}
@@ -54,6 +55,17 @@ def test_it_is_written_as_json_table_and_figure(content, tmp_path):
     summary.write(tmp_path / "machine", content)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".svg"}
     assert re.search(r"lightly, bfloat16", (tmp_path / "machine.md").read_text())
+
+
+def test_a_contest_has_a_rate_for_every_block():
+    (copied,) = take_turns(["memory copy"], blocks=2, seconds=0.05, tell=lambda line: None)
+    assert len(copied.rates) == 2
+    assert min(copied.rates) > 1e8
+
+
+def test_a_contestant_that_fails_is_named():
+    with pytest.raises(RuntimeError, match="nobody"):
+        take_turns([Contestant("nobody", "pretrain", "float32", False)], blocks=1, seconds=0.05)
 
 
 def test_an_epoch_trains_each_time_that_it_is_asked_for():

@@ -128,7 +128,7 @@ def test_sweep_and_more_seeds_run_on_request_only(checkout):
     assert sweep == {"pretrain": {"random-50"}, "finetune": {"random-50"}, "sweep": {""}}
     assert seeds["pretrain"] == {"random-75", "block-50"}
     assert seeds["finetune"] == {"random-75", "block-50", "scratch"}
-    assert "sweep" in checkout.snakemake("sweep", "-n", check=False)  # no such rule: the study has none
+    assert "No rule to produce sweep" in checkout.snakemake("sweep", "-n", check=False)  # a study without one
 
 
 def test_a_study_that_cannot_run_stops_before_any_job(checkout):
