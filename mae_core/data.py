@@ -9,6 +9,7 @@ Shapes: B batch, n images of a split, C = 3 colours, H = W = 32 pixels.
 import codecs
 import contextlib
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -87,9 +88,15 @@ def load(
 
 def checksum(dataset: str, data_dir: str | Path = "data") -> str:
     """MD5 over the MD5s of a data set's files, as they lie on disk."""
-    folder = Path(data_dir) / FOLDERS[dataset]
-    md5s = [hashlib.md5(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*batch*"))]
+    files = sorted((Path(data_dir) / FOLDERS[dataset]).absolute().glob("*batch*"))
+    md5s = [md5_of(path, (state := path.stat()).st_size, state.st_mtime_ns) for path in files]
     return hashlib.md5("".join(md5s).encode()).hexdigest()
+
+
+@functools.lru_cache
+def md5_of(path: Path, size: int, mtime_ns: int) -> str:
+    """MD5 of a file, read once as long as its size and its time of change stay the same."""
+    return hashlib.md5(path.read_bytes()).hexdigest()
 
 
 def open_cifar10(data_dir: Path, train: bool) -> "CheckedCIFAR10":

@@ -1,11 +1,14 @@
 """Which files of the package a notebook or a module depends on."""
 
 import ast
+import functools
 import json
 import re
 from pathlib import Path
 
 from mae_core import HOMES
+
+PACKAGE = Path(__file__).parent
 
 
 def sources(path: str | Path) -> list[str]:
@@ -13,18 +16,6 @@ def sources(path: str | Path) -> list[str]:
 
     ``from mae_core import name`` counts as an import of the module that defines the name.
     """
-    package = Path(__file__).parent
-
-    def imports(source: str) -> set[Path]:
-        modules = set()
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == package.name:
-                modules.add(node.module)
-                modules |= {f"{node.module}.{alias.name}" for alias in node.names}
-                modules |= {f"{package.name}.{HOMES[alias.name]}" for alias in node.names if alias.name in HOMES}
-        paths = {package / f"{module.removeprefix(f'{package.name}.').replace('.', '/')}.py" for module in modules}
-        return {path for path in paths if path.exists()}
-
     path = Path(path)
     if path.suffix == ".ipynb":
         cells = json.loads(path.read_text())["cells"]
@@ -35,4 +26,17 @@ def sources(path: str | Path) -> list[str]:
     while queue:
         found |= queue
         queue = set().union(*(imports(module.read_text()) for module in queue)) - found
-    return sorted(str(module.relative_to(package.parent)) for module in found)
+    return sorted(str(module.relative_to(PACKAGE.parent)) for module in found)
+
+
+@functools.cache  # a run asks for the same text each time
+def imports(source: str) -> frozenset[Path]:
+    """The package's modules that a Python text imports."""
+    modules = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE.name:
+            modules.add(node.module)
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+            modules |= {f"{PACKAGE.name}.{HOMES[alias.name]}" for alias in node.names if alias.name in HOMES}
+    paths = {PACKAGE / f"{module.removeprefix(f'{PACKAGE.name}.').replace('.', '/')}.py" for module in modules}
+    return frozenset(path for path in paths if path.exists())

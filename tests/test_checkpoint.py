@@ -19,6 +19,7 @@ from mae_core.training import NotFiniteError, finetune, pretrain
 
 STAGES = {"pretrain": (PretrainParameters, pretrain), "finetune": (FinetuneParameters, finetune)}
 OFTEN = {"checkpoint_seconds": 0.0, "augment": "crop-flip", "width": 32, "decoder_width": 32, "probes": False}
+WHOLE = {"case": "whole", "checkpoint_seconds": 1000.0}
 
 # Children are forked from a server that has imported everything: a start costs milliseconds, and no thread is cloned.
 processes = multiprocessing.get_context("forkserver")
@@ -68,7 +69,7 @@ def outcome(run, stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_ten_times_at_random_it_ends_with_the_same_bits(tiny, stage):
-    whole, cut = (parameters(stage, tiny, case=case, epochs=12) for case in ("whole", "cut"))
+    whole, cut = (parameters(stage, tiny, epochs=12, **more) for more in (WHOLE, {"case": "cut"}))
     STAGES[stage][1](whole)
     newest, clock, reached = cut.folder / stage / "checkpoint.safetensors", random.Random(0), []
     for _ in range(10):
@@ -94,7 +95,7 @@ def test_killed_ten_times_at_random_it_ends_with_the_same_bits(tiny, stage):
     ("moment", "saved"), [("before before", 2), ("after before", 2), ("before newest", 1), ("after newest", 2)]
 )
 def test_killed_while_it_writes_a_checkpoint_it_loses_none(tiny, monkeypatch, moment, saved):
-    whole, cut = (parameters("pretrain", tiny, case=case) for case in ("whole", "cut"))
+    whole, cut = (parameters("pretrain", tiny, **more) for more in (WHOLE, {"case": "cut"}))
     pretrain(whole)
     child = start("pretrain", cut, moment)
     child.join()
@@ -128,7 +129,7 @@ def interrupted(tiny, monkeypatch, stage="pretrain", after=3, **more):
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "empty"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny, monkeypatch, capsys, damage):
-    whole = parameters("pretrain", tiny, case="whole")
+    whole = parameters("pretrain", tiny, **WHOLE)
     pretrain(whole)
     run, saved = interrupted(tiny, monkeypatch)
     newest = run.folder / "pretrain" / "checkpoint.safetensors"
@@ -146,7 +147,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny, monkeypatch, ca
 
 
 def test_with_both_checkpoints_damaged_it_starts_anew(tiny, monkeypatch, capsys):
-    whole = parameters("pretrain", tiny, case="whole")
+    whole = parameters("pretrain", tiny, **WHOLE)
     pretrain(whole)
     run, _ = interrupted(tiny, monkeypatch)
     for path in (run.folder / "pretrain").glob("checkpoint*.safetensors"):

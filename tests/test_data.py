@@ -112,9 +112,9 @@ def test_cifar10_is_whole(cifar10_dir):
     assert mean.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)  # the published means
 
 
-def test_the_checksum_names_the_data(shapes_dir, tmp_path):
+def test_the_checksum_names_the_data(few_shapes_dir, draws_few, tmp_path):
     load("shapes", tmp_path)
-    assert checksum("shapes", tmp_path) == checksum("shapes", shapes_dir)
+    assert checksum("shapes", tmp_path) == checksum("shapes", few_shapes_dir)
     path = tmp_path / Shapes.base_folder / "test_batch"
     path.write_bytes(path.read_bytes() + b" ")
-    assert checksum("shapes", tmp_path) != checksum("shapes", shapes_dir)
+    assert checksum("shapes", tmp_path) != checksum("shapes", few_shapes_dir)

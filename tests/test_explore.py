@@ -15,11 +15,11 @@ def weights(tiny):
     return str(run.folder / "pretrain" / "weights.safetensors")
 
 
-def test_a_trained_model_is_opened_and_paints(weights, shapes_dir, monkeypatch):
+def test_a_trained_model_is_opened_and_paints(weights, few_shapes_dir, monkeypatch):
     model, trained = open_model(ExploreParameters(weights=weights, device="cpu"))
     assert trained.width == 24
     assert not model.training
-    test = load("shapes", shapes_dir, train=False)
+    test = load("shapes", few_shapes_dir, train=False)
     painter = Painter(model, trained, test)
     for strategy in ("random", "block", "grid"):
         masked, painted, original = painter.rows(5, strategy, 0.5, seed=1)

@@ -149,7 +149,7 @@ def test_a_file_of_another_checksum_is_never_unpickled(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "bit", "list"])
-def test_a_damaged_data_set_is_told_before_training(tmp_path, monkeypatch, tiny, damage):
+def test_a_damaged_data_set_is_told_before_training(tmp_path, monkeypatch, tiny, draws_few, damage):
     load("shapes", tmp_path / "own")
     folder = tmp_path / "own" / Shapes.base_folder
     victim = folder / ("md5.json" if damage == "list" else "data_batch_3")

@@ -3,6 +3,7 @@ import shutil
 import pytest
 import torch
 
+from mae_core import evaluation
 from mae_core.mae import MaskedAutoencoder, ModelConfig, masked_error
 from mae_core.masking import sample_mask
 from mae_core.parameters import PretrainParameters
@@ -80,10 +81,11 @@ def test_one_thread_a_worker_leaves_the_caller_its_threads():
     torch.set_num_threads(1)
 
 
-def test_fast_and_plain_training_have_the_same_curve_on_cifar10(tiny, cifar10_dir):
+def test_fast_and_plain_training_have_the_same_curve_on_cifar10(tiny, cifar10_dir, monkeypatch):
     """Same seed, bfloat16 copies against float32: every epoch's loss within 1 %."""
+    monkeypatch.setattr(evaluation, "reconstruction_metrics", lambda *words: {})  # of all test images: not needed here
     values = {
-        **tiny, "dataset": "cifar10", "data_dir": str(cifar10_dir), "train_images": 2048, "epochs": 4,
+        **tiny, "dataset": "cifar10", "data_dir": str(cifar10_dir), "train_images": 1024, "epochs": 4,
         "width": 48, "depth": 2, "decoder_width": 48,
     }  # fmt: skip
     curves = []

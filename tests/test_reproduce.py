@@ -11,7 +11,7 @@ import pytest
 
 from mae_core import provenance
 from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
-from mae_core.reproduce import Published, reproduce
+from mae_core.reproduce import Published, main, reproduce
 from mae_core.results import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -20,10 +20,10 @@ pytestmark = pytest.mark.skipif(provenance.commit()["commit"] is None, reason="n
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory, shapes_dir):
+def published(tmp_path_factory, few_shapes_dir):
     """A folder with a pre-trained and a fine-tuned run, made by the code of the last commit."""
     folder = tmp_path_factory.mktemp("published")
-    (folder / "data").symlink_to(shapes_dir)
+    (folder / "data").symlink_to(few_shapes_dir)
     tree = folder / "code"
     subprocess.run(["git", "-C", ROOT, "worktree", "add", "--quiet", "--detach", tree, "HEAD"], check=True)
     values = {"width": 24, "depth": 1, "decoder_width": 24, "train_images": 256, "epochs": 1, "threads": 1}
@@ -74,10 +74,11 @@ def test_it_says_so_when_the_weights_differ(published, monkeypatch, capsys, tmp_
     values = read_json(folder / "pretrain" / "parameters.json")
     values["base_lr"] *= 1.01  # another run than the one whose checksum stands there
     (folder / "pretrain" / "parameters.json").write_text(json.dumps(values))
-    words = [sys.executable, "-m", "mae_core.reproduce", str(folder / "pretrain" / "provenance.json")]
-    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert done.returncode == 3
-    assert "weights: not the same" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["reproduce", str(folder / "pretrain" / "provenance.json")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 3
+    assert "weights: not the same" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

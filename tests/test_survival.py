@@ -44,9 +44,9 @@ def recover(checkout):
     return subprocess.run(words, cwd=checkout.folder, env=environment, capture_output=True, text=True)
 
 
-def test_after_any_kill_the_study_goes_on_and_repeats_nothing(tmp_path, shapes_dir):
+def test_after_any_kill_the_study_goes_on_and_repeats_nothing(tmp_path, few_shapes_dir):
     """kill -9 of a kernel, of papermill, of Snakemake: the same command goes on, after the last one with ``recover``."""
-    checkout, target = Checkout(tmp_path, shapes_dir, LONG), "outputs/tiny/random-75/seed0/pretrain/metrics.json"
+    checkout, target = Checkout(tmp_path, few_shapes_dir, LONG), "outputs/tiny/random-75/seed0/pretrain/metrics.json"
     complete = tmp_path / "outputs/tiny/scratch/seed0/finetune/metrics.json"
     newest = tmp_path / "outputs/tiny/random-75/seed0/pretrain/checkpoint.safetensors"
 

@@ -19,12 +19,12 @@ STUDY = STUDY | {"shared": SHARED}
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory, shapes_dir):
+def checkout(tmp_path_factory, few_shapes_dir):
     """The study, run once; a string of it goes through YAML, the shell, papermill and the pages, and is hostile there."""
-    checkout = Checkout(tmp_path_factory.mktemp("around") / "project", shapes_dir, STUDY)
+    checkout = Checkout(tmp_path_factory.mktemp("around") / "project", few_shapes_dir, STUDY)
     data = checkout.folder / SHARED["data_dir"]
     data.parent.mkdir(parents=True)
-    data.symlink_to(shapes_dir)
+    data.symlink_to(few_shapes_dir)
     checkout.before = files_around(checkout)
     checkout.snakemake()
     return checkout
