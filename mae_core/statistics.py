@@ -22,6 +22,11 @@ class Estimate:
     interval: float | None
 
     @property
+    def median(self) -> float:
+        """Of the values."""
+        return float(np.median(self.values))
+
+    @property
     def excludes_zero(self) -> bool:
         """Whether the interval exists and does not hold zero."""
         return self.interval is not None and abs(self.mean) > self.interval

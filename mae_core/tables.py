@@ -17,6 +17,11 @@ def number(value: Estimate | float | None, digits: int = 2, scale: float = 1.0) 
     return f"{value.mean * scale:,.{digits}f}{interval}"
 
 
+def cost(value: Estimate | None, digits: int = 0, scale: float = 1.0) -> str:
+    """A time, a speed or a memory: the median, for what else the machine did makes it differ, not the seed."""
+    return number(value.median if value else None, digits, scale)
+
+
 def relative(case: Case, base: Case, quantity: str) -> str:
     """A quantity as a multiple of another case's."""
     a, b = case.estimate(quantity), base.estimate(quantity)
@@ -53,8 +58,8 @@ def sampling_rows(summary: Summary) -> list[list[str]]:
 def main_rows(summary: Summary) -> list[list[str]]:
     """The study at a glance: the first row names the cases, each further one a quantity of all of them.
 
-    Accuracy of the last epoch, the student's, the paper's; best epoch; linear probe, k-NN; FLOPs relative to random 75 %,
-    minutes of both stages, images a second of pre-training, and its peak memory.
+    Accuracy of the last epoch, the student's, the paper's; best epoch; linear probe, k-NN; FLOPs relative to random 75 %;
+    medians of the minutes of both stages, of images a second of pre-training, and of its peak memory.
     """
     base, cases = summary.find("random", 0.75), summary.cases.values()
 
@@ -62,8 +67,8 @@ def main_rows(summary: Summary) -> list[list[str]]:
         theirs = [published.look_up(numbers, case.pretrained) for case in cases]
         return [NOT_RUN if value is None else str(value) for value in theirs]
 
-    def ours(quantity: str, digits: int = 2, scale: float = 1.0) -> list[str]:
-        return [number(case.estimate(quantity), digits, scale) for case in cases]
+    def ours(quantity: str) -> list[str]:
+        return [number(case.estimate(quantity)) for case in cases]
 
     return [
         ["", *(case.label for case in cases)],
@@ -74,9 +79,9 @@ def main_rows(summary: Summary) -> list[list[str]]:
         ["linear probe", *ours("linear")],
         ["k-NN", *ours("knn")],
         ["FLOPs", *(relative(case, base, "flops") for case in cases)],
-        ["minutes", *(number(case.wall(), 1, 1 / 60) for case in cases)],
-        ["images/s", *ours("speed", 0)],
-        ["memory (MiB)", *ours("memory", 0, 2**-20)],
+        ["minutes", *(cost(case.wall(), 1, 1 / 60) for case in cases)],
+        ["images/s", *(cost(case.estimate("speed")) for case in cases)],
+        ["memory (MiB)", *(cost(case.estimate("memory"), 0, 2**-20) for case in cases)],
     ]
 
 
@@ -90,18 +95,18 @@ def feature_rows(summary: Summary) -> list[list[str]]:
 
 
 def cost_rows(summary: Summary) -> list[list[str]]:
-    """Every case's pre-training and fine-tuning: FLOPs, time, images a second, memory."""
+    """Every case's pre-training and fine-tuning: FLOPs; medians of time, images a second and memory."""
     base = summary.find("random", 0.75)
     return [
         [
             case.label,
             number(case.estimate("flops"), 1, 1e-6),
             relative(case, base, "flops"),
-            number(case.estimate("seconds"), 1, 1 / 60),
-            number(case.estimate("speed"), 0),
-            number(case.estimate("memory"), 0, 2**-20),
-            number(case.estimate("finetune_seconds"), 1, 1 / 60),
-            number(case.estimate("finetune_speed"), 0),
+            cost(case.estimate("seconds"), 1, 1 / 60),
+            cost(case.estimate("speed")),
+            cost(case.estimate("memory"), 0, 2**-20),
+            cost(case.estimate("finetune_seconds"), 1, 1 / 60),
+            cost(case.estimate("finetune_speed")),
         ]
         for case in summary.cases.values()
     ]

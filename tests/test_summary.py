@@ -107,6 +107,8 @@ def test_means_and_intervals_stand_in_the_tables():
     expected = estimate([84.0, 84.03, 83.98])
     names, accuracies, *_ = tables.main_rows(summary)
     assert (names[1], accuracies[1]) == ("random 75 %", f"{expected.mean:.2f} ± {expected.interval:.2f}")
+    rows = {name: cells for name, *cells in tables.main_rows(summary)}
+    assert not [cell for name in ("minutes", "images/s", "memory (MiB)") for cell in rows[name] if "±" in cell]
     assert tables.mask_token_rows(summary)[0][1:] == [
         accuracies[2],
         "80.6",
