@@ -27,8 +27,8 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """The tables, as Markdown."""
-    lines = []
+    """The tables, as Markdown: an overview, then all that was timed."""
+    lines = [*overview(content), ""]
     for task, title in TITLES.items():
         if task in content["parts"]:
             lines += [f"**{title}**", "", *comparison(content["parts"][task]), ""]
@@ -74,6 +74,30 @@ def comparison(part: dict[str, Any]) -> list[str]:
     peers = [timing["median"] for timing in racers(part) if timing["name"] != "ours"]
     told = f"Ours is {ours / max(peers):.2f} times as fast as the best peer, {ours / precise[0]:.2f} times as transformers "
     return [*rows, "", f"{told}in float32 as it comes. {limits_sentence(part)}"]
+
+
+def overview(content: dict[str, Any]) -> list[str]:
+    """A row per comparison: the fastest mode of ours, that of the peers, and transformers in float32 as it comes."""
+    rows = [
+        "| images/s | ours | of the limit | best peer | ours is faster by | transformers, float32 | ours is faster by |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task, title in TITLES.items():
+        if task in content["parts"]:
+            part = content["parts"][task]
+            fastest = sorted(racers(part), key=lambda timing: -timing["median"])
+            own = next(timing for timing in fastest if timing["name"] == "ours")
+            peer = next(timing for timing in fastest if timing["name"] != "ours")
+            precise = next(timing for timing in fastest if timing["label"] == "transformers, float32")
+            cells = [title.split(" (")[0].lower(), f"{own['median']:,.1f} ({mode(own)})", f"{share(own, part):.0%}"]
+            cells += [f"{peer['median']:,.1f} ({peer['label']})", f"{own['median'] / peer['median']:.2f} ×"]
+            cells += [f"{precise['median']:,.1f}", f"{own['median'] / precise['median']:.2f} ×"]
+            rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def mode(timing: dict[str, Any]) -> str:
+    return timing["label"].split(", ", 1)[1]
 
 
 def limits_sentence(part: dict[str, Any]) -> str:
