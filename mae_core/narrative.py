@@ -121,8 +121,13 @@ def sensitivity(summary: Summary) -> str:
         )
     accuracies = {case.label: case.values("accuracy") for case in (default, *others)}
     complete = sorted(set.intersection(*(set(values) for values in accuracies.values())))
-    best = [f"seed {k}: {max(accuracies, key=lambda label: accuracies[label][k])}" for k in complete]
-    named = f"Each seed alone would have named a best case ({'; '.join(best)}). " if len(best) > 1 else ""
+    best = {k: max(accuracies, key=lambda label: accuracies[label][k]) for k in complete}
+    named = ""
+    if len(best) > 1 and len(set(best.values())) == 1:
+        named = f"Each of the {len(best)} seeds alone would have named the same best case, {best[complete[0]]}. "
+    elif len(best) > 1:
+        told = "; ".join(f"seed {k}: {label}" for k, label in best.items())
+        named = f"Each seed alone would have named a best case, and not the same ({told}). "
     differences = {case.label: case.beats(default, "accuracy").values for case in others}
     repeated = {label: values for label, values in differences.items() if len(values) > 1}
     if not repeated:

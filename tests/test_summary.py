@@ -171,14 +171,19 @@ def test_the_scatter_of_seeds_is_told():
     assert rows["block 50 %"][:3] == ["+0.98", "+0.97", "+1.05"]
     assert rows["block 50 %"][3] == "0.04"
     assert "random 75 %" not in rows
-    assert "each seed alone would have named a best case (seed 0: block 50 %" in narrative.sensitivity(summary).lower()
-    assert "same sign with every seed for all 5 cases" in narrative.sensitivity(summary)
+    told = narrative.sensitivity(summary)
+    assert "Each of the 3 seeds alone would have named the same best case, block 50 %." in told
+    assert "same sign with every seed for all 5 cases" in told
     assert "There is one seed" in narrative.sensitivity(Summary.read(ReportParameters(study="fake", seeds=[0])))
 
 
 def test_a_difference_whose_sign_depends_on_the_seed_is_named():
     close = fake_study.ACCURACY | {"grid-75": 84.0}
-    assert "depends on the seed for grid 75 %" in narrative.sensitivity(read(seeds=(0, 1, 2), accuracy=close))
+    told = narrative.sensitivity(read(seeds=(0, 1, 2), accuracy=close))
+    assert "depends on the seed for grid 75 %" in told
+    equal = dict.fromkeys(fake_study.ACCURACY, 84.0)
+    told = narrative.sensitivity(read(seeds=(0, 1, 2), accuracy=equal))
+    assert "named a best case, and not the same (seed 0: random 75 % + mask tokens; seed 1: " in told
 
 
 def test_pictures_come_from_the_first_seed_that_has_them():
