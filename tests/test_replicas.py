@@ -85,7 +85,7 @@ def test_fast_and_plain_training_have_the_same_curve_on_cifar10(tiny, cifar10_di
     """Same seed, bfloat16 copies against float32: every epoch's loss within 1 %."""
     monkeypatch.setattr(evaluation, "reconstruction_metrics", lambda *words: {})  # of all test images: not needed here
     values = {
-        **tiny, "dataset": "cifar10", "data_dir": str(cifar10_dir), "train_images": 1024, "epochs": 4,
+        **tiny, "dataset": "cifar10", "data_dir": str(cifar10_dir), "train_images": 2048, "epochs": 4,
         "width": 48, "depth": 2, "decoder_width": 48,
     }  # fmt: skip
     curves = []

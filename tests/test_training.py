@@ -159,7 +159,7 @@ def test_it_trains_on_a_gpu(tiny):
 
 
 def test_it_trains_on_cifar10(tiny, cifar10_dir):
-    values = {**tiny, "dataset": "cifar10", "data_dir": str(cifar10_dir), "train_images": 1000, "epochs": 4}
+    values = {**tiny, "dataset": "cifar10", "data_dir": str(cifar10_dir), "train_images": 2000, "epochs": 3}
     run = PretrainParameters.check(values)
     pretrain(run)
     history = read_json(run.folder / "pretrain" / "history.json")
