@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import summary
 from benchmarks.contestants import Contestant, Shape
-from benchmarks.limits import LIMITS
 from benchmarks.measure import Timing, take_turns
 from mae_core import devices, flops, provenance, results
 from mae_core.masking import STRATEGIES, sample_mask
@@ -60,21 +61,32 @@ def main() -> None:
 
 def contestants(task: str, shape: Shape, tiny: bool) -> Iterator[Contestant | str]:
     """Who takes turns in one part of the benchmark: the machine's limits first."""
-    yield from LIMITS
+    precisions = multiplied()
+    yield from (f"{precision} matrix product" for precision in precisions)
+    yield "memory copy"
     if task == "scaling":
         for variants in SCALED.values():
             for more in variants if not tiny else variants[:1]:
-                yield Contestant("ours", "pretrain", "bfloat16", False, dataclasses.replace(shape, **more))
+                yield Contestant("ours", "pretrain", precisions[0], False, dataclasses.replace(shape, **more))
         return
     if task == "ours":
         for own in ("pretrain", "mask tokens", "epoch", "steps alone"):
-            yield Contestant("ours", own, "bfloat16", False, shape)
+            yield Contestant("ours", own, precisions[0], False, shape)
         return
     for name in ("ours", *PEERS):
-        for precision in ("bfloat16", "float32"):
+        for precision in precisions:
             for compiled in (False, True):
                 if task != "evaluate" or not compiled:
                     yield Contestant(name, task, precision, compiled, shape)
+
+
+def multiplied() -> tuple[str, ...]:
+    """The precisions that take part, the fastest first: bfloat16 only where the hardware multiplies it.
+
+    Elsewhere it is emulated, hundreds of times slower than float32: nobody's choice, and a step takes an hour.
+    """
+    fastest = devices.choose_precision("auto", devices.choose_device())
+    return ("bfloat16", "float32") if fastest == torch.bfloat16 else ("float32",)
 
 
 def as_plain(timing: Timing) -> dict[str, Any]:
@@ -133,8 +145,11 @@ def about() -> dict[str, Any]:
 
 
 def machine_name() -> str:
-    """A file name for this machine's results."""
-    name = devices.describe(devices.choose_device())
+    """A file name for this machine's results; processors of one name differ in what they multiply."""
+    device = devices.choose_device()
+    name = devices.describe(device)
+    if device.type == "cpu":
+        name += f" {torch.backends.cpu.get_cpu_capability()}{' bfloat16' * devices.cpu_has_bfloat16()}"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 

@@ -35,7 +35,8 @@ def markdown(content: dict[str, Any]) -> str:
     if "ours" in content["parts"]:
         lines += ["**Ours in detail**", "", *details(content), ""]
     if "scaling" in content["parts"]:
-        lines += ["**How pre-training scales** (bfloat16, not compiled)", "", *scaling(content["parts"]["scaling"]), ""]
+        part = content["parts"]["scaling"]
+        lines += [f"**How pre-training scales** ({mode(racers(part)[0])}, not compiled)", "", *scaling(part), ""]
     return "\n".join(lines)
 
 
@@ -103,11 +104,13 @@ def mode(timing: dict[str, Any]) -> str:
 def limits_sentence(part: dict[str, Any]) -> str:
     about, blocks = part["about"], len(part["timings"][0]["rates"])
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    products = {timing["limit"]: timing["median"] for timing in part["timings"] if "matrix" in timing.get("limit", "")}
+    rates = " and ".join(f"{rate / 1e9:,.0f} in {name.split()[0]}" for name, rate in products.items())
+    without = "" if len(products) > 1 else " No hardware for bfloat16: it did not take part."
     return (
         f"{about['device']}; {versions}; commit {str(about['commit'])[:7]}. Median of {blocks} blocks, in turns. "
-        f"Limits in the same run: matrix products {limit(part, 'bfloat16 matrix product') / 1e9:,.0f} GFLOP/s in bfloat16 "
-        f"and {limit(part, 'float32 matrix product') / 1e9:,.0f} in float32, memory copy "
-        f"{limit(part, 'memory copy') / 1e9:,.1f} GB/s."
+        f"Limits in the same run: matrix products {rates} (GFLOP/s), memory copy "
+        f"{limit(part, 'memory copy') / 1e9:,.1f} GB/s.{without}"
     )
 
 

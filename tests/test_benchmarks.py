@@ -7,10 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import summary
+from benchmarks.__main__ import TINY, contestants, machine_name
 from benchmarks.contestants import EPOCH_STEPS, Contestant, Shape, build
 from benchmarks.measure import take_turns
+from mae_core import devices
 from mae_core.results import read_json
 
 ABOUT = {"commit": "0123456789", "device": "A processor", "versions": {"torch": "2.14.1"}}
@@ -50,6 +53,25 @@ def test_the_table_gives_ratios_to_ours_and_the_share_of_the_limit(content):
     assert table["lightly, bfloat16"] == ["25.0", "24.0 – 26.0", "5.12", "2.00 ×", "25%", "1.0 GiB", "3 s"]
     assert table["ours, bfloat16"][4] == "50%"
     assert "Ours is 2.00 times as fast as the best peer, 4.00 times as transformers in float32" in text
+
+
+def test_where_the_hardware_has_no_bfloat16_it_does_not_take_part(monkeypatch, content):
+    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(devices, "choose_device", lambda name="auto": torch.device("cpu"))
+    for task in ("pretrain", "evaluate", "ours", "scaling"):
+        whos = list(contestants(task, TINY, tiny=True))
+        assert whos[:2] == ["float32 matrix product", "memory copy"]
+        assert {who.precision for who in whos[2:]} == {"float32"}
+    assert "bfloat16" not in machine_name()
+    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: True)
+    assert next(contestants("pretrain", TINY, tiny=True)) == "bfloat16 matrix product"
+    assert machine_name().endswith("-bfloat16")
+
+    part = content["parts"]["pretrain"]
+    assert "400 in bfloat16 and 160 in float32 (GFLOP/s)" in summary.limits_sentence(part)
+    part["timings"] = [timing for timing in part["timings"] if "bfloat16" not in timing.get("limit", "")]
+    assert "matrix products 160 in float32 (GFLOP/s)" in summary.limits_sentence(part)
+    assert "No hardware for bfloat16" in summary.limits_sentence(part)
 
 
 def test_it_is_written_as_json_table_and_figure(content, tmp_path):
