@@ -81,9 +81,9 @@ def contestants(task: str, shape: Shape, tiny: bool) -> Iterator[Contestant | st
 
 
 def multiplied() -> tuple[str, ...]:
-    """The precisions that take part, the fastest first: bfloat16 only where the hardware multiplies it.
+    """The precisions that take part, the fastest first: bfloat16 only where ``precision: auto`` takes it.
 
-    Elsewhere it is emulated, hundreds of times slower than float32: nobody's choice, and a step takes an hour.
+    A CPU without it emulates it, hundreds of times slower than float32 (LOG.md): no step would end in time.
     """
     fastest = devices.choose_precision("auto", devices.choose_device())
     return ("bfloat16", "float32") if fastest == torch.bfloat16 else ("float32",)

@@ -106,7 +106,7 @@ def limits_sentence(part: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     products = {timing["limit"]: timing["median"] for timing in part["timings"] if "matrix" in timing.get("limit", "")}
     rates = " and ".join(f"{rate / 1e9:,.0f} in {name.split()[0]}" for name, rate in products.items())
-    without = "" if len(products) > 1 else " No hardware for bfloat16: it did not take part."
+    without = "" if len(products) > 1 else " bfloat16 did not take part: `precision: auto` does not take it here."
     return (
         f"{about['device']}; {versions}; commit {str(about['commit'])[:7]}. Median of {blocks} blocks, in turns. "
         f"Limits in the same run: matrix products {rates} (GFLOP/s), memory copy "

@@ -25,7 +25,7 @@ class ExploreParameters(Parameters):
     weights: str = option("", "path of pre-trained weights (.safetensors); empty: train a small model here")
     dataset: str = option("shapes", "images to look at", choices=DATASETS)
     data_dir: str = option("data", "folder that holds the data set")
-    epochs: int = option(3, "of the small model's training, where it is needed", low=1, high=1000)
+    epochs: int = option(2, "of the small model's training, where it is needed", low=1, high=1000)
     device: str = option("auto", "auto: cuda, else mps, else cpu", choices=DEVICES)
 
     def check_together(self) -> None:
