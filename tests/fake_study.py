@@ -37,7 +37,7 @@ def write(study="fake", seeds=(0,), skip=(), cases=CASES | SWEEP, accuracy=ACCUR
             run = FinetuneParameters(study=study, case=case, seed=seed)
             wobble = WOBBLE[(seed + index) % 3]
             if masks is not None:
-                pretraining = PretrainParameters(study=study, case=case, seed=seed, **masks)
+                pretraining = PretrainParameters(study=study, case=case, seed=seed, **{"epochs": 4} | masks)
                 flops = {"mask-tokens": 2416, "block-50": 1430}.get(case, 1000) * 1000
                 metrics = pretraining_metrics(LOSS[case] + wobble / 1000, flops)
                 stage(pretraining, "pretrain", metrics, {"pictures": 3})
