@@ -44,13 +44,8 @@ def show_figure(
         about = {"kind": "figure", "label": label, "alt": text, "panel": index, "panels": len(panels)}
         if index == 0:
             about |= {"caption": caption, "sources": list(sources), "columns": columns}
-        show_picture(panel, text, {"report": about})
-
-
-def show_picture(panel: Figure, alt: str = "", metadata: dict[str, Any] | None = None) -> None:
-    """Show a picture alone, in the size in which it was drawn."""
-    size = {"image/png": {"width": round(110 * panel.get_figwidth())}}
-    display(image_data(panel) | {"text/plain": alt}, metadata=size | (metadata or {}), raw=True)
+        size = {"image/png": {"width": width(panel)}}
+        display(image_data(panel) | {"text/plain": text}, metadata=size | {"report": about}, raw=True)
 
 
 def show_table(
@@ -114,11 +109,22 @@ def table_html(header: Sequence[str], rows: Sequence[Sequence[str]], align: str)
 
 def image_data(figure: Figure) -> dict[str, Any]:
     """A figure as SVG, or as PNG where it holds pixels; equal figures give equal bytes."""
-    pixels = any(axes.images for axes in figure.axes)
+    if any(axes.images for axes in figure.axes):
+        return {"image/png": base64.b64encode(png(figure)).decode()}
     file = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        if pixels:
-            figure.savefig(file, format="png", dpi=PNG_DPI, metadata={"Software": None})
-            return {"image/png": base64.b64encode(file.getvalue()).decode()}
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return {"image/svg+xml": file.getvalue().decode()}
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file; equal figures give equal bytes."""
+    file = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(file, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    return file.getvalue()
+
+
+def width(figure: Figure) -> int:
+    """How wide a notebook shows a figure, in pixels."""
+    return round(110 * figure.get_figwidth())

@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from ipywidgets import Image, Widget
 from matplotlib.figure import Figure
 
 from mae_core import devices
 from mae_core.data import DATASETS, Split, to_unit
-from mae_core.display import show_picture
+from mae_core.display import png, width
 from mae_core.evaluation import reconstruct
 from mae_core.figures import image_rows
 from mae_core.mae import MaskedAutoencoder
@@ -81,9 +82,26 @@ class Painter:
             [("", self.rows(image, strategy, ratio, seed))], titles=["masked", "reconstructed", "original"]
         )
 
-    def show(self, image: int, strategy: str, ratio: float, seed: int) -> None:
-        """Display :meth:`paint`: what the notebook's controls call."""
-        show_picture(self.paint(image, strategy, ratio, seed))
+    def follow(self, controls: dict[str, Widget]) -> Image:
+        """:meth:`paint` as a widget that follows controls.
+
+        An image widget, and no output widget (``interactive_output``): nbclient, and with it papermill, answers what an
+        output widget captures while it waits for the cell's end, and can then wait forever
+        (https://github.com/jupyter/nbclient/issues/312).
+
+        Args:
+            controls: for each argument of :meth:`paint`, a widget with a ``value``.
+        """
+        picture = Image(format="png")
+
+        def repaint(_=None) -> None:
+            panel = self.paint(**{name: control.value for name, control in controls.items()})
+            picture.value, picture.width = png(panel), str(width(panel))
+
+        for control in controls.values():
+            control.observe(repaint, "value")
+        repaint()
+        return picture
 
     def comparison(self, image: int, seed: int = 0) -> Figure:
         """One image under the three maskings at 75 %: a column each."""

@@ -1,8 +1,9 @@
+import ipywidgets as widgets
 import numpy as np
 import pytest
 
-from mae_core import display
 from mae_core.data import load
+from mae_core.display import png
 from mae_core.explore import ExploreParameters, Painter, open_model
 from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
 from mae_core.training import finetune, pretrain
@@ -15,7 +16,7 @@ def weights(tiny):
     return str(run.folder / "pretrain" / "weights.safetensors")
 
 
-def test_a_trained_model_is_opened_and_paints(weights, few_shapes_dir, monkeypatch):
+def test_a_trained_model_is_opened_and_paints(weights, few_shapes_dir):
     model, trained = open_model(ExploreParameters(weights=weights, device="cpu"))
     assert trained.width == 24
     assert not model.training
@@ -27,10 +28,26 @@ def test_a_trained_model_is_opened_and_paints(weights, few_shapes_dir, monkeypat
         hidden = (masked == 128).all(-1)
         assert hidden.mean() == pytest.approx(0.75 if strategy == "grid" else 0.5, abs=0.02)
         assert np.array_equal(painted[~hidden], original[~hidden])
-    shown = []
-    monkeypatch.setattr(display, "display", lambda data, **more: shown.append(data))
-    painter.show(0, "random", 0.75, 0)
-    assert shown[0]["image/png"]
+
+
+def test_a_picture_follows_the_controls(weights, few_shapes_dir):
+    painter = Painter(
+        *open_model(ExploreParameters(weights=weights, device="cpu")), load("shapes", few_shapes_dir, train=False)
+    )
+    start = {"image": 0, "strategy": "random", "ratio": 0.75, "seed": 0}
+    controls = {
+        "image": widgets.IntSlider(0),
+        "strategy": widgets.ToggleButtons(options=["random", "block", "grid"]),
+        "ratio": widgets.FloatSlider(0.75, max=0.9),
+        "seed": widgets.IntSlider(0),
+    }
+    picture = painter.follow(controls)
+    assert picture.value == png(painter.paint(**start))
+    for name, value in {"image": 5, "strategy": "grid", "seed": 1}.items():
+        before = picture.value
+        controls[name].value = value
+        assert picture.value != before
+    assert picture.value == png(painter.paint(5, "grid", 0.75, 1))
 
 
 def test_what_cannot_be_opened_is_told_in_one_sentence(weights, tiny, tmp_path):

@@ -51,6 +51,10 @@ def test_a_notebook_runs_with_its_defaults_within_a_minute(name, tmp_path, monke
     assert pictures
     if name == "explore":
         assert [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+        state = done.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
+        kinds = {widget["model_name"] for widget in state.values()}
+        assert "ImageModel" in kinds
+        assert "OutputModel" not in kinds  # nbclient can wait forever for a cell with one: Painter.follow
 
 
 @pytest.mark.parametrize("name", ["pretrain", "report", "explore"])
