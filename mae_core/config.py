@@ -6,7 +6,7 @@ Plain values without torch: what only plans or reports starts without waiting fo
 import math
 from dataclasses import dataclass
 
-FOLDERS = {"shapes": "shapes-1-batches-py", "cifar10": "cifar-10-batches-py"}  # of each data set, within data_dir
+FOLDERS = {"shapes": "shapes-2-batches-py", "cifar10": "cifar-10-batches-py"}  # of each data set, within data_dir
 DATASETS = tuple(FOLDERS)
 AUGMENTATIONS = ("none", "crop-flip")
 STRATEGIES = ("random", "block", "grid")

@@ -220,14 +220,14 @@ def unpickle_checked(path: Path, md5: str) -> Any:
 
 
 class Shapes(CheckedCIFAR10):
-    """The package's own data set: 10,000 training and 2,000 test images of ten shapes, seeded.
+    """The package's own data set: 5,000 training and 1,000 test images of ten shapes, seeded.
 
     Files, format and reader are CIFAR-10's. The MD5s stand in ``md5.json`` beside the files, written with them: they
     find damage, not malice. A change of the drawing needs a new number in the folder's name.
     """
 
     base_folder = FOLDERS["shapes"]
-    train_batches, test_batches, images_per_batch = 5, 1, 2000
+    train_batches, test_batches, images_per_batch = 5, 1, 1000
     names = ("circle", "square", "triangle", "diamond", "plus", "ring", "star", "moon", "hexagon", "heart")
 
     def __init__(self, root: str | Path, train: bool = True):

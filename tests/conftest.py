@@ -35,7 +35,7 @@ def shapes_dir(tmp_path_factory):
 
 @pytest.fixture
 def draws_few(monkeypatch):
-    """The data set is drawn with a fifth of its images: 2,000 for training, 400 for tests."""
+    """The data set is drawn with fewer images: 2,000 for training, 400 for tests."""
     from mae_core.data import Shapes
 
     monkeypatch.setattr(Shapes, "images_per_batch", 400)
@@ -43,7 +43,7 @@ def draws_few(monkeypatch):
 
 @pytest.fixture(scope="session")
 def few_shapes_dir(tmp_path_factory):
-    """A folder with that fifth: in a run of a second, most of it would go into reading and evaluating the whole."""
+    """A folder with fewer of them: in a run of a second, most of it would go into reading and evaluating the whole."""
     from mae_core.data import Shapes, load
 
     folder = tmp_path_factory.mktemp("few-shapes")

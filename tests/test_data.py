@@ -16,11 +16,11 @@ def test_shapes_are_the_same_every_time():
 def test_shapes_have_the_form_of_cifar10(shapes_dir):
     train, test = load("shapes", shapes_dir), load("shapes", shapes_dir, train=False)
     assert issubclass(Shapes, CIFAR10)
-    assert train.images_nCHW.shape == (10000, 3, 32, 32)
-    assert test.images_nCHW.shape == (2000, 3, 32, 32)
+    assert train.images_nCHW.shape == (5000, 3, 32, 32)
+    assert test.images_nCHW.shape == (1000, 3, 32, 32)
     assert train.images_nCHW.dtype == torch.uint8
-    assert train.labels_n.bincount().tolist() == [1000] * 10
-    assert test.labels_n.bincount().tolist() == [200] * 10
+    assert train.labels_n.bincount().tolist() == [500] * 10
+    assert test.labels_n.bincount().tolist() == [100] * 10
     assert len(set(train.classes)) == 10
 
 

@@ -106,13 +106,13 @@ def test_nothing_is_written_to_a_data_dir_outside_the_project(tmp_path, monkeypa
             lambda: PretrainParameters.from_namespace({"In": [f"data_dir = {outside!r}"], "data_dir": outside}),  # noqa: B023
             lambda: Study.check({"study": "s", "seeds": [0], "cases": {"a": {}}, "shared": {"data_dir": outside}}),  # noqa: B023
         ):
-            with pytest.raises(ParameterError, match="outside the project it must hold shapes-1-batches-py/ already"):
+            with pytest.raises(ParameterError, match="outside the project it must hold shapes-2-batches-py/ already"):
                 start()
     (tmp_path / "project" / "data").symlink_to(tmp_path / "elsewhere")
     check_data_dir("shapes", "data")
     with pytest.raises(ParameterError, match="outside the project"):
         check_data_dir("shapes", "data/../more")  # where that is, only the link knows
-    (tmp_path / "elsewhere" / "shapes-1-batches-py").mkdir()
+    (tmp_path / "elsewhere" / "shapes-2-batches-py").mkdir()
     check_data_dir("shapes", str(tmp_path / "elsewhere"))
     assert not (tmp_path / "project" / "outputs").exists()
 
@@ -206,7 +206,7 @@ def test_without_a_network_it_says_what_to_do(tmp_path, monkeypatch):
 
 def test_a_data_dir_that_cannot_be_written_is_named(tiny, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ParameterError, match=r"data_dir is 'file': shapes-1-batches-py/ cannot be made there"):
+    with pytest.raises(ParameterError, match=r"data_dir is 'file': shapes-2-batches-py/ cannot be made there"):
         pretrain(PretrainParameters.check({**tiny, "data_dir": "file"}))
 
 
