@@ -149,7 +149,8 @@ def machine_name() -> str:
     device = devices.choose_device()
     name = devices.describe(device)
     if device.type == "cpu":
-        name += f" {torch.backends.cpu.get_cpu_capability()}{' bfloat16' * devices.cpu_has_bfloat16()}"
+        name += f" {torch.backends.cpu.get_cpu_capability()}"
+        name += " bfloat16" * devices.cpu_has_bfloat16() + " tiles" * devices.cpu_has_tiles()
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 

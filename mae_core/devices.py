@@ -20,7 +20,9 @@ from mae_core.errors import DeviceMemoryError, Explained
 if TYPE_CHECKING:
     from mae_core.parameters import FinetuneParameters, PretrainParameters
 
-CACHED_BYTES = 8 << 20  # of the widest activations of a worker's images; half and twice as much are slower or no faster
+# The widest activations of a worker's images, in bytes, by measurement (LOG.md): half and twice as much are no faster.
+CACHED_BYTES = 8 << 20
+TILED_BYTES = 32 << 20  # where tiles multiply bfloat16, several times as fast: small parts would not feed them
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -51,8 +53,18 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 def cpu_has_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 matrices in hardware."""
+    return cpu_has("avx512_bf16", "amx_bf16", "amx_tile", "sve_bf16", "bf16")
+
+
+def cpu_has_tiles() -> bool:
+    """Whether it does so by tiles (Intel's AMX)."""
+    return cpu_has("amx_bf16", "amx_tile")
+
+
+def cpu_has(*names: str) -> bool:
+    """Whether this processor has one of the instruction sets, by torch's names."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "sve_bf16", "bf16"))
+    return any(capabilities.get(name, False) for name in names)
 
 
 def cast(model: nn.Module, precision: torch.dtype) -> nn.Module:
@@ -115,7 +127,8 @@ def choose_plan(run: "PretrainParameters | FinetuneParameters", device: torch.de
     images = run.micro_batch or run.batch_size
     if cpu and not run.micro_batch:
         image_bytes = (1 + run.model.n_patches) * run.width * run.model.mlp_ratio * precision.itemsize
-        images = min(images, 2 ** max(0, int(math.log2(CACHED_BYTES / image_bytes))))
+        most_bytes = TILED_BYTES if precision == torch.bfloat16 and cpu_has_tiles() else CACHED_BYTES
+        images = min(images, 2 ** max(0, int(math.log2(most_bytes / image_bytes))))
         images = min(images, math.ceil(run.batch_size / workers))
     compiled = run.compile == "on" or (run.compile == "auto" and device.type == "cuda")
     why = {

@@ -49,7 +49,7 @@ def sincos_positions(grid_size: int, width: int) -> Tensor:
 class Attention(nn.Module):
     """Multi-head self-attention.
 
-    ``kind`` is ``explicit`` for the softmax of a matrix product, ``fused`` for ``scaled_dot_product_attention``, whose
+    ``kind`` is ``explicit`` for :class:`ExplicitAttention`, ``fused`` for ``scaled_dot_product_attention``, whose
     backward pass is slower on a CPU (LOG.md has the figures); ``auto`` is explicit there, and fused elsewhere.
     """
 
@@ -62,29 +62,56 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, first: int = 0) -> Tensor:
         """Attend from the tokens ``first`` and after to all tokens: (B, T - first, D)."""
-        B, T, D = x_BTD.shape
-        if first:
-            bias = (None, None) if self.qkv.bias is None else self.qkv.bias.split([D, 2 * D])
-            weight = self.qkv.weight.split([D, 2 * D])
-            q = self.heads_of(F.linear(x_BTD[:, first:], weight[0], bias[0]), 1)[0]
-            k, v = self.heads_of(F.linear(x_BTD, weight[1], bias[1]), 2)
-        else:
-            q, k, v = self.heads_of(self.qkv(x_BTD), 3)
         if self.kind == "explicit" or (self.kind == "auto" and x_BTD.device.type == "cpu"):
-            mixed = (q * (D // self.heads) ** -0.5 @ k.mT).softmax(dim=-1) @ v
-        else:
-            mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(mixed.transpose(1, 2).reshape(B, T - first, D))
+            return self.proj(ExplicitAttention.apply(self.qkv(x_BTD), self.heads, first))
+        q, k, v = split_heads(self.qkv(x_BTD), 3, self.heads)
+        return self.proj(join_heads(F.scaled_dot_product_attention(q[:, :, first:], k, v)))
 
     def class_weights(self, x_BTD: Tensor) -> Tensor:
         """How much the first token, the class token, attends to each token: weights_BHT, a sum of 1 for each head."""
-        q, k, _ = self.heads_of(self.qkv(x_BTD), 3)
+        q, k, _ = split_heads(self.qkv(x_BTD), 3, self.heads)
         return (q[:, :, :1] * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)[:, :, 0]
 
-    def heads_of(self, x_BTE: Tensor, parts: int) -> Tensor:
-        """Cut (B, T, parts * D) into heads: (parts, B, H, T, D / H)."""
-        B, T, E = x_BTE.shape
-        return x_BTE.reshape(B, T, parts, self.heads, E // parts // self.heads).permute(2, 0, 3, 1, 4)
+
+class ExplicitAttention(torch.autograd.Function):
+    """softmax(q k / sqrt(d)) v, with d = D / H, by matrix products; q, k and v come side by side from one layer.
+
+    The backward pass is written out, for autograd's copies each of the three once more (LOG.md has the figures).
+    """
+
+    @staticmethod
+    def forward(ctx, qkv_BTE: Tensor, heads: int, first: int) -> Tensor:
+        """What the tokens ``first`` and after attend to: (B, T - first, D), from (B, T, 3 * D)."""
+        q, k, v = split_heads(qkv_BTE, 3, heads).contiguous()
+        q = q[:, :, first:] * q.shape[-1] ** -0.5
+        weights = (q @ k.mT).softmax(dim=-1)
+        ctx.save_for_backward(q, k, v, weights)
+        return join_heads(weights @ v)
+
+    @staticmethod
+    def backward(ctx, grad_BTD: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient of q, k and v side by side, from that of the output."""
+        q, k, v, weights = ctx.saved_tensors
+        B, H, T, d = k.shape
+        grad = split_heads(grad_BTD, 1, H)[0].contiguous()
+        grad_scores = torch._softmax_backward_data(grad @ v.mT, weights, -1, weights.dtype)
+        grad_qkv_BTE = grad.new_zeros(B, T, 3 * H * d)
+        grad_q, grad_k, grad_v = split_heads(grad_qkv_BTE, 3, H)
+        grad_q[:, :, T - q.shape[2] :] = (grad_scores @ k) * d**-0.5
+        grad_k[:] = grad_scores.mT @ q
+        grad_v[:] = weights.mT @ grad
+        return grad_qkv_BTE, None, None
+
+
+def split_heads(x_BTE: Tensor, parts: int, heads: int) -> Tensor:
+    """A view of (B, T, parts * D) as (parts, B, H, T, D / H)."""
+    B, T, E = x_BTE.shape
+    return x_BTE.view(B, T, parts, heads, E // parts // heads).permute(2, 0, 3, 1, 4)
+
+
+def join_heads(x_BHTd: Tensor) -> Tensor:
+    """(B, H, T, D / H) as (B, T, D)."""
+    return x_BHTd.transpose(1, 2).flatten(2)
 
 
 class Block(nn.Module):

@@ -41,15 +41,19 @@ VIT_T2 = {"patch_size": 2, "width": 192, "heads": 3, "decoder_width": 192, "prec
     ("more", "workers", "images"),
     [
         ({**VIT_T2, "batch_size": 128}, 2, 16),  # 8 MiB hold 21 times 257 tokens of 768 values
+        ({**VIT_T2, "batch_size": 256, "tiles": True}, 2, 64),  # 32 MiB hold 85 times
+        ({**VIT_T2, "batch_size": 128, "precision": "float32", "tiles": True}, 1, 8),
         ({**VIT_T2, "batch_size": 16}, 2, 8),  # a share for each worker
         ({**VIT_T2, "batch_size": 128, "micro_batch": 50}, 1, 50),
         ({**VIT_T2, "batch_size": 128, "precision": "float32"}, 1, 8),
         ({"batch_size": 64}, 1, 64),
     ],
 )
-def test_a_cpu_computes_as_many_images_at_once_as_its_caches_like(more, workers, images):
+def test_a_cpu_computes_as_many_images_at_once_as_its_caches_like(more, workers, images, monkeypatch):
+    monkeypatch.setattr(devices, "cpu_has_tiles", lambda: more.get("tiles", False))
     torch.set_num_threads(workers)
-    plan = devices.choose_plan(PretrainParameters(**more), torch.device("cpu"))
+    values = {name: value for name, value in more.items() if name != "tiles"}
+    plan = devices.choose_plan(PretrainParameters(**values), torch.device("cpu"))
     torch.set_num_threads(1)
     assert (plan.workers, plan.images_at_once) == (workers, images)
     assert not plan.compiled
