@@ -122,7 +122,7 @@ class RunParameters(Parameters):
     compile: str = option("auto", "torch.compile; auto: on cuda", choices=("auto", "on", "off"))
     checkpoint_seconds: float = option(60.0, "save for resuming every so often", low=0)
     variant: str = option("report", "model: the report's, or the MAE paper's", choices=VARIANTS)
-    attention: str = option("auto", "explicit: softmax(q k) v; auto: fused but on cpu", choices=ATTENTIONS)
+    attention: str = option("auto", "explicit: softmax(q k) v; auto: fused, but where a cpu trains", choices=ATTENTIONS)
     patch_size: int = option(4, "side of a patch, pixels; divides 32", low=1, high=32)
     width: int = option(48, "of the encoder; a multiple of heads", low=4, high=4096)
     depth: int = option(2, "encoder blocks", low=1, high=64)

@@ -50,7 +50,7 @@ class Attention(nn.Module):
     """Multi-head self-attention.
 
     ``kind`` is ``explicit`` for :class:`ExplicitAttention`, ``fused`` for ``scaled_dot_product_attention``, whose
-    backward pass is slower on a CPU (LOG.md has the figures); ``auto`` is explicit there, and fused elsewhere.
+    backward pass is slower on a CPU (LOG.md has the figures); ``auto`` is explicit where a CPU trains, and fused elsewhere.
     """
 
     def __init__(self, width: int, heads: int, qkv_bias: bool, kind: str = "auto"):
@@ -62,9 +62,11 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, first: int = 0) -> Tensor:
         """Attend from the tokens ``first`` and after to all tokens: (B, T - first, D)."""
-        if self.kind == "explicit" or (self.kind == "auto" and x_BTD.device.type == "cpu"):
-            return self.proj(ExplicitAttention.apply(self.qkv(x_BTD), self.heads, first))
-        q, k, v = split_heads(self.qkv(x_BTD), 3, self.heads)
+        qkv_BTE = self.qkv(x_BTD)
+        cpu_trains = qkv_BTE.device.type == "cpu" and qkv_BTE.requires_grad
+        if self.kind == "explicit" or (self.kind == "auto" and cpu_trains):
+            return self.proj(ExplicitAttention.apply(qkv_BTE, self.heads, first))
+        q, k, v = split_heads(qkv_BTE, 3, self.heads)
         return self.proj(join_heads(F.scaled_dot_product_attention(q[:, :, first:], k, v)))
 
     def class_weights(self, x_BTD: Tensor) -> Tensor:

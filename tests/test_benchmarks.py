@@ -103,8 +103,14 @@ def test_an_epoch_trains_each_time_that_it_is_asked_for():
     assert all(f" 0/{EPOCH_STEPS}" in text for text in said)
 
 
-def test_the_readme_shows_the_published_results():
-    (path,) = (Path(__file__).parents[1] / "benchmarks" / "results").glob("*.json")
+PUBLISHED = sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_the_readme_shows_the_published_results(path):
     rows = summary.overview(read_json(path))
     assert len(rows) > 2
-    assert set(rows) <= set((Path(__file__).parents[1] / "README.md").read_text().splitlines())
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert set(rows) <= set(readme.splitlines())
+    assert f"(benchmarks/results/{path.stem}.md)" in readme
+    assert path.with_suffix(".md").read_text() == summary.markdown(read_json(path))

@@ -28,6 +28,11 @@ def test_the_defaults_of_a_model_are_the_reports():
     assert ModelConfig() == PretrainParameters(**VIT_T2).model
 
 
+def test_flops_do_not_depend_on_the_kind_of_attention():
+    counts = {of_classifier(PretrainParameters(attention=kind)) for kind in ("auto", "explicit", "fused")}
+    assert len(counts) == 1
+
+
 def test_mask_tokens_in_the_encoder_cost_2416_times_the_flops():
     dropped, fed = (of_pretraining(PretrainParameters(**VIT_T2, mask_tokens_in_encoder=x)) for x in (False, True))
     assert fed / dropped == pytest.approx(2.416, abs=0.005)
