@@ -125,16 +125,18 @@ def choose_plan(run: "PretrainParameters | FinetuneParameters", device: torch.de
     cpu = device.type == "cpu"
     workers = torch.get_num_threads() if cpu else 1
     images = run.micro_batch or run.batch_size
+    tiled = cpu and precision == torch.bfloat16 and cpu_has_tiles()
     if cpu and not run.micro_batch:
         image_bytes = (1 + run.model.n_patches) * run.width * run.model.mlp_ratio * precision.itemsize
-        most_bytes = TILED_BYTES if precision == torch.bfloat16 and cpu_has_tiles() else CACHED_BYTES
+        most_bytes = TILED_BYTES if tiled else CACHED_BYTES
         images = min(images, 2 ** max(0, int(math.log2(most_bytes / image_bytes))))
         images = min(images, math.ceil(run.batch_size / workers))
     compiled = run.compile == "on" or (run.compile == "auto" and device.type == "cuda")
     why = {
         "precision": "as asked" if run.precision != "auto" else "multiplied in hardware"
         if precision == torch.bfloat16 else "no hardware for bfloat16",
-        "images": "as asked" if run.micro_batch else "activations near the caches" if cpu else "the whole batch",
+        "images": "as asked" if run.micro_batch else "large parts feed the tiles" if tiled
+        else "activations near the caches" if cpu else "the whole batch",
         "compiled": "as asked" if run.compile != "auto" else "starting it costs more than it saves" if cpu
         else "operations fused save memory traffic" if compiled else "not tried on this device",
     }  # fmt: skip

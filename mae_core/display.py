@@ -44,7 +44,7 @@ def show_figure(
         about = {"kind": "figure", "label": label, "alt": text, "panel": index, "panels": len(panels)}
         if index == 0:
             about |= {"caption": caption, "sources": list(sources), "columns": columns}
-        size = {"image/png": {"width": width(panel)}}
+        size = {"image/png": {"width": shown_width(panel)}}
         display(image_data(panel) | {"text/plain": text}, metadata=size | {"report": about}, raw=True)
 
 
@@ -125,6 +125,6 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def width(figure: Figure) -> int:
+def shown_width(figure: Figure) -> int:
     """How wide a notebook shows a figure, in pixels."""
     return round(110 * figure.get_figwidth())

@@ -157,5 +157,5 @@ def class_attention(encoder: Encoder, images_BCHW: Tensor) -> Tensor:
 
 def batches(n: int, device: torch.device) -> list[slice]:
     """Slices that cover n images; on a CPU small ones, whose activations stay near the caches (LOG.md)."""
-    size = 128 if device.type == "cpu" else 1000
+    size = 128 if device.type == "cpu" else 500
     return [slice(start, start + size) for start in range(0, n, size)]

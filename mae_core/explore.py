@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from mae_core import devices
 from mae_core.data import DATASETS, Split, to_unit
-from mae_core.display import png, width
+from mae_core.display import png, shown_width
 from mae_core.evaluation import reconstruct
 from mae_core.figures import image_rows
 from mae_core.mae import MaskedAutoencoder
@@ -96,7 +96,7 @@ class Painter:
 
         def repaint(_=None) -> None:
             panel = self.paint(**{name: control.value for name, control in controls.items()})
-            picture.value, picture.width = png(panel), str(width(panel))
+            picture.value, picture.width = png(panel), str(shown_width(panel))
 
         for control in controls.values():
             control.observe(repaint, "value")

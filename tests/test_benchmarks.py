@@ -65,7 +65,9 @@ def test_where_the_hardware_has_no_bfloat16_it_does_not_take_part(monkeypatch, c
     assert "bfloat16" not in machine_name()
     monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: True)
     assert next(contestants("pretrain", TINY, tiny=True)) == "bfloat16 matrix product"
-    assert "-bfloat16" in machine_name()
+    for tiles, end in ((False, "-bfloat16"), (True, "-bfloat16-tiles")):
+        monkeypatch.setattr(devices, "cpu_has_tiles", lambda tiles=tiles: tiles)
+        assert machine_name().endswith(end)
 
     part = content["parts"]["pretrain"]
     assert "did not take part" not in summary.limits_sentence(part)

@@ -57,6 +57,7 @@ def test_a_cpu_computes_as_many_images_at_once_as_its_caches_like(more, workers,
     torch.set_num_threads(1)
     assert (plan.workers, plan.images_at_once) == (workers, images)
     assert not plan.compiled
+    assert ("large parts feed the tiles" in str(plan)) == (images == 64 and "tiles" in more)
 
 
 def test_a_gpu_takes_the_whole_batch_and_compiles():

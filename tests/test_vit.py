@@ -1,7 +1,17 @@
+import pytest
 import torch
 import torch.nn.functional as F
 
-from mae_core.vit import Attention, Block, patchify, sincos_positions, unpatchify
+from mae_core.vit import (
+    Attention,
+    Block,
+    ExplicitAttention,
+    join_heads,
+    patchify,
+    sincos_positions,
+    split_heads,
+    unpatchify,
+)
 
 
 def test_unpatchify_undoes_patchify():
@@ -41,3 +51,25 @@ def test_a_block_adds_attention_and_mlp_of_the_normed_input():
     assert gelu.approximate == "none"
     expected = middle + last(F.gelu(first(F.layer_norm(middle, (32,), eps=1e-6))))
     torch.testing.assert_close(block(x), expected)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_the_written_out_gradient_of_explicit_attention_is_right(first):
+    qkv_BTE = torch.randn(2, 5, 3 * 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: ExplicitAttention.apply(x, 2, first), qkv_BTE)
+    q, k, v = split_heads(qkv_BTE, 3, 2)
+    fused = join_heads(F.scaled_dot_product_attention(q[:, :, first:], k, v))
+    assert torch.allclose(ExplicitAttention.apply(qkv_BTE, 2, first), fused)
+
+
+def test_a_cpu_trains_with_explicit_and_evaluates_with_fused_attention(monkeypatch):
+    fused = []
+    real = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *qkv: fused.append(1) or real(*qkv))
+    attention, x_BTD = Attention(8, 2, qkv_bias=False), torch.randn(1, 4, 8)
+    trained = attention(x_BTD)
+    assert not fused
+    with torch.no_grad():
+        evaluated = attention(x_BTD)
+    assert fused
+    assert torch.allclose(trained, evaluated, atol=1e-6)
