@@ -1,9 +1,9 @@
 """Floating-point operations, measured on the model that ran (torch.utils.flop_counter), not computed by formula."""
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_core.mae import Classifier, MaskedAutoencoder, ModelConfig
@@ -18,8 +18,9 @@ def of_pretraining(run: PretrainParameters) -> int:
 
 
 def of_classifier(run: RunParameters) -> int:
-    """FLOPs of one image's forward pass through the encoder with all patches and the head."""
-    return count(Classifier(plain(run.model)), image(run))
+    """FLOPs of one image's forward pass through the encoder, all its tokens in all its blocks, and the head."""
+    model = Classifier(plain(run.model))
+    return count(lambda images_BCHW: model.head(model.encoder(images_BCHW)[:, 0]), image(run))
 
 
 def plain(config: ModelConfig) -> ModelConfig:
@@ -32,7 +33,7 @@ def image(run: RunParameters) -> torch.Tensor:
 
 
 @torch.no_grad()
-def count(model: nn.Module, *inputs) -> int:
+def count(model: Callable, *inputs) -> int:
     """FLOPs of ``model(*inputs)``."""
     with FlopCounterMode(display=False) as counter:
         model(*inputs)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mae_core.config import ModelConfig
 from mae_core.masking import Mask
-from mae_core.vit import Block, patchify, sincos_positions
+from mae_core.vit import ALL, Block, Linear, patchify, sincos_positions
 
 
 class Encoder(nn.Module):
@@ -20,7 +20,7 @@ class Encoder(nn.Module):
         super().__init__()
         paper = config.variant == "paper"
         self.config = config
-        self.embed = nn.Linear(config.patch_values, config.width)
+        self.embed = Linear(config.patch_values, config.width)
         self.class_token = nn.Parameter(torch.empty(1, 1, config.width))
         if paper:
             self.register_buffer("positions", sincos_positions(config.grid_size, config.width)[1:], persistent=False)
@@ -33,12 +33,23 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         initialize(self)
 
-    def forward(self, images_BCHW: Tensor, mask: Mask | None = None, mask_token: Tensor | None = None) -> Tensor:
-        """Encode images: the tokens of :meth:`embed_tokens`, after all blocks."""
+    def forward(
+        self,
+        images_BCHW: Tensor,
+        mask: Mask | None = None,
+        mask_token: Tensor | None = None,
+        wanted: slice = ALL,
+    ) -> Tensor:
+        """Encode images: the tokens of :meth:`embed_tokens`, after all blocks.
+
+        Args:
+            wanted: spare what only the other tokens' outputs need: the last block computes these alone.
+        """
         tokens = self.embed_tokens(images_BCHW, mask, mask_token)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             tokens = block(tokens)
-        return self.norm(tokens)
+        return self.norm(last(tokens, wanted))
 
     def embed_tokens(self, images_BCHW: Tensor, mask: Mask | None = None, mask_token: Tensor | None = None) -> Tensor:
         """What enters the first block.
@@ -74,7 +85,7 @@ class MaskedAutoencoder(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.decoder_width))
-        self.project = nn.Linear(config.width, config.decoder_width) if paper else nn.Identity()
+        self.project = Linear(config.width, config.decoder_width) if paper else nn.Identity()
         if paper:
             positions = sincos_positions(config.grid_size, config.decoder_width)
             self.register_buffer("decoder_positions", positions, persistent=False)
@@ -87,7 +98,7 @@ class MaskedAutoencoder(nn.Module):
             for _ in range(config.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(config.decoder_width, eps=config.norm_eps) if paper else nn.Identity()
-        self.head = nn.Linear(config.decoder_width, config.patch_values)
+        self.head = Linear(config.decoder_width, config.patch_values)
         initialize(self, skip=self.encoder)
 
     def forward(
@@ -125,7 +136,7 @@ class MaskedAutoencoder(nn.Module):
         for block in blocks:
             tokens_BTD = block(tokens_BTD)
         if masked_only:
-            return self.head(self.decoder_norm(last(tokens_BTD, first=1 + mask.n_kept)))
+            return self.head(self.decoder_norm(last(tokens_BTD, slice(1 + mask.n_kept, None))))
         return take(self.head(self.decoder_norm(last(tokens_BTD)[:, 1:])), mask.ids_restore_BN)
 
 
@@ -135,12 +146,12 @@ class Classifier(nn.Module):
     def __init__(self, config: ModelConfig, n_classes: int = 10):
         super().__init__()
         self.encoder = Encoder(config)
-        self.head = nn.Linear(config.width, n_classes)
+        self.head = Linear(config.width, n_classes)
         initialize(self, skip=self.encoder)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Class scores (logits_BC) of images scaled to [-1, 1]."""
-        return self.head(self.encoder(images_BCHW)[:, 0])
+        return self.head(self.encoder(images_BCHW, wanted=slice(1))[:, 0])
 
 
 def masked_error(pred: Tensor, images_BCHW: Tensor, mask: Mask, patch_size: int, norm_pix: bool = False) -> Tensor:
@@ -172,6 +183,8 @@ def normalize_patches(patches_BNP: Tensor) -> Tensor:
 
 def take(rows: Tensor, ids_BK: Tensor) -> Tensor:
     """Rows ``ids_BK`` of each image's sequence x_BND, or of one x_ND that all images share: (B, K, D)."""
+    if rows.dim() == 2 and rows.device.type == "cpu":
+        return F.embedding(ids_BK, rows)  # a GPU would add all images' gradients to the few rows one by one
     return rows.expand(len(ids_BK), -1, -1).gather(1, ids_BK[..., None].expand(-1, -1, rows.shape[-1]))
 
 

@@ -4,10 +4,13 @@ Shapes: B batch, T tokens, N patches (a square grid), D width, H heads, P values
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+ALL = slice(None)
 
 
 def patchify(images_BCHW: Tensor, patch_size: int) -> Tensor:
@@ -46,6 +49,59 @@ def sincos_positions(grid_size: int, width: int) -> Tensor:
     return torch.cat([torch.zeros(1, width), positions]).float()
 
 
+class Linear(nn.Linear):
+    """A linear layer that also takes what is to be added to its output; see :class:`OneDNNLinear`."""
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """x @ weight.T + bias + added: (..., out) from (..., in)."""
+        by_onednn = ONEDNN_LINEAR and x.device.type == "cpu" and x.dtype == torch.bfloat16
+        if by_onednn and not torch.compiler.is_compiling():
+            return OneDNNLinear.apply(x, self.weight, self.bias, added)
+        output = super().forward(x)
+        return output if added is None else added + output
+
+
+def onednn_linear() -> Callable[..., Tensor] | None:
+    """The call of oneDNN that torch's own compiler makes for a linear layer; None where it cannot be made in bfloat16."""
+    operators = torch.ops.mkldnn
+    there = hasattr(operators, "_linear_pointwise") and hasattr(operators, "_is_mkldnn_bf16_supported")
+    return operators._linear_pointwise if there and operators._is_mkldnn_bf16_supported() else None
+
+
+ONEDNN_LINEAR = onednn_linear()
+
+
+class OneDNNLinear(torch.autograd.Function):
+    """A linear layer in bfloat16 by one call of oneDNN.
+
+    torch's own first copies the bias into every row of the output, and its backward pass transposes the wider factor of
+    the weight's gradient (LOG.md has the figures).
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None) -> Tensor:
+        """As :meth:`Linear.forward`."""
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias, ctx.has_added = bias is not None, added is not None
+        if added is None:
+            return ONEDNN_LINEAR(x, weight, bias, "none", [], "")
+        return ONEDNN_LINEAR.binary(x, added, weight, bias, "add")
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
+        """The gradients of all that :meth:`forward` was given."""
+        x, weight = ctx.saved_tensors
+        grads_RO, inputs_RI = grad.flatten(0, -2), x.flatten(0, -2)
+        wide = weight.shape[0] > weight.shape[1]
+        grad_weight = (inputs_RI.mT @ grads_RO).mT.contiguous() if wide else grads_RO.mT @ inputs_RI
+        return (
+            grad @ weight if ctx.needs_input_grad[0] else None,
+            grad_weight,
+            grads_RO.sum(0) if ctx.has_bias else None,
+            grad if ctx.has_added else None,
+        )
+
+
 class Attention(nn.Module):
     """Multi-head self-attention.
 
@@ -57,17 +113,17 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.kind = kind
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = Linear(width, width)
 
-    def forward(self, x_BTD: Tensor, first: int = 0) -> Tensor:
-        """Attend from the tokens ``first`` and after to all tokens: (B, T - first, D)."""
+    def forward(self, x_BTD: Tensor, queries: slice = ALL, added_BQD: Tensor | None = None) -> Tensor:
+        """Attend from the tokens ``queries``, Q of them, to all tokens: (B, Q, D), plus what is given to be added."""
         qkv_BTE = self.qkv(x_BTD)
         cpu_trains = qkv_BTE.device.type == "cpu" and qkv_BTE.requires_grad
         if self.kind == "explicit" or (self.kind == "auto" and cpu_trains):
-            return self.proj(ExplicitAttention.apply(qkv_BTE, self.heads, first))
+            return self.proj(ExplicitAttention.apply(qkv_BTE, self.heads, queries), added_BQD)
         q, k, v = split_heads(qkv_BTE, 3, self.heads)
-        return self.proj(join_heads(F.scaled_dot_product_attention(q[:, :, first:], k, v)))
+        return self.proj(join_heads(F.scaled_dot_product_attention(q[:, :, queries], k, v)), added_BQD)
 
     def class_weights(self, x_BTD: Tensor) -> Tensor:
         """How much the first token, the class token, attends to each token: weights_BHT, a sum of 1 for each head."""
@@ -82,27 +138,34 @@ class ExplicitAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, qkv_BTE: Tensor, heads: int, first: int) -> Tensor:
-        """What the tokens ``first`` and after attend to: (B, T - first, D), from (B, T, 3 * D)."""
-        q, k, v = split_heads(qkv_BTE, 3, heads).contiguous()
-        q = q[:, :, first:] * q.shape[-1] ** -0.5
-        weights = (q @ k.mT).softmax(dim=-1)
+    def forward(ctx, qkv_BTE: Tensor, heads: int, queries: slice) -> Tensor:
+        """What the tokens ``queries`` attend to: (B, Q, D), from (B, T, 3 * D)."""
+        q, k, v = split_heads(qkv_BTE, 3, heads).contiguous().flatten(1, 2)
+        q = q[:, queries]
+        weights = scaled_product(q, k.mT, q.shape[-1] ** -0.5).softmax(dim=-1)
         ctx.save_for_backward(q, k, v, weights)
-        return join_heads(weights @ v)
+        ctx.heads, ctx.queries = heads, queries
+        return join_heads((weights @ v).unflatten(0, (-1, heads)))
 
     @staticmethod
-    def backward(ctx, grad_BTD: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx, grad_BQD: Tensor) -> tuple[Tensor, None, None]:
         """The gradient of q, k and v side by side, from that of the output."""
         q, k, v, weights = ctx.saved_tensors
-        B, H, T, d = k.shape
-        grad = split_heads(grad_BTD, 1, H)[0].contiguous()
+        scale = k.shape[-1] ** -0.5
+        grad = split_heads(grad_BQD, 1, ctx.heads)[0].flatten(0, 1)
         grad_scores = torch._softmax_backward_data(grad @ v.mT, weights, -1, weights.dtype)
-        grad_qkv_BTE = grad.new_zeros(B, T, 3 * H * d)
-        grad_q, grad_k, grad_v = split_heads(grad_qkv_BTE, 3, H)
-        grad_q[:, :, T - q.shape[2] :] = (grad_scores @ k) * d**-0.5
-        grad_k[:] = grad_scores.mT @ q
-        grad_v[:] = weights.mT @ grad
-        return grad_qkv_BTE, None, None
+        grads = k.new_empty(3, *k.shape)
+        if q.shape != k.shape:
+            grads[0].zero_()
+        scaled_product(grad_scores, k, scale, out=grads[0][:, ctx.queries])
+        scaled_product(grad_scores.mT, q, scale, out=grads[1])
+        torch.bmm(weights.mT, grad, out=grads[2])
+        return grads.unflatten(1, (-1, ctx.heads)).permute(1, 3, 0, 2, 4).flatten(2), None, None
+
+
+def scaled_product(a: Tensor, b: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+    """scale * a @ b of two stacks of matrices, scaled within the product."""
+    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale, out=out)
 
 
 def split_heads(x_BTE: Tensor, parts: int, heads: int) -> Tensor:
@@ -127,9 +190,10 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attention = Attention(width, heads, qkv_bias, attention)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.mlp = nn.Sequential(Linear(width, hidden), nn.GELU(), Linear(hidden, width))
 
-    def forward(self, x_BTD: Tensor, first: int = 0) -> Tensor:
-        """The block's output for the tokens ``first`` and after: (B, T - first, D)."""
-        x_BTD = x_BTD[:, first:] + self.attention(self.norm1(x_BTD), first)
-        return x_BTD + self.mlp(self.norm2(x_BTD))
+    def forward(self, x_BTD: Tensor, queries: slice = ALL) -> Tensor:
+        """The block's output for the tokens ``queries``, Q of them: (B, Q, D)."""
+        x_BQD = self.attention(self.norm1(x_BTD), queries, x_BTD[:, queries])
+        widen, activate, narrow = self.mlp
+        return narrow(activate(widen(self.norm2(x_BQD))), x_BQD)

@@ -168,7 +168,7 @@ def test_the_classifier_reads_the_class_token():
     model = Classifier(SMALL).eval()
     with torch.no_grad():
         expected = model.head(model.encoder(images())[:, 0])
-        assert model(images()).equal(expected)
+        torch.testing.assert_close(model(images()), expected)  # though the last block computes this token alone
     assert expected.shape == (4, 10)
 
 

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,7 +8,9 @@ from mae_core.vit import (
     Attention,
     Block,
     ExplicitAttention,
+    Linear,
     join_heads,
+    onednn_linear,
     patchify,
     sincos_positions,
     split_heads,
@@ -53,13 +57,51 @@ def test_a_block_adds_attention_and_mlp_of_the_normed_input():
     torch.testing.assert_close(block(x), expected)
 
 
-@pytest.mark.parametrize("first", [0, 2])
-def test_the_written_out_gradient_of_explicit_attention_is_right(first):
+@pytest.mark.parametrize("queries", [slice(None), slice(2, None), slice(1)])
+def test_the_written_out_gradient_of_explicit_attention_is_right(queries):
     qkv_BTE = torch.randn(2, 5, 3 * 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: ExplicitAttention.apply(x, 2, first), qkv_BTE)
+    assert torch.autograd.gradcheck(lambda x: ExplicitAttention.apply(x, 2, queries), qkv_BTE)
     q, k, v = split_heads(qkv_BTE, 3, 2)
-    fused = join_heads(F.scaled_dot_product_attention(q[:, :, first:], k, v))
-    assert torch.allclose(ExplicitAttention.apply(qkv_BTE, 2, first), fused)
+    fused = join_heads(F.scaled_dot_product_attention(q[:, :, queries], k, v))
+    assert torch.allclose(ExplicitAttention.apply(qkv_BTE, 2, queries), fused)
+
+
+@pytest.mark.skipif(onednn_linear() is None, reason="this processor has no bfloat16")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("added", [True, False])
+@pytest.mark.parametrize("sizes", [(16, 64), (64, 16)])
+def test_onednns_linear_layer_is_torchs(sizes, added, bias):
+    generator = torch.Generator().manual_seed(0)
+    layer = Linear(*sizes, bias=bias).bfloat16()
+    x = torch.randn(4, 9, sizes[0], generator=generator).bfloat16().requires_grad_()
+    more, grad = (torch.randn(4, 10, sizes[1], generator=generator).bfloat16()[:, 1:] for _ in range(2))
+    given = [more.requires_grad_()] if added else []
+
+    def gradients(output):
+        return torch.autograd.grad(output, [x, *given, *layer.parameters()], grad)
+
+    expected = sum(given, F.linear(x, layer.weight, layer.bias))
+    found = layer(x, *given)
+    ours, theirs = gradients(found), gradients(expected)
+    for mine, torchs in zip((found, *ours), (expected, *theirs), strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert (mine - torchs).norm() < 0.01 * torchs.norm()
+    assert ours[1 + added].is_contiguous()  # the weight's: AdamW's fused step mistakes a transposed gradient
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_linear_layer_in_bfloat16_can_be_compiled():
+    layer, x, more = Linear(16, 32).bfloat16(), torch.randn(4, 16).bfloat16(), torch.randn(4, 32).bfloat16()
+    compiled = torch.compile(layer)(x, more)
+    compiled.sum().backward()
+    assert (compiled - layer(x, more)).norm() < 0.01 * compiled.norm()
+
+
+@pytest.mark.parametrize("queries", [slice(None), slice(3, None), slice(1)])
+def test_a_block_computes_the_wanted_tokens_alone(queries):
+    torch.manual_seed(0)
+    block, x_BTD = Block(32, 2, 4.0, False, 1e-6), torch.randn(2, 7, 32)
+    torch.testing.assert_close(block(x_BTD, queries), block(x_BTD)[:, queries])
 
 
 def test_a_cpu_trains_with_explicit_and_evaluates_with_fused_attention(monkeypatch):
