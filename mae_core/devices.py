@@ -106,6 +106,7 @@ class Plan:
         workers: copies of the model that compute side by side.
         images_at_once: of a worker; gradients add up to a step's.
         compiled: whether torch.compile fuses the model's operations.
+        graphs: whether a part's operations are recorded as CUDA graphs too, and started by one call each.
         reasons: one a choice.
     """
 
@@ -113,6 +114,7 @@ class Plan:
     workers: int
     images_at_once: int
     compiled: bool
+    graphs: bool
     reasons: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -131,7 +133,8 @@ def choose_plan(run: "PretrainParameters | FinetuneParameters", device: torch.de
         most_bytes = TILED_BYTES if tiled else CACHED_BYTES
         images = min(images, 2 ** max(0, int(math.log2(most_bytes / image_bytes))))
         images = min(images, math.ceil(run.batch_size / workers))
-    compiled = run.compile == "on" or (run.compile == "auto" and device.type == "cuda")
+    graphs = run.compile == "graphs" and device.type == "cuda"
+    compiled = run.compile in ("on", "graphs") or (run.compile == "auto" and device.type == "cuda")
     why = {
         "precision": "as asked" if run.precision != "auto" else "multiplied in hardware"
         if precision == torch.bfloat16 else "no hardware for bfloat16",
@@ -145,10 +148,11 @@ def choose_plan(run: "PretrainParameters | FinetuneParameters", device: torch.de
         workers,
         images,
         compiled,
+        graphs,
         (
             f"{device.type} in {str(precision).removeprefix('torch.')} ({why['precision']})",
             f"{workers} worker{'s' * (workers > 1)}, {images} images at once ({why['images']})",
-            f"{'compiled' if compiled else 'not compiled'} ({why['compiled']})",
+            f"{'compiled' if compiled else 'not compiled'}{', CUDA graphs' * graphs} ({why['compiled']})",
         ),
     )
 

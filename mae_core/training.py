@@ -248,7 +248,7 @@ def new_step(
     generator: torch.Generator,
 ) -> Callable[[Tensor, float], Tensor]:
     """A function of the images' indices and the learning rate that takes one step, and returns the loss before it."""
-    loss_of = torch.compile(objective.loss_of) if plan.compiled else objective.loss_of
+    loss_of = compile_loss(objective.loss_of, plan.graphs) if plan.compiled else objective.loss_of
     replicas = Replicas(model, plan.precision, plan.workers, loss_of)
 
     def take_step(batch_B: Tensor, rate: float) -> Tensor:
@@ -262,6 +262,19 @@ def new_step(
         return loss
 
     return take_step
+
+
+def compile_loss(loss_of: Callable[..., Tensor], graphs: bool) -> Callable[..., Tensor]:
+    """``loss_of`` by torch.compile; where CUDA ``graphs`` record it, the next call overwrites its loss and gradients."""
+    if not graphs:
+        return torch.compile(loss_of)
+    recorded_loss = torch.compile(loss_of, mode="reduce-overhead")
+
+    def replay(*inputs) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return recorded_loss(*inputs)
+
+    return replay
 
 
 def check_finite(

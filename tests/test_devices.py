@@ -64,6 +64,15 @@ def test_a_gpu_takes_the_whole_batch_and_compiles():
     plan = devices.choose_plan(PretrainParameters(batch_size=4096), torch.device("cuda"))
     assert (plan.workers, plan.images_at_once, plan.compiled) == (1, 4096, True)
     assert not devices.choose_plan(PretrainParameters(compile="off"), torch.device("cuda")).compiled
+    assert not plan.graphs
+
+
+def test_cuda_graphs_are_recorded_on_request():
+    plan = devices.choose_plan(PretrainParameters(compile="graphs"), torch.device("cuda"))
+    assert plan.compiled
+    assert plan.graphs
+    assert str(plan).endswith("; compiled, CUDA graphs (as asked)")
+    assert not devices.choose_plan(PretrainParameters(compile="graphs"), torch.device("cpu")).graphs
 
 
 def test_a_plan_says_what_it_picked_and_why():

@@ -9,7 +9,9 @@ from mae_core.masking import sample_mask
 from mae_core.parameters import PretrainParameters
 from mae_core.replicas import Replicas
 from mae_core.results import read_json
-from mae_core.training import pretrain
+from mae_core.training import compile_loss, pretrain
+
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 CONFIG = ModelConfig(patch_size=4, width=32, depth=2, heads=2, decoder_width=32, decoder_depth=2, decoder_heads=2)
 
@@ -105,3 +107,21 @@ def test_a_compiled_run_has_the_same_curve(tiny):
         pretrain(run)
         curves.append(read_json(run.folder / "pretrain" / "history.json")["train_loss"])
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+def test_gradients_are_the_same_with_cuda_graphs(device):
+    layer = torch.nn.Linear(3 * 32 * 32, 5).to(device)
+    images_BCHW, numbers_B5 = batch()[0].to(device), torch.arange(24 * 5.0, device=device).view(24, 5)
+    found = []
+
+    def error(copy, images_BCHW, numbers_B5):
+        return (copy(images_BCHW.flatten(1)) - numbers_B5).square().mean()
+
+    for loss in (error, *[compile_loss(error, graphs=True)] * 3):  # a graph is warmed up, recorded, replayed
+        value = Replicas(layer, torch.float32, 1, loss).compute_gradients(images_BCHW, numbers_B5, 12)
+        found.append((value, torch.cat([p.grad.flatten() for p in layer.parameters()])))
+    for value, gradient in found[1:]:
+        assert value.item() == pytest.approx(found[0][0].item(), rel=1e-4)
+        assert (gradient - found[0][1]).norm() < 1e-3 * gradient.norm()
