@@ -18,7 +18,10 @@ def of_pretraining(run: PretrainParameters) -> int:
 
 
 def of_classifier(run: RunParameters) -> int:
-    """FLOPs of one image's forward pass through the encoder, all its tokens in all its blocks, and the head."""
+    """FLOPs of one image's forward pass through the encoder, and the head.
+
+    All tokens in all blocks count, though the classifier spares what the class token does not need of the last one.
+    """
     model = Classifier(plain(run.model))
     return count(lambda images_BCHW: model.head(model.encoder(images_BCHW)[:, 0]), image(run))
 

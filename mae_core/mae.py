@@ -184,7 +184,7 @@ def normalize_patches(patches_BNP: Tensor) -> Tensor:
 def take(rows: Tensor, ids_BK: Tensor) -> Tensor:
     """Rows ``ids_BK`` of each image's sequence x_BND, or of one x_ND that all images share: (B, K, D)."""
     if rows.dim() == 2 and rows.device.type == "cpu":
-        return F.embedding(ids_BK, rows)  # a GPU would add all images' gradients to the few rows one by one
+        return F.embedding(ids_BK, rows)  # on a GPU its gradient might wait on the few rows: not tried
     return rows.expand(len(ids_BK), -1, -1).gather(1, ids_BK[..., None].expand(-1, -1, rows.shape[-1]))
 
 

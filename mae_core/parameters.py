@@ -119,7 +119,9 @@ class RunParameters(Parameters):
     device: str = option("auto", "auto: cuda, else mps, else cpu", choices=DEVICES)
     precision: str = option("auto", "of matrix products; auto: bfloat16 where fast", choices=PRECISIONS)
     threads: int = option(0, "CPU threads; 0: all cores", low=0, high=1024)
-    compile: str = option("auto", "torch.compile; auto: on cuda", choices=("auto", "on", "graphs", "off"))
+    compile: str = option(
+        "auto", "torch.compile; graphs: with CUDA graphs; auto: on cuda", choices=("auto", "on", "graphs", "off")
+    )
     checkpoint_seconds: float = option(60.0, "save for resuming every so often", low=0)
     variant: str = option("report", "model: the report's, or the MAE paper's", choices=VARIANTS)
     attention: str = option("auto", "explicit: softmax(q k) v; auto: fused, but where a cpu trains", choices=ATTENTIONS)

@@ -168,7 +168,11 @@ def test_the_classifier_reads_the_class_token():
     model = Classifier(SMALL).eval()
     with torch.no_grad():
         expected = model.head(model.encoder(images())[:, 0])
-        torch.testing.assert_close(model(images()), expected)  # though the last block computes this token alone
+        torch.testing.assert_close(model(images()), expected)
+        seen = []
+        model.encoder.norm.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+        model(images())
+    assert seen == [1]  # the last block computed this token alone
     assert expected.shape == (4, 10)
 
 
