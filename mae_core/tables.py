@@ -22,6 +22,11 @@ def cost(value: Estimate | None, digits: int = 0, scale: float = 1.0) -> str:
     return number(value.median if value else None, digits, scale)
 
 
+def minutes(value: Estimate | None) -> str:
+    """A time in minutes, from seconds; with a digit more below one minute."""
+    return cost(value, 1 if value and value.median >= 60 else 2, 1 / 60)
+
+
 def relative(case: Case, base: Case, quantity: str) -> str:
     """A quantity as a multiple of another case's."""
     a, b = case.estimate(quantity), base.estimate(quantity)
@@ -79,7 +84,7 @@ def main_rows(summary: Summary) -> list[list[str]]:
         ["linear probe", *ours("linear")],
         ["k-NN", *ours("knn")],
         ["FLOPs", *(relative(case, base, "flops") for case in cases)],
-        ["minutes", *(cost(case.wall(), 1, 1 / 60) for case in cases)],
+        ["minutes", *(minutes(case.wall()) for case in cases)],
         ["images/s", *(cost(case.estimate("speed")) for case in cases)],
         ["memory (MiB)", *(cost(case.estimate("memory"), 0, 2**-20) for case in cases)],
     ]
@@ -102,10 +107,10 @@ def cost_rows(summary: Summary) -> list[list[str]]:
             case.label,
             number(case.estimate("flops"), 1, 1e-6),
             relative(case, base, "flops"),
-            cost(case.estimate("seconds"), 1, 1 / 60),
+            minutes(case.estimate("seconds")),
             cost(case.estimate("speed")),
             cost(case.estimate("memory"), 0, 2**-20),
-            cost(case.estimate("finetune_seconds"), 1, 1 / 60),
+            minutes(case.estimate("finetune_seconds")),
             cost(case.estimate("finetune_speed")),
         ]
         for case in summary.cases.values()

@@ -237,3 +237,8 @@ def test_minutes_are_of_both_stages():
     assert [round(case.wall().mean) for case in summary.cases.values()] == [200] * 5 + [130]
     shutil.rmtree("outputs/fake/grid-75/seed0/pretrain")
     assert Summary.read(ReportParameters(study="fake")).cases["grid-75"].wall() is None
+
+
+def test_minutes_below_one_have_two_digits():
+    assert [tables.minutes(estimate([seconds])) for seconds in (4.2, 45, 90, 1608)] == ["0.07", "0.75", "1.5", "26.8"]
+    assert tables.minutes(None) == "–"
