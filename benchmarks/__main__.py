@@ -28,6 +28,7 @@ from mae_core.parameters import FinetuneParameters, PretrainParameters
 VIT_T2, TINY = Shape(), Shape(patch_size=8, width=24, depth=1, heads=2, decoder_depth=1, batch_size=32)
 PEERS = ("transformers", "lightly")
 COMPARED = ("pretrain", "finetune", "evaluate")
+MORE = ("tuned", "ours", "scaling")
 SCALED = {
     "batch_size": [{"batch_size": size} for size in (16, 64, 256)],
     "image_size": [{"image_size": size, "batch_size": 8} for size in (32, 64, 96)],
@@ -37,13 +38,13 @@ SCALED = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
-    parser.add_argument("--tasks", nargs="+", choices=(*COMPARED, "ours", "scaling"), help="default: all")
+    parser.add_argument("--tasks", nargs="+", choices=(*COMPARED, *MORE), help="default: all")
     parser.add_argument("--blocks", type=int, default=5, help="timed blocks of each contestant (default: 5)")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a block, about (default: 4)")
     parser.add_argument("--tiny", action="store_true", help="a small model, in a minute or two")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the results")
     words = parser.parse_args()
-    tasks = words.tasks or [*COMPARED, "ours", "scaling"]
+    tasks = words.tasks or [*COMPARED, *MORE]
     shape = TINY if words.tiny else VIT_T2
     path = words.out / (machine_name() + "-tiny" * words.tiny)
     # A part that runs again takes its place among the parts that are there.
@@ -51,7 +52,7 @@ def main() -> None:
     for task in tasks:
         print(f"== {task}", flush=True)
         timings = take_turns(list(contestants(task, shape, words.tiny)), words.blocks, words.seconds)
-        part = {"timings": [as_plain(timing) for timing in timings], "about": about()}
+        part = {"timings": [as_plain(timing) for timing in timings], "about": about(), "seconds": words.seconds}
         if task == "ours":
             part["masks"] = mask_seconds(shape)
         content["parts"][task] = part
@@ -68,6 +69,11 @@ def contestants(task: str, shape: Shape, tiny: bool) -> Iterator[Contestant | st
         for variants in SCALED.values():
             for more in variants if not tiny else variants[:1]:
                 yield Contestant("ours", "pretrain", precisions[0], False, dataclasses.replace(shape, **more))
+        return
+    if task == "tuned":
+        for compared in COMPARED:
+            for name in ("ours", *PEERS):
+                yield Contestant(name, compared, precisions[0], False, shape, tuned=name != "ours")
         return
     if task == "ours":
         for own in ("pretrain", "mask tokens", "epoch", "steps alone"):

@@ -2,7 +2,8 @@
 
 Every contestant is given the same: images as uint8 in memory, a batch of random indices, the same width, depth, patch
 and batch. Ours takes the steps that the notebooks take; a peer gets the plainest loop around its own model and loss
-(no data loader, no augmentation), with the optimizer's fused step.
+(no data loader, no augmentation), with the optimizer's fused step, and otherwise as it comes. A tuned peer is given what
+of ours a line or two can switch on: see :func:`tune`. lightly has no classifier of its own; it fine-tunes timm's.
 
 Shapes: B batch, C = 3 colours, H = W pixels.
 """
@@ -54,10 +55,11 @@ class Contestant:
     shape: Shape = Shape()
     threads: int = 0
     device: str = "auto"
+    tuned: bool = False  # of a peer: with what :func:`tune` does
 
     @property
     def label(self) -> str:
-        return f"{self.name}, {self.precision}{', compiled' * self.compiled}"
+        return f"{self.name}, {self.precision}{', compiled' * self.compiled}{', tuned' * self.tuned}"
 
 
 def build(contestant: Contestant) -> Callable[[], object]:
@@ -128,6 +130,8 @@ def ours(contestant: Contestant, data: Split, device: torch.device) -> Callable[
 def peer(contestant: Contestant, data: Split, device: torch.device) -> Callable[[], object]:
     shape, task = contestant.shape, contestant.task
     model = PEERS[contestant.name, "pretrain" if task == "pretrain" else "classify"](shape).to(device)
+    if contestant.tuned:
+        tune(model, contestant)
     forward = torch.compile(model) if contestant.compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     if contestant.precision == "float32":
@@ -153,6 +157,23 @@ def peer(contestant: Contestant, data: Split, device: torch.device) -> Callable[
             return forward(to_unit(data.images_nCHW[: shape.batch_size]))
 
     return evaluate if task == "evaluate" else step
+
+
+def tune(model: nn.Module, peer: Contestant) -> None:
+    """Give a peer what of ours its users can switch on.
+
+    The allocator keeps freed memory; on a CPU, attention that trains is explicit; a model that does not train
+    has its weights in the precision of the products.
+    """
+    devices.set_up()
+    if peer.task == "evaluate":
+        model.to(getattr(torch, peer.precision))
+    elif devices.choose_device(peer.device).type == "cpu":
+        for module in model.modules():
+            if hasattr(module, "set_attn_implementation"):  # of transformers
+                module.set_attn_implementation("eager")
+            if hasattr(module, "fused_attn"):  # of timm
+                module.fused_attn = False
 
 
 class TransformersMAE(nn.Module):

@@ -1,4 +1,7 @@
-"""What the machine can do at most: large matrix products, and copying memory."""
+"""The machine's yardsticks: products of large square matrices, and copying memory.
+
+Other shapes can be faster by a tenth or so (LOG.md): a share of them is a measure of a machine's use, not of what is left.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
