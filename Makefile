@@ -38,7 +38,6 @@ soak: $(READY)
 	python tests/soak.py
 
 bench: $(READY)
-	python -m pip install --quiet -c constraints.txt -e ".[bench]"
 	python -m benchmarks
 
 lint: $(READY)

@@ -129,7 +129,7 @@ def ours(contestant: Contestant, data: Split, device: torch.device) -> Callable[
 
 def peer(contestant: Contestant, data: Split, device: torch.device) -> Callable[[], object]:
     shape, task = contestant.shape, contestant.task
-    model = PEERS[contestant.name, "pretrain" if task == "pretrain" else "classify"](shape).to(device)
+    model = MODELS[contestant.name, "pretrain" if task == "pretrain" else "classify"](shape).to(device)
     if contestant.tuned:
         tune(model, contestant)
     forward = torch.compile(model) if contestant.compiled else model
@@ -170,8 +170,8 @@ def tune(model: nn.Module, peer: Contestant) -> None:
         model.to(getattr(torch, peer.precision))
     elif devices.choose_device(peer.device).type == "cpu":
         for module in model.modules():
-            if hasattr(module, "set_attn_implementation"):  # of transformers
-                module.set_attn_implementation("eager")
+            if hasattr(module, "config"):  # of transformers, whose decoder has one of its own
+                module.config._attn_implementation = "eager"
             if hasattr(module, "fused_attn"):  # of timm
                 module.fused_attn = False
 
@@ -253,7 +253,7 @@ class LightlyMAE(nn.Module):
         return F.mse_loss(pred.float(), target)
 
 
-PEERS: dict[tuple[str, str], Callable[[Shape], nn.Module]] = {
+MODELS: dict[tuple[str, str], Callable[[Shape], nn.Module]] = {
     ("transformers", "pretrain"): TransformersMAE,
     ("transformers", "classify"): TransformersClassifier,
     ("lightly", "pretrain"): LightlyMAE,

@@ -125,16 +125,20 @@ def limits_sentence(part: dict[str, Any]) -> str:
 
 
 def tuned(part: dict[str, Any]) -> list[str]:
-    """A row per comparison: ours, and each peer with what of ours its users can switch on."""
-    rows = [
-        "| images/s | ours | transformers, tuned | ours ÷ it | by blocks | lightly, tuned | ours ÷ it | by blocks |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    """A row per comparison: ours, and each peer with what of ours its users can switch on; a dash for one not timed."""
+    peers = list(dict.fromkeys(timing["name"] for timing in racers(part) if timing["name"] != "ours"))
+    heads = [f"{name}, tuned | ours ÷ it | by blocks" for name in peers]
+    rows = [f"| images/s | ours | {' | '.join(heads)} |", "|---|---|" + "---|---|---|" * len(peers)]
     for task, title in TITLES.items():
-        own, *peers = (timing for timing in racers(part) if timing["task"] == task)
+        raced = {timing["name"]: timing for timing in racers(part) if timing["task"] == task}
+        own = raced["ours"]
         cells = [title.split(" (")[0].lower(), f"{own['median']:,.1f}"]
-        for peer in peers:
-            cells += [f"{peer['median']:,.1f}", f"{own['median'] / peer['median']:.2f}", block_by_block(own, peer)]
+        for name in peers:
+            if name in raced:
+                rate = raced[name]["median"]
+                cells += [f"{rate:,.1f}", f"{own['median'] / rate:.2f}", block_by_block(own, raced[name])]
+            else:
+                cells += ["–"] * 3
         rows.append(f"| {' | '.join(cells)} |")
     settings = (
         "Tuned: the allocator keeps freed memory, attention that trains is explicit on a CPU, and a model that is "
