@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import ctypes
+import gc
 import math
 import platform
 import resource
@@ -162,7 +163,10 @@ def set_up(threads: int = 0) -> None:
 
     glibc hands every large tensor back to the system and faults its pages in again at the next step, which costs a
     fifth of the speed; raised thresholds keep them (LOG.md has the figures). Elsewhere than Linux nothing changes.
+    What is loaded by the first call stays: neither collections nor the end of the process go through it any more.
     """
+    if not gc.get_freeze_count():
+        gc.freeze()
     if threads:
         torch.set_num_threads(threads)
     if platform.libc_ver()[0] == "glibc":

@@ -6,6 +6,7 @@ python -m mae_core.export outputs/smoke/report.ipynb report/smoke
 import argparse
 import base64
 import datetime
+import functools
 import re
 import tempfile
 from pathlib import Path
@@ -74,6 +75,9 @@ class ReportTypstExporter(TemplateExporter):
         return super().from_notebook_node(nb, {**(resources or {}), "document": document}, **more)
 
 
+html_exporter = functools.cache(ReportHtmlExporter)  # a new one compiles its templates anew
+
+
 def page(source: str) -> str:
     """The rendered notebook of a run named ``case/seed0/stage``, or of ``ablations``, relative to the report."""
     return f"notebooks/{source.replace('/', '-')}.html"
@@ -94,7 +98,7 @@ def style(with_code: bool) -> str:
 
 def write_html(notebook: Path, target: Path, **options) -> None:
     """Print a notebook as HTML."""
-    body, _ = ReportHtmlExporter(**options).from_notebook_node(nbformat.read(notebook, as_version=4))
+    body, _ = html_exporter(**options).from_notebook_node(nbformat.read(notebook, as_version=4))
     with whole(target) as temporary:
         temporary.write_text(body)
 

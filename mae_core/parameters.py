@@ -6,6 +6,7 @@ A notebook's cell tagged ``parameters`` lists the same names with the same defau
 import ast
 import dataclasses
 import difflib
+import gc
 import math
 import os
 import re
@@ -35,10 +36,12 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def enter_project() -> None:
-    """Make the project's root the working folder, wherever below it a notebook was started; elsewhere, do nothing.
+    """Begin a notebook: the project's root becomes the working folder, wherever below it the notebook was started.
 
-    JupyterLab starts a notebook in its own folder, papermill where it is told to.
+    JupyterLab starts a notebook in its own folder, papermill where it is told to; outside the project the folder stays.
+    Garbage is looked for less often, for torch's import makes objects by the hundred thousand (LOG.md has the figures).
     """
+    gc.set_threshold(50_000)
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
