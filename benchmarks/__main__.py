@@ -1,6 +1,6 @@
 """Run the benchmark and write its results.
 
-python -m benchmarks                       everything, some forty minutes on two cores
+python -m benchmarks                       everything, an hour or more on two cores
 python -m benchmarks --tasks pretrain      one comparison
 python -m benchmarks --tiny                a small model, to see that it works
 """
@@ -141,21 +141,32 @@ def mask_seconds(shape: Shape, batch: int = 4096, repeats: int = 5) -> dict[str,
 
 def about() -> dict[str, Any]:
     """The machine and the versions, for the reader of the results."""
-    packages = ("torch", "transformers", "lightly", "timm")
+    packages, device = ("torch", "transformers", "lightly", "timm"), devices.choose_device()
     return {
         **provenance.commit(),
-        "device": devices.describe(devices.choose_device()),
+        "device": devices.describe(device),
+        "processor": processor() if device.type == "cpu" else "",
         "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
 
 
+def processor() -> str:
+    """Which of the processors of one name this is, where Linux tells it: ``family 25, model 1``."""
+    try:
+        told = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+    numbers = (re.search(rf"^{key}\s*: (\d+)$", told, re.MULTILINE) for key in ("cpu family", "model"))
+    return ", ".join(f"{key} {found[1]}" for key, found in zip(("family", "model"), numbers, strict=True) if found)
+
+
 def machine_name() -> str:
-    """A file name for this machine's results; processors of one name differ in what they multiply."""
+    """A file name for this machine's results; processors of one name differ in age and in what they multiply."""
     device = devices.choose_device()
     name = devices.describe(device)
     if device.type == "cpu":
-        name += f" {torch.backends.cpu.get_cpu_capability()}"
+        name += f" {processor()} {torch.backends.cpu.get_cpu_capability()}"
         name += " bfloat16" * devices.cpu_has_bfloat16() + " tiles" * devices.cpu_has_tiles()
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 

@@ -2,8 +2,9 @@
 
 Every contestant is given the same: images as uint8 in memory, a batch of random indices, the same width, depth, patch
 and batch. Ours takes the steps that the notebooks take; a peer gets the plainest loop around its own model and loss
-(no data loader, no augmentation), with the optimizer's fused step, and otherwise as it comes. A tuned peer is given what
-of ours a line or two can switch on: see :func:`tune`. lightly has no classifier of its own; it fine-tunes timm's.
+(no data loader, and no augmentation, where ours crops and flips), with the optimizer's fused step, and otherwise as it
+comes. A tuned peer is given what of ours a line or two can switch on: see :func:`tune`. lightly has no classifier of its
+own; it fine-tunes timm's.
 
 Shapes: B batch, C = 3 colours, H = W pixels.
 """
@@ -162,8 +163,8 @@ def peer(contestant: Contestant, data: Split, device: torch.device) -> Callable[
 def tune(model: nn.Module, peer: Contestant) -> None:
     """Give a peer what of ours its users can switch on.
 
-    The allocator keeps freed memory; on a CPU, attention that trains is explicit; a model that does not train
-    has its weights in the precision of the products.
+    The allocator keeps freed memory (glibc's alone); on a CPU, attention that trains is explicit (with a softmax in float32
+    in transformers); a model that does not train is as a whole in the precision of the products.
     """
     devices.set_up()
     if peer.task == "evaluate":

@@ -1,6 +1,6 @@
 """The machine's yardsticks: products of large square matrices, and copying memory.
 
-Other shapes can be faster by a tenth or so (LOG.md): a share of them is a measure of a machine's use, not of what is left.
+Other shapes can be faster by up to a fifth (LOG.md): a share of them is a measure of a machine's use, not of what is left.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Turns: every contestant lives in a process of its own and runs only when it is told to, while all others wait.
 
 So each has its own allocator, threads and compiled code, its peak memory is its own, and a slow spell of the machine
-meets all of them alike.
+that lasts longer than a round meets all of them.
 """
 
 import ctypes
@@ -146,4 +146,5 @@ def take_turns(
     finally:
         for child in children:
             child.kill()
+            child.join()  # its memory is free for those who come next
     return timings

@@ -83,7 +83,7 @@ def comparison(part: dict[str, Any]) -> list[str]:
     precise = [t["median"] for t in racers(part) if (t["name"], t["precision"]) == ("transformers", "float32")]
     peers = [timing["median"] for timing in racers(part) if timing["name"] != "ours"]
     told = f"Ours is {ours / max(peers):.2f} times as fast as the best peer, {ours / precise[0]:.2f} times as transformers "
-    return [*rows, "", f"{told}in float32 as it comes. {limits_sentence(part)}"]
+    return [*rows, "", f"{told}in float32 as it comes (eager). {limits_sentence(part)}"]
 
 
 def overview(content: dict[str, Any]) -> list[str]:
@@ -116,11 +116,12 @@ def limits_sentence(part: dict[str, Any]) -> str:
     products = {timing["limit"]: timing["median"] for timing in part["timings"] if "matrix" in timing.get("limit", "")}
     rates = " and ".join(f"{rate / 1e9:,.0f} in {name.split()[0]}" for name, rate in products.items())
     without = "" if len(products) > 1 else " bfloat16 did not take part: `precision: auto` does not take it here."
+    processor = f" ({about['processor']})" if about.get("processor") else ""
     length = f" of about {part['seconds']:g} s, one step at least" if "seconds" in part else ""
     return (
-        f"{about['device']}; {versions}; commit {str(about['commit'])[:7]}. Median of {blocks} blocks{length}, in turns. "
-        f"Limits in the same run: matrix products {rates} (GFLOP/s), memory copy "
-        f"{limit(part, 'memory copy') / 1e9:,.1f} GB/s.{without}"
+        f"{about['device']}{processor}; {versions}; commit {str(about['commit'])[:7]}. "
+        f"Median of {blocks} blocks{length}, in turns. Limits in the same run: matrix products {rates} (GFLOP/s), "
+        f"memory copy {limit(part, 'memory copy') / 1e9:,.1f} GB/s.{without}"
     )
 
 
@@ -142,9 +143,10 @@ def tuned(part: dict[str, Any]) -> list[str]:
         rows.append(f"| {' | '.join(cells)} |")
     settings = (
         "Tuned: the allocator keeps freed memory, attention that trains is explicit on a CPU, and a model that is "
-        f"evaluated has its weights in the precision of its products. All {mode(racers(part)[0])}, not compiled."
+        f"evaluated is as a whole in the precision of its products. All {mode(racers(part)[0])}, not compiled."
     )
-    return [*rows, "", f"{settings} {limits_sentence(part)}"]
+    note = f" {part['note']}" if "note" in part else ""
+    return [*rows, "", f"{settings}{note} {limits_sentence(part)}"]
 
 
 def details(content: dict[str, Any]) -> list[str]:

@@ -4,14 +4,16 @@ import contextlib
 import dataclasses
 import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import summary
-from benchmarks.__main__ import COMPARED, MORE, PEERS, TINY, contestants, machine_name
-from benchmarks.contestants import EPOCH_STEPS, MODELS, Contestant, Shape, build, tune
+from benchmarks.__main__ import COMPARED, MORE, PEERS, TINY, contestants, machine_name, main, training_flops
+from benchmarks.contestants import EPOCH_STEPS, Contestant, Shape, build
 from benchmarks.measure import take_turns
 from mae_core import devices
 from mae_core.results import read_json
@@ -80,20 +82,75 @@ def test_every_contestant_takes_a_step(name, task):
         step()
 
 
+class Spy(TorchDispatchMode):
+    """Notes which operations run, and of which precision layer norms are."""
+
+    def __init__(self):
+        super().__init__()
+        self.fused, self.norms = 0, set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.fused += "scaled_dot_product" in str(operation)
+        if "layer_norm" in str(operation) and "backward" not in str(operation):
+            self.norms.add(args[0].dtype)
+        return operation(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("name", PEERS)
 @pytest.mark.parametrize("task", COMPARED)
-def test_a_tuned_peer_has_settings_of_ours(monkeypatch, name, task):
-    monkeypatch.setattr(devices, "set_up", lambda threads=0: raised.append(threads))
-    raised: list[int] = []
-    peer = Contestant(name, task, "bfloat16", False, TINY, device="cpu", tuned=True)
-    model = MODELS[name, "pretrain" if task == "pretrain" else "classify"](TINY)
-    tune(model, peer)
-    assert raised
-    assert {value.dtype for value in model.parameters()} == {torch.bfloat16 if task == "evaluate" else torch.float32}
-    fused = [module.fused_attn for module in model.modules() if hasattr(module, "fused_attn")]
-    fused += [module.config._attn_implementation != "eager" for module in model.modules() if hasattr(module, "config")]
-    assert fused
-    assert set(fused) == {task == "evaluate"}
+def test_a_tuned_peer_runs_with_settings_of_ours(monkeypatch, name, task):
+    kept: list[int] = []
+    monkeypatch.setattr(devices, "set_up", lambda threads=0: kept.append(threads))
+    seen = {}
+    for tuned in (False, True):
+        step = build(Contestant(name, task, "bfloat16", False, TINY, threads=1, device="cpu", tuned=tuned))
+        assert len(kept) == tuned
+        with Spy() as seen[tuned]:
+            step()
+    n_attentions = TINY.depth + TINY.decoder_depth * (task == "pretrain")
+    assert seen[False].fused == n_attentions * (1 if task == "evaluate" else 2)  # and its backward pass
+    assert seen[True].fused == (n_attentions if task == "evaluate" else 0)
+    assert seen[False].norms == {torch.float32}
+    assert seen[True].norms == {torch.bfloat16 if task == "evaluate" else torch.float32}
+
+
+def test_who_takes_part(monkeypatch):
+    monkeypatch.setattr(devices, "choose_precision", lambda name, device: torch.bfloat16)
+    tuned = [who for who in contestants("tuned", TINY, tiny=True) if isinstance(who, Contestant)]
+    assert [(who.task, who.name, who.tuned) for who in tuned] == [
+        (task, name, name != "ours") for task in COMPARED for name in ("ours", *PEERS)
+    ]
+    for task, modes in (("pretrain", 12), ("finetune", 12), ("evaluate", 6)):
+        raced = [who for who in contestants(task, TINY, tiny=True) if isinstance(who, Contestant)]
+        assert len(set(raced)) == modes
+        assert not any(who.tuned for who in raced)
+
+
+def test_flops_are_those_of_the_published_model():
+    of = {task: training_flops(Contestant("ours", task, "float32", False)) for task in (*COMPARED, "mask tokens")}
+    assert of["finetune"] == 3 * of["evaluate"]
+    tokens, width, depth = 257, 192, 12
+    products = tokens * (12 * width**2 + 2 * tokens * width) * 2  # a block's, without what is not a matrix product
+    assert of["evaluate"] == pytest.approx(depth * products, rel=0.02)
+    visible = 65  # a quarter of the patches, and the class token
+    fewer = visible * (12 * width**2 + 2 * visible * width) * 2
+    assert of["pretrain"] == pytest.approx(3 * (depth * fewer + 4 * products), rel=0.02)
+    assert of["mask tokens"] == pytest.approx(3 * (depth + 4) * products, rel=0.02)
+
+
+def test_the_command_writes_what_it_measured(monkeypatch, tmp_path, capsys):
+    words = ["benchmarks", "--tiny", "--tasks", "ours", "--blocks", "1", "--seconds", "0.05", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    main()
+    (path,) = tmp_path.glob("*.json")
+    part = read_json(path)["parts"]["ours"]
+    raced = [timing for timing in part["timings"] if "task" in timing]
+    assert [timing["task"] for timing in raced] == ["pretrain", "mask tokens", "epoch", "steps alone"]
+    assert all(len(timing["rates"]) == 1 and timing["peak_bytes"] > 2**20 for timing in part["timings"])
+    assert {"batch", "random", "block", "grid"} == set(part["masks"])
+    assert path.stem == machine_name() + "-tiny"
+    assert "**Ours in detail**" in path.with_suffix(".md").read_text()
+    assert "**Ours in detail**" in capsys.readouterr().out
 
 
 def test_where_the_hardware_has_no_bfloat16_it_does_not_take_part(monkeypatch, content):
@@ -146,7 +203,15 @@ def test_an_epoch_trains_each_time_that_it_is_asked_for():
     assert all(f" 0/{EPOCH_STEPS}" in text for text in said)
 
 
+def tuned_rows(content):
+    return summary.tuned(content["parts"]["tuned"]) if "tuned" in content["parts"] else []
+
+
 PUBLISHED = sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("*.json"))
+
+
+def test_there_are_published_results():
+    assert PUBLISHED
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
@@ -156,4 +221,7 @@ def test_the_readme_shows_the_published_results(path):
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     assert set(rows) <= set(readme.splitlines())
     assert f"(benchmarks/results/{path.stem}.md)" in readme
+    speed = readme.split("## Speed")[1].split("## ")[0]
+    for told in re.findall(r"\| (\d\.\d\d) \| \d\.\d\d \(", "\n".join(tuned_rows(read_json(path)))):
+        assert told in speed
     assert path.with_suffix(".md").read_text() == summary.markdown(read_json(path))
