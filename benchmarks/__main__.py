@@ -153,12 +153,8 @@ def about() -> dict[str, Any]:
 
 def processor() -> str:
     """Which of the processors of one name this is, where Linux tells it: ``family 25, model 1``."""
-    try:
-        told = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
-    numbers = (re.search(rf"^{key}\s*: (\d+)$", told, re.MULTILINE) for key in ("cpu family", "model"))
-    return ", ".join(f"{key} {found[1]}" for key, found in zip(("family", "model"), numbers, strict=True) if found)
+    family, model = devices.cpu_fact("cpu family"), devices.cpu_fact("model")
+    return f"family {family}, model {model}" if family and model else ""
 
 
 def machine_name() -> str:

@@ -204,8 +204,14 @@ def describe(device: torch.device) -> str:
 
 
 def cpu_name() -> str:
+    return cpu_fact("model name") or platform.processor() or platform.machine()
+
+
+def cpu_fact(key: str) -> str:
+    """What Linux tells of the first processor under a key such as ``cpu family``; empty where it tells nothing."""
     try:
         with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+            facts = (line.split(":", 1) for line in lines if ":" in line)
+            return next((value.strip() for name, value in facts if name.strip() == key), "")
+    except OSError:
+        return ""

@@ -203,10 +203,6 @@ def test_an_epoch_trains_each_time_that_it_is_asked_for():
     assert all(f" 0/{EPOCH_STEPS}" in text for text in said)
 
 
-def tuned_rows(content):
-    return summary.tuned(content["parts"]["tuned"]) if "tuned" in content["parts"] else []
-
-
 PUBLISHED = sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("*.json"))
 
 
@@ -216,12 +212,14 @@ def test_there_are_published_results():
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_the_readme_shows_the_published_results(path):
-    rows = summary.overview(read_json(path))
+    content = read_json(path)
+    rows = summary.overview(content)
     assert len(rows) > 2
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     assert set(rows) <= set(readme.splitlines())
     assert f"(benchmarks/results/{path.stem}.md)" in readme
     speed = readme.split("## Speed")[1].split("## ")[0]
-    for told in re.findall(r"\| (\d\.\d\d) \| \d\.\d\d \(", "\n".join(tuned_rows(read_json(path)))):
+    tuned = summary.tuned(content["parts"]["tuned"]) if "tuned" in content["parts"] else []
+    for told in re.findall(r"\| (\d\.\d\d) \| \d\.\d\d \(", "\n".join(tuned)):
         assert told in speed
-    assert path.with_suffix(".md").read_text() == summary.markdown(read_json(path))
+    assert path.with_suffix(".md").read_text() == summary.markdown(content)

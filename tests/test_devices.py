@@ -1,3 +1,4 @@
+import gc
 import mmap
 
 import pytest
@@ -79,6 +80,15 @@ def test_a_plan_says_what_it_picked_and_why():
     plan = devices.choose_plan(PretrainParameters(precision="float32", compile="on"), torch.device("cpu"))
     assert str(plan).startswith("cpu in float32 (as asked); 1 worker, 64 images at once (")
     assert str(plan).endswith("; compiled (as asked)")
+
+
+def test_what_is_loaded_by_the_first_call_stays():
+    gc.unfreeze()
+    devices.set_up()
+    frozen = gc.get_freeze_count()
+    assert frozen > 10_000
+    devices.set_up()  # in a notebook's second run: what the first left is still looked through
+    assert gc.get_freeze_count() == frozen
 
 
 def test_threads_are_set():

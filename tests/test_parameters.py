@@ -1,5 +1,6 @@
 import ast
 import dataclasses
+import gc
 from pathlib import Path
 
 import nbformat
@@ -127,3 +128,11 @@ def test_a_notebook_started_below_the_root_works_at_the_root(tmp_path, monkeypat
     monkeypatch.chdir(elsewhere)
     enter_project()
     assert Path.cwd() == elsewhere
+
+
+def test_a_notebook_looks_for_garbage_less_often():
+    before = gc.get_threshold()
+    gc.set_threshold(700)
+    enter_project()
+    assert gc.get_threshold()[0] >= 10_000
+    gc.set_threshold(*before)

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def test_every_dependency_has_exact_versions():
     assert names(extras["bench"]) <= names(extras["dev"])
     assert names(PROJECT["dependencies"]) | names(extras["dev"]) <= names(lines)
     assert "://" not in "".join(lines)
+
+
+def test_what_starts_often_builds_no_grammar():
+    """jsonschema from 4.25 on imports one that takes seconds to build, where it is installed."""
+    told = "import sys, papermill, nbconvert; sys.exit('rfc3987_syntax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", told]).returncode == 0
 
 
 def test_the_makefile_has_what_the_readme_names():
