@@ -11,9 +11,9 @@ import sys
 import zlib
 from pathlib import Path
 
-from mae_core.parameters import ParameterError
-from mae_core.sources import sources
-from mae_core.study import Study, flat_yaml
+from mae_core.errors import ParameterError
+from mae_core.study.sources import sources
+from mae_core.study.study import Study, flat_yaml
 from snakemake.exceptions import WorkflowError
 
 if not config:
@@ -172,12 +172,12 @@ rule render:
     input:
         f"{OUT}/.reported",
         f"{OUT}/results.csv",
-        sources("mae_core/export.py"),
-        Path("report/templates").rglob("*.*"),
+        sources("mae_core/report/export.py"),
+        Path("mae_core/report/templates").rglob("*.*"),
     output:
         f"{REPORT}/index.html",
         f"{REPORT}/report.pdf",
     log:
         f"{OUT}/render.log.txt",
     shell:
-        "python -m mae_core.export {OUT}/report.ipynb {REPORT} > {log} 2>&1 || {{ tail -n 3 {log} >&2; exit 1; }}"
+        "python -m mae_core.report.export {OUT}/report.ipynb {REPORT} > {log} 2>&1 || {{ tail -n 3 {log} >&2; exit 1; }}"

@@ -21,9 +21,12 @@ import torch
 from benchmarks import summary
 from benchmarks.contestants import Contestant, Shape
 from benchmarks.measure import Timing, take_turns
-from mae_core import devices, flops, provenance, results
-from mae_core.masking import STRATEGIES, sample_mask
-from mae_core.parameters import FinetuneParameters, PretrainParameters
+from mae_core import devices
+from mae_core.evaluation import flops
+from mae_core.model.config import STRATEGIES
+from mae_core.model.masking import sample_mask
+from mae_core.study import provenance, results
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 
 VIT_T2, TINY = Shape(), Shape(patch_size=8, width=24, depth=1, heads=2, decoder_depth=1, batch_size=32)
 PEERS = ("transformers", "lightly")

@@ -20,12 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae_core import devices, training
-from mae_core.data import Split, to_unit
-from mae_core.evaluation import class_scores
-from mae_core.mae import Classifier, MaskedAutoencoder
-from mae_core.parameters import FinetuneParameters, PretrainParameters
-from mae_core.replicas import Replicas
+from mae_core import devices
+from mae_core.data.images import Split, to_unit
+from mae_core.evaluation.classification import class_scores
+from mae_core.model.mae import Classifier, MaskedAutoencoder
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters
+from mae_core.training import loop, runs
+from mae_core.training.objective import CLASSIFICATION, reconstruction
+from mae_core.training.plan import choose_plan
+from mae_core.training.replicas import Replicas
 
 N_IMAGES = 4096  # in memory; steps draw their batches from these
 EPOCH_STEPS = 16  # of the task "epoch": what starts and ends an epoch weighs a tenth of it at 4, and CIFAR-10 has 390
@@ -102,29 +105,29 @@ def ours(contestant: Contestant, data: Split, device: torch.device) -> Callable[
     devices.set_up(run.threads)
     batch = contestant.shape.batch_size
     if contestant.task == "evaluate":
-        model = training.new_model(Classifier, run, device)
+        model = runs.new_model(Classifier, run, device)
         one_batch = Split(data.images_nCHW[:batch], data.labels_n[:batch], data.classes)
         return lambda: class_scores(model, one_batch, run, device)
     if contestant.task == "finetune":
-        model, objective = training.new_model(Classifier, run, device), training.CLASSIFICATION
+        model, objective = runs.new_model(Classifier, run, device), CLASSIFICATION
     else:
-        model, objective = training.new_model(MaskedAutoencoder, run, device), training.reconstruction(run)
+        model, objective = runs.new_model(MaskedAutoencoder, run, device), reconstruction(run)
     if contestant.task == "epoch":
         size, once = batch * EPOCH_STEPS, dataclasses.replace(run, epochs=1, checkpoint_seconds=1e9)
         some = Split(data.images_nCHW[:size], data.labels_n[:size], data.classes)
 
         def epoch() -> None:
             with tempfile.TemporaryDirectory() as folder:  # a new one, where no checkpoint says that all is done
-                training.fit(model, objective, some, once, Path(folder), device)
+                loop.fit(model, objective, some, once, Path(folder), device)
 
         return epoch
     generator = torch.Generator(device).manual_seed(0)
-    optimizer, plan = training.new_optimizer(model, run), devices.choose_plan(run, device)
+    optimizer, plan = loop.new_optimizer(model, run), choose_plan(run, device)
     if contestant.task == "steps alone":
         replicas = Replicas(model, plan.precision, plan.workers, objective.loss_of)
         images_BCHW, mask = to_unit(data.images_nCHW[:batch]), objective.draw(data.labels_n[:batch], generator)
         return lambda: (replicas.compute_gradients(images_BCHW, mask, plan.images_at_once), optimizer.step())
-    take_step = training.new_step(model, objective, data, run, plan, optimizer, generator)
+    take_step = loop.new_step(model, objective, data, run, plan, optimizer, generator)
     return lambda: take_step(torch.randperm(N_IMAGES, generator=generator, device=device)[:batch], 1e-4)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mae_core import results
-from mae_core.figures import COLOURS, INK, new_figure, styled
+from mae_core.report.figures import COLOURS, INK, new_figure, styled
+from mae_core.study import results
 
 TITLES = {
     "pretrain": "Pre-training (random masks, 75 %)",

@@ -7,8 +7,8 @@ import argparse
 
 import yaml
 
-from mae_core.parameters import ParameterError
-from mae_core.study import STAGES, Study
+from mae_core.errors import ParameterError
+from mae_core.study.study import STAGES, Study
 
 
 def main() -> None:

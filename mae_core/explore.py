@@ -8,15 +8,17 @@ from ipywidgets import Image, Widget
 from matplotlib.figure import Figure
 
 from mae_core import devices
-from mae_core.data import DATASETS, Split, to_unit
-from mae_core.display import png, shown_width
-from mae_core.evaluation import reconstruct
-from mae_core.figures import image_rows
-from mae_core.mae import MaskedAutoencoder
-from mae_core.masking import sample_mask
-from mae_core.parameters import DEVICES, ParameterError, Parameters, PretrainParameters, check_data_dir, option
-from mae_core.tensors import load_tensors
-from mae_core.training import pretrain
+from mae_core.data import DATASETS
+from mae_core.data.images import Split, to_unit
+from mae_core.errors import ParameterError
+from mae_core.evaluation.reconstruction import reconstruct
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.masking import sample_mask
+from mae_core.report.display import png, shown_width
+from mae_core.report.figures import image_rows
+from mae_core.study.parameters import DEVICES, Parameters, PretrainParameters, check_data_dir, option
+from mae_core.study.tensors import load_tensors
+from mae_core.training.runs import pretrain
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Checkout:
 
     def __init__(self, folder, shapes_dir, study):
         self.folder, self.name = folder, study["study"]
-        for name in ("mae_core", "notebooks", "report/templates", "report/fonts"):
+        for name in ("mae_core", "notebooks"):
             shutil.copytree(
                 ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
             )

@@ -26,7 +26,7 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def shapes_dir(tmp_path_factory):
     """A folder with the drawn data set."""
-    from mae_core.data import load
+    from mae_core.data.images import load
 
     folder = tmp_path_factory.mktemp("shapes")
     load("shapes", folder)
@@ -36,7 +36,7 @@ def shapes_dir(tmp_path_factory):
 @pytest.fixture
 def draws_few(monkeypatch):
     """The data set is drawn with fewer images: 2,000 for training, 400 for tests."""
-    from mae_core.data import Shapes
+    from mae_core.data.shapes import Shapes
 
     monkeypatch.setattr(Shapes, "images_per_batch", 400)
 
@@ -44,7 +44,8 @@ def draws_few(monkeypatch):
 @pytest.fixture(scope="session")
 def few_shapes_dir(tmp_path_factory):
     """A folder with fewer of them: in a run of a second, most of it would go into reading and evaluating the whole."""
-    from mae_core.data import Shapes, load
+    from mae_core.data.images import load
+    from mae_core.data.shapes import Shapes
 
     folder = tmp_path_factory.mktemp("few-shapes")
     with pytest.MonkeyPatch.context() as patch:
@@ -63,7 +64,7 @@ def tiny(tmp_path, monkeypatch, few_shapes_dir):
 @pytest.fixture(scope="session")
 def cifar10_dir():
     """A folder with CIFAR-10, or a skip that says why."""
-    from mae_core.data import alone
+    from mae_core.data.cifar import alone
 
     folder = ROOT / "data"
     with alone(folder / ".unpack.lock"):

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from mae_core.parameters import FinetuneParameters, PretrainParameters
-from mae_core.results import save_sheet, write_json
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters
+from mae_core.study.results import save_sheet, write_json
 
 CASES = {
     "random-75": {},

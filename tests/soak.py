@@ -22,11 +22,11 @@ from pathlib import Path
 
 from checkout import Checkout
 
-from mae_core.data import load
+from mae_core.data.images import load
 from mae_core.errors import BusyError, OutputError
-from mae_core.parameters import PretrainParameters
-from mae_core.tensors import load_tensors
-from mae_core.training import pretrain
+from mae_core.study.parameters import PretrainParameters
+from mae_core.study.tensors import load_tensors
+from mae_core.training.runs import pretrain
 
 BUSY, FULL = 5, 7  # exit codes of the children
 VALUES = {
@@ -40,7 +40,7 @@ STUDY = {
 }  # fmt: skip
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["mae_core.training"])
+processes.set_forkserver_preload(["mae_core.training.runs"])
 
 
 def train(run: PretrainParameters, folder: Path, limit: int) -> None:
@@ -133,7 +133,7 @@ class Soak:
         checkout = Checkout(place, self.folder / "data", STUDY)
         words, where = checkout.command()
         quiet = where | {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        recover = [sys.executable, "-m", "mae_core.recover", "params/soak.yaml"]
+        recover = [sys.executable, "-m", "mae_core.study.recover", "params/soak.yaml"]
         first = subprocess.Popen(words, **quiet)
         while first.poll() is None and not list((place / ".snakemake" / "locks").glob("*")):
             time.sleep(0.05)

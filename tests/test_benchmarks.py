@@ -16,7 +16,7 @@ from benchmarks.__main__ import COMPARED, MORE, PEERS, TINY, contestants, machin
 from benchmarks.contestants import EPOCH_STEPS, Contestant, Shape, build
 from benchmarks.measure import take_turns
 from mae_core import devices
-from mae_core.results import read_json
+from mae_core.study.results import read_json
 
 ABOUT = {"commit": "0123456789", "device": "A processor", "versions": {"torch": "2.14.1"}}
 

@@ -2,11 +2,12 @@ import ipywidgets as widgets
 import numpy as np
 import pytest
 
-from mae_core.data import load
-from mae_core.display import png
+from mae_core.data.images import load
+from mae_core.errors import ParameterError
 from mae_core.explore import ExploreParameters, Painter, open_model
-from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters
-from mae_core.training import finetune, pretrain
+from mae_core.report.display import png
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters
+from mae_core.training.runs import finetune, pretrain
 
 
 @pytest.fixture

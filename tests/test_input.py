@@ -18,15 +18,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchvision.datasets import CIFAR10
 
-from mae_core import data, training
-from mae_core.data import CheckedCIFAR10, Shapes, load, unpickle_checked
-from mae_core.errors import DeviceMemoryError, MissingDataError, OutputError
-from mae_core.parameters import FinetuneParameters, ParameterError, PretrainParameters, check_data_dir
-from mae_core.study import Study
-from mae_core.training import finetune, pretrain
+from mae_core import errors
+from mae_core.data import cifar
+from mae_core.data.cifar import CheckedCIFAR10, unpickle_checked
+from mae_core.data.images import load
+from mae_core.data.shapes import Shapes
+from mae_core.errors import DeviceMemoryError, MissingDataError, OutputError, ParameterError
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters, check_data_dir
+from mae_core.study.study import Study
+from mae_core.training import objective, runs
+from mae_core.training.runs import finetune, pretrain
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["mae_core.training"])
+processes.set_forkserver_preload(["mae_core.training.runs"])
 
 
 # Parameters ---------------------------------------------------------------------------------------------------------
@@ -143,7 +147,7 @@ def test_nothing_but_arrays_lists_and_text_is_unpickled(tmp_path, monkeypatch, c
 def test_a_file_of_another_checksum_is_never_unpickled(tmp_path, monkeypatch):
     raw, _ = pickled({"data": np.zeros(3)})
     (tmp_path / "batch").write_bytes(raw)
-    monkeypatch.setattr(data, "ArraysOnly", lambda *words, **more: pytest.fail("it unpickles"))
+    monkeypatch.setattr(cifar, "ArraysOnly", lambda *words, **more: pytest.fail("it unpickles"))
     with pytest.raises(MissingDataError, match=r"batch is damaged \(its MD5 is not"):
         unpickle_checked(tmp_path / "batch", "0" * 32)
 
@@ -159,7 +163,7 @@ def test_a_damaged_data_set_is_told_before_training(tmp_path, monkeypatch, tiny,
         victim.unlink()
     else:
         victim.write_bytes(content[:100] if damage != "bit" else content)
-    monkeypatch.setattr(training, "fit", lambda *words, **more: pytest.fail("it trains"))
+    monkeypatch.setattr(runs, "fit", lambda *words, **more: pytest.fail("it trains"))
     with pytest.raises(ParameterError, match=r"dataset is 'shapes': .*(data_batch_3|md5.json).*delete the folder"):
         pretrain(PretrainParameters.check({**tiny, "data_dir": str(tmp_path / "own")}))
 
@@ -229,7 +233,7 @@ def test_a_full_disk_leaves_earlier_results_as_they_were(tiny, tmp_path, checkpo
     run = PretrainParameters.check({**tiny, "checkpoint_seconds": checkpoint_seconds})
     pretrain(run)
     folder = run.folder / "pretrain"
-    training.discard(folder)
+    runs.discard(folder)
     assert not list(folder.glob("checkpoint*"))
     before = {path: path.read_bytes() for path in folder.iterdir()}
     child = processes.Process(target=train_with_little_space, args=(run, str(tmp_path), 20000))
@@ -253,7 +257,7 @@ def test_out_of_memory_suggests_a_smaller_micro_batch(tiny, monkeypatch, error):
     def fails(*words):
         raise error
 
-    monkeypatch.setattr(training, "masked_error", fails)
+    monkeypatch.setattr(objective, "masked_error", fails)
     with pytest.raises(DeviceMemoryError, match=r"does not hold a step of 64 images at once: set micro_batch: 32"):
         pretrain(PretrainParameters.check(tiny))
 
@@ -261,9 +265,9 @@ def test_out_of_memory_suggests_a_smaller_micro_batch(tiny, monkeypatch, error):
 @pytest.mark.parametrize(
     ("stage", "part", "name"),
     [
-        ("pretrain", "evaluation", "reconstruction_metrics"),
+        ("pretrain", "reconstruction", "reconstruction_metrics"),
         ("finetune", "probes", "knn"),
-        ("finetune", "evaluation", "class_scores"),
+        ("finetune", "classification", "class_scores"),
     ],
 )
 def test_out_of_memory_elsewhere_leaves_earlier_results_as_they_were(tiny, monkeypatch, stage, part, name):
@@ -274,7 +278,7 @@ def test_out_of_memory_elsewhere_leaves_earlier_results_as_they_were(tiny, monke
     folder = Path("outputs/notebook/random-75/seed0") / stage
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text("{}")
-    monkeypatch.setattr(getattr(training, part), name, fails)
+    monkeypatch.setattr(getattr(runs, part), name, fails)
     with pytest.raises(
         DeviceMemoryError, match="does not hold the data, the model and what its evaluation needs: end other"
     ):
@@ -286,7 +290,7 @@ def test_other_errors_of_torch_are_not_taken_for_a_lack_of_memory(tiny, monkeypa
     def fails(*words):
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(training, "masked_error", fails)
+    monkeypatch.setattr(objective, "masked_error", fails)
     with pytest.raises(RuntimeError, match="shapes differ"):
         pretrain(PretrainParameters.check(tiny))
 
@@ -295,8 +299,8 @@ def test_a_failed_run_leaves_the_results_before_it(tiny, monkeypatch):
     run = PretrainParameters.check(tiny)
     pretrain(run)
     before = {path: path.read_bytes() for path in (run.folder / "pretrain").iterdir() if "checkpoint" not in path.name}
-    monkeypatch.setattr(training, "masked_error", lambda pred, *rest: pred.float().mean() * float("nan"))
-    with pytest.raises(training.NotFiniteError):
+    monkeypatch.setattr(objective, "masked_error", lambda pred, *rest: pred.float().mean() * float("nan"))
+    with pytest.raises(errors.NotFiniteError):
         pretrain(run)
     assert {path: path.read_bytes() for path in before} == before
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 from checkout import STUDY, Checkout
 
-from mae_core.tensors import load_tensors
+from mae_core.study.tensors import load_tensors
 
 LONG = {
     **STUDY,
@@ -39,7 +39,7 @@ def kernels(folder):
 
 
 def recover(checkout):
-    words = [sys.executable, "-m", "mae_core.recover", "params/tiny.yaml"]
+    words = [sys.executable, "-m", "mae_core.study.recover", "params/tiny.yaml"]
     environment = {**os.environ, "PYTHONPATH": str(checkout.folder)}
     return subprocess.run(words, cwd=checkout.folder, env=environment, capture_output=True, text=True)
 

@@ -72,7 +72,7 @@ def test_a_published_study_is_printed_without_its_notebooks_and_weights(checkout
     pages = {path: path.read_bytes() for path in folder.glob("report/tiny/**/*") if path.is_file()}
     report = checkout.folder / "outputs" / "tiny" / "report.ipynb"
     shutil.copy(report, folder / "outputs" / "tiny")
-    words = [sys.executable, "-m", "mae_core.export", "outputs/tiny/report.ipynb", "report/tiny"]
+    words = [sys.executable, "-m", "mae_core.report.export", "outputs/tiny/report.ipynb", "report/tiny"]
     subprocess.run(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, check=True)
     assert {path: path.read_bytes() for path in pages} == pages
     (folder / "report" / "tiny" / "notebooks" / "ablations.html").unlink()
@@ -105,9 +105,9 @@ def test_a_change_of_one_case_runs_that_case_again(checkout):
 @pytest.mark.parametrize(
     ("module", "rules"),
     [
-        ("markup", {"render", "all"}),
-        ("narrative", {"report", "render", "all"}),
-        ("masking", {"pretrain", "finetune", "ablations", "report", "render", "all"}),
+        ("report/markup", {"render", "all"}),
+        ("report/narrative", {"report", "render", "all"}),
+        ("model/masking", {"pretrain", "finetune", "ablations", "report", "render", "all"}),
     ],
 )
 def test_a_change_of_the_package_runs_what_imports_it(checkout, module, rules):

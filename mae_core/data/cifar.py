@@ -1,0 +1,113 @@
+"""CIFAR-10's files, read by torchvision's class with a reader of our own.
+
+It checks the MD5 of what it unpickles, and lets nothing come out of a pickle but arrays, lists and text.
+"""
+
+import codecs
+import contextlib
+import fcntl
+import hashlib
+import io
+import os
+import pickle
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import download_and_extract_archive
+
+from mae_core.errors import MissingDataError
+
+
+def open_cifar10(data_dir: Path, train: bool) -> "CheckedCIFAR10":
+    """CIFAR-10; downloaded by torchvision unless its folder is there."""
+    folder = data_dir / CIFAR10.base_folder
+    if folder.exists():
+        return CheckedCIFAR10(data_dir, train)
+    try:
+        with alone(data_dir / ".download.lock"):
+            if not folder.exists():
+                download(data_dir)
+            return CheckedCIFAR10(data_dir, train)
+    except (OSError, RuntimeError, tarfile.TarError) as error:
+        raise MissingDataError(
+            f"CIFAR-10 is not in data_dir ({data_dir}) and could not be downloaded ({error}): put its folder "
+            f"{CIFAR10.base_folder}/ there, or use dataset: shapes"
+        ) from error
+
+
+def download(data_dir: Path) -> None:
+    """Let torchvision download CIFAR-10, and check it, into ``data_dir``: all of it, or nothing."""
+    with tempfile.TemporaryDirectory(dir=data_dir) as unfinished:
+        download_and_extract_archive(CIFAR10.url, unfinished, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
+        os.rename(Path(unfinished) / CIFAR10.base_folder, data_dir / CIFAR10.base_folder)
+
+
+@contextlib.contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Wait until no other process holds ``lock``, and hold it; it is let go even if the process is killed."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class CheckedCIFAR10(CIFAR10):
+    """CIFAR-10 in memory, from files that were checked.
+
+    Attributes:
+        data: images_nHWC, uint8.
+        targets: labels.
+        classes: their names.
+
+    Raises:
+        MissingDataError: if a file is missing or damaged, naming it.
+    """
+
+    def __init__(self, root: str | Path, train: bool = True):
+        folder = Path(root) / self.base_folder
+        entries = [unpickle_checked(folder / name, md5) for name, md5 in (self.train_list if train else self.test_list)]
+        self.data = np.concatenate([entry["data"] for entry in entries]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        self.targets = [label for entry in entries for label in entry["labels"]]
+        meta = unpickle_checked(folder / self.meta["filename"], self.meta["md5"])
+        self.classes = meta[self.meta["key"]]
+
+
+class ArraysOnly(pickle.Unpickler):
+    """Unpickles numbers, text, lists, mappings and arrays; nothing that could run code."""
+
+    ALLOWED = {
+        ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+        ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): codecs.encode,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in a data set")
+        return self.ALLOWED[module, name]
+
+
+def unpickle_checked(path: Path, md5: str) -> Any:
+    """Read a file once, check those bytes, and unpickle them.
+
+    Raises:
+        MissingDataError: if the file is missing, its MD5 differs, or it holds anything but arrays, lists and text.
+    """
+    advice = "delete the folder, it is made again"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise MissingDataError(f"{path} cannot be read ({error.strerror}): {advice}") from error
+    if hashlib.md5(content).hexdigest() != md5:
+        raise MissingDataError(f"{path} is damaged (its MD5 is not {md5}): {advice}")
+    try:
+        return ArraysOnly(io.BytesIO(content), encoding="latin1").load()
+    except Exception as error:
+        raise MissingDataError(f"{path} is no data set ({error}): {advice}") from error

@@ -1,0 +1,116 @@
+"""Images as one uint8 tensor on the device: reading a split, scaling it, drawing random views.
+
+Shapes: B batch, n images of a split, C = 3 colours, H = W = 32 pixels.
+"""
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mae_core.data import DATASETS, FOLDERS
+from mae_core.data.cifar import open_cifar10
+from mae_core.data.shapes import Shapes
+from mae_core.errors import MissingDataError
+
+
+@dataclass(frozen=True)
+class Split:
+    """One half of a data set.
+
+    Attributes:
+        images_nCHW: uint8, 0 ... 255, on the device.
+        labels_n: int64, on the device.
+        classes: the ten names.
+    """
+
+    images_nCHW: Tensor
+    labels_n: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels_n)
+
+
+def load(
+    dataset: str, data_dir: str | Path = "data", train: bool = True, limit: int = 0, device: torch.device | str = "cpu"
+) -> Split:
+    """Read a split into memory, on the device.
+
+    Args:
+        dataset: ``shapes`` (drawn on first use, offline) or ``cifar10`` (downloaded by torchvision on first use).
+        data_dir: folder that holds, or will hold, the data set's own folder.
+        train: the training split or the test split.
+        limit: only the first ``limit`` images; 0 means all.
+        device: where the tensors live.
+
+    Raises:
+        ValueError: for an unknown data set.
+        MissingDataError: if CIFAR-10 is neither in ``data_dir`` nor to be had from the network, or a file is damaged.
+    """
+    if dataset not in DATASETS:
+        raise ValueError(f"dataset is {dataset!r}, not one of {', '.join(DATASETS)}")
+    try:
+        source = Shapes(data_dir, train) if dataset == "shapes" else open_cifar10(Path(data_dir), train)
+    except OSError as error:
+        if isinstance(error, MissingDataError):
+            raise
+        raise MissingDataError(
+            f"data_dir is {str(data_dir)!r}: {FOLDERS[dataset]}/ cannot be made there ({error.strerror or error}); see to "
+            f"its permissions and to free space, and delete what is half there"
+        ) from error
+    images = torch.from_numpy(source.data).permute(0, 3, 1, 2)
+    stop = limit or len(images)
+    return Split(
+        images[:stop].contiguous().to(device), torch.tensor(source.targets[:stop]).to(device), tuple(source.classes)
+    )
+
+
+def checksum(dataset: str, data_dir: str | Path = "data") -> str:
+    """MD5 over the MD5s of a data set's files, as they lie on disk."""
+    files = sorted((Path(data_dir) / FOLDERS[dataset]).absolute().glob("*batch*"))
+    md5s = [md5_of(path, (state := path.stat()).st_size, state.st_mtime_ns) for path in files]
+    return hashlib.md5("".join(md5s).encode()).hexdigest()
+
+
+@functools.lru_cache
+def md5_of(path: Path, size: int, mtime_ns: int) -> str:
+    """MD5 of a file, read once as long as its size and its time of change stay the same."""
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def to_unit(images_BCHW: Tensor) -> Tensor:
+    """uint8 0 ... 255 to float32 [-1, 1]."""
+    return images_BCHW.float() / 127.5 - 1
+
+
+def augment(images_BCHW: Tensor, how: str, generator: torch.Generator | None = None) -> Tensor:
+    """Random views of a batch, on its device.
+
+    Args:
+        images_BCHW: any dtype.
+        how: ``none``, or ``crop-flip``: shifted by up to 4 pixels (mirrored at the border) and flipped every other time.
+        generator: source of randomness, on the images' device.
+    """
+    if how == "none":
+        return images_BCHW
+    B, C, H, W = images_BCHW.shape
+    device, pad = images_BCHW.device, 4
+    padded = F.pad(images_BCHW.float(), (pad,) * 4, mode="reflect").to(images_BCHW.dtype)
+    top_B, left_B = torch.randint(2 * pad + 1, (2, B), generator=generator, device=device)
+    rows_BH = top_B[:, None] + torch.arange(H, device=device)
+    columns_BW = left_B[:, None] + torch.arange(W, device=device)
+    flip_B1 = torch.randint(2, (B, 1), generator=generator, device=device).bool()
+    columns_BW = torch.where(flip_B1, columns_BW.flip(1), columns_BW)
+    place_BHW = rows_BH[:, :, None] * (W + 2 * pad) + columns_BW[:, None, :]
+    return padded.flatten(2).gather(2, place_BHW.flatten(1)[:, None].expand(-1, C, -1)).reshape(B, C, H, W)
+
+
+def batches(n: int, device: torch.device) -> list[slice]:
+    """Slices that cover n images; on a CPU small ones, whose activations stay near the caches (LOG.md)."""
+    size = 128 if device.type == "cpu" else 500
+    return [slice(start, start + size) for start in range(0, n, size)]

@@ -1,0 +1,79 @@
+"""What a trained classifier does on the test images: scores, predictions, mistakes, attention.
+
+Shapes: B batch, n images of a split, N patches, C classes.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mae_core import devices
+from mae_core.data.images import Split, batches, to_unit
+from mae_core.evaluation import N_PICTURES
+from mae_core.model.mae import Encoder
+from mae_core.model.vit import unpatchify
+from mae_core.study.parameters import RunParameters
+
+
+@torch.no_grad()
+def class_scores(model: nn.Module, split: Split, run: RunParameters, device: torch.device) -> Tensor:
+    """scores_nC, float32: what ``model`` returns for every image."""
+    model.eval()
+    model = devices.cast(model, devices.choose_precision(run.precision, device))
+    return torch.cat([model(to_unit(split.images_nCHW[b])).float() for b in batches(len(split), device)])
+
+
+def accuracy(scores_nC: Tensor, labels_n: Tensor) -> float:
+    """Share of images, in per cent, whose highest score is their label's."""
+    return 100 * int((scores_nC.argmax(dim=1) == labels_n).sum()) / len(labels_n)
+
+
+def predictions(scores_nC: Tensor, test: Split) -> dict[str, Any]:
+    """Labels and predictions of the pictured test images, and the confusion counts of all (row: true class)."""
+    probability_nC = scores_nC.softmax(dim=1)
+    n_classes = len(test.classes)
+    confusion = torch.bincount(test.labels_n * n_classes + scores_nC.argmax(1), minlength=n_classes**2)
+    return {
+        "classes": list(test.classes),
+        "true": test.labels_n[:N_PICTURES].tolist(),
+        "predicted": scores_nC[:N_PICTURES].argmax(1).tolist(),
+        "confidence": [round(p, 4) for p in probability_nC[:N_PICTURES].amax(1).tolist()],
+        "confusion": confusion.reshape(n_classes, n_classes).tolist(),
+    }
+
+
+def confident_mistakes(scores_nC: Tensor, test: Split) -> dict[str, Any]:
+    """The test images that the model is surest to name wrongly, the surest first: indices, classes, confidence."""
+    probability_nC = scores_nC.softmax(dim=1)
+    confidence_n, predicted_n = probability_nC.max(dim=1)
+    wrong = (predicted_n != test.labels_n).nonzero()[:, 0]
+    surest = wrong[confidence_n[wrong].argsort(descending=True, stable=True)][:N_PICTURES]
+    return {
+        "images": surest.tolist(),
+        "true": test.labels_n[surest].tolist(),
+        "predicted": predicted_n[surest].tolist(),
+        "confidence": [round(p, 4) for p in confidence_n[surest].tolist()],
+    }
+
+
+@torch.no_grad()
+def class_attention(encoder: Encoder, images_BCHW: Tensor) -> Tensor:
+    """Where the class token looks in the last block, the mean over its heads.
+
+    Args:
+        images_BCHW: scaled to [-1, 1].
+
+    Returns:
+        Maps_BCHW of the images' size, from -1 (least) to 1 (most attended of the image), to be shown as grey.
+    """
+    encoder.eval()
+    tokens_BTD = encoder.embed_tokens(images_BCHW)
+    *blocks, last = encoder.blocks
+    for block in blocks:
+        tokens_BTD = block(tokens_BTD)
+    weights_BN = last.attention.class_weights(last.norm1(tokens_BTD)).mean(dim=1)[:, 1:]
+    low, high = weights_BN.amin(1, keepdim=True), weights_BN.amax(1, keepdim=True)
+    grid_BN = 2 * (weights_BN - low) / (high - low).clamp(min=1e-12) - 1
+    patches_BNP = grid_BN[..., None].expand(-1, -1, 3 * encoder.config.patch_size**2)
+    return unpatchify(patches_BNP, encoder.config.patch_size)

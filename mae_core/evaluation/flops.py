@@ -1,0 +1,50 @@
+"""Floating-point operations, measured on the model that ran (torch.utils.flop_counter), not computed by formula."""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mae_core.model.config import ModelConfig
+from mae_core.model.mae import Classifier, MaskedAutoencoder
+from mae_core.model.masking import sample_mask
+from mae_core.study.parameters import PretrainParameters, RunParameters
+
+
+def of_pretraining(run: PretrainParameters) -> int:
+    """FLOPs of one image's forward pass, encoder and decoder (a multiply-add is two)."""
+    mask = sample_mask(run.mask_strategy, run.mask_ratio, 1, run.model.grid_size)
+    return count(MaskedAutoencoder(plain(run.model)), image(run), mask, run.mask_tokens_in_encoder)
+
+
+def of_classifier(run: RunParameters) -> int:
+    """FLOPs of one image's forward pass through the encoder, and the head.
+
+    All tokens in all blocks count, though the classifier spares what the class token does not need of the last one.
+    """
+    model = Classifier(plain(run.model))
+    return count(lambda images_BCHW: model.head(model.encoder(images_BCHW)[:, 0]), image(run))
+
+
+def plain(config: ModelConfig) -> ModelConfig:
+    """With explicit attention, which does the same products: torch's counter does not know those of the CPU's fused one."""
+    return dataclasses.replace(config, attention="explicit")
+
+
+def image(run: RunParameters) -> torch.Tensor:
+    return torch.zeros(1, 3, run.model.image_size, run.model.image_size)
+
+
+@torch.no_grad()
+def count(model: Callable, *inputs) -> int:
+    """FLOPs of ``model(*inputs)``."""
+    with FlopCounterMode(display=False) as counter:
+        model(*inputs)
+    return counter.get_total_flops()
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Number of trained values of a masked autoencoder, encoder and decoder."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in MaskedAutoencoder(config).parameters())

@@ -1,0 +1,82 @@
+"""What the frozen encoder knows: a linear probe and k nearest neighbours on its features.
+
+Shapes: n and m images, D width, C classes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mae_core.data.images import Split
+from mae_core.evaluation.classification import accuracy, class_scores
+from mae_core.model.mae import Encoder
+from mae_core.study.parameters import RunParameters
+
+
+class PatchMean(nn.Module):
+    """The encoder's mean patch token: (B, D)."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.encoder(images_BCHW)[:, 1:].mean(dim=1)
+
+
+def features(
+    encoder: Encoder, train: Split, test: Split, run: RunParameters, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Mean patch tokens of both splits, all patches visible: train_nD and test_nD.
+
+    Standardized with the training split's mean and deviation, as the affine-free batch norm before the probe does in
+    He et al. 2021 (appendix A.1).
+    """
+    train_nD, test_nD = (class_scores(PatchMean(encoder), split, run, device) for split in (train, test))
+    mean_D, deviation_D = train_nD.mean(0), train_nD.std(0) + 1e-6
+    return (train_nD - mean_D) / deviation_D, (test_nD - mean_D) / deviation_D
+
+
+@torch.no_grad()
+def nearest(train_nD: Tensor, test_mD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k training images most like each test image: their cosines and their indices, both (m, k)."""
+    return (F.normalize(test_mD, dim=1) @ F.normalize(train_nD, dim=1).T).topk(k, dim=1)
+
+
+def linear_probe(
+    train_nD: Tensor, train_labels_n: Tensor, test_nD: Tensor, test_labels_n: Tensor, penalty: float = 1e-4
+) -> float:
+    """Multinomial logistic regression with an L2 penalty, by L-BFGS over the whole split; deterministic."""
+    n_classes = int(train_labels_n.max()) + 1
+    weight = torch.zeros(n_classes, train_nD.shape[1], device=train_nD.device, requires_grad=True)
+    bias = torch.zeros(n_classes, device=train_nD.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(train_nD @ weight.T + bias, train_labels_n) + penalty * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(objective)
+    return accuracy(test_nD @ weight.detach().T + bias.detach(), test_labels_n)
+
+
+@torch.no_grad()
+def knn(
+    train_nD: Tensor,
+    train_labels_n: Tensor,
+    test_nD: Tensor,
+    test_labels_n: Tensor,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """k nearest neighbours by cosine, each voting with exp(cosine / temperature) (Wu et al. 2018, section 3.4)."""
+    k = min(k, len(train_nD))
+    n_classes = int(train_labels_n.max()) + 1
+    votes = []
+    for chunk_mD in test_nD.split(1000):
+        cosine_mk, ids_mk = nearest(train_nD, chunk_mD, k)
+        vote_mC = torch.zeros(len(chunk_mD), n_classes, device=chunk_mD.device)
+        votes.append(vote_mC.scatter_add(1, train_labels_n[ids_mk], (cosine_mk / temperature).exp()))
+    return accuracy(torch.cat(votes), test_labels_n)

@@ -1,0 +1,90 @@
+"""What a trained model does on the test images: reconstructions, errors, predictions.
+
+Masks are fixed by a seed of their own, the same for every case, epoch and run.
+
+Shapes: B batch, n images of a split, N patches, P values in a patch, C colours or classes.
+"""
+
+import torch
+from torch import Tensor
+
+from mae_core import devices
+from mae_core.data.images import Split, batches, to_unit
+from mae_core.evaluation import N_PICTURES
+from mae_core.model.mae import MaskedAutoencoder, masked_error
+from mae_core.model.masking import Mask, sample_mask
+from mae_core.model.vit import patchify, unpatchify
+from mae_core.study.parameters import PretrainParameters
+
+MASK_SEED = 20211111  # any fixed number; this is the day the MAE paper appeared
+
+
+def fixed_masks(run: PretrainParameters, n_images: int, device: torch.device) -> Mask:
+    """The evaluation masks of a run: of image i always the same (drawn on the CPU)."""
+    generator = torch.Generator().manual_seed(MASK_SEED)
+    mask = sample_mask(run.mask_strategy, run.mask_ratio, n_images, run.model.grid_size, generator)
+    return mask.to(device)
+
+
+@torch.no_grad()
+def reconstruct(
+    model: MaskedAutoencoder, images_BCHW: Tensor, mask: Mask, run: PretrainParameters
+) -> tuple[Tensor, Tensor]:
+    """Predict the hidden patches.
+
+    Args:
+        images_BCHW: scaled to [-1, 1].
+
+    Returns:
+        The images with the hidden patches grey, and with the predicted ones in their place; both images_BCHW in
+        [-1, 1]. With ``norm_pix`` the true mean and deviation of each patch are put back, as in the paper's figures.
+    """
+    model = devices.cast(model, devices.choose_precision(run.precision, images_BCHW.device))
+    return paint(model(images_BCHW, mask, run.mask_tokens_in_encoder).float(), images_BCHW, mask, run)
+
+
+def paint(pred_BNP: Tensor, images_BCHW: Tensor, mask: Mask, run: PretrainParameters) -> tuple[Tensor, Tensor]:
+    """Put predictions into the images: what :func:`reconstruct` returns."""
+    patches_BNP = patchify(images_BCHW, run.patch_size)
+    if run.norm_pix:
+        variance = patches_BNP.var(dim=-1, keepdim=True)
+        pred_BNP = pred_BNP * (variance + 1e-6).sqrt() + patches_BNP.mean(dim=-1, keepdim=True)
+    hidden_BN1 = mask.masked_BN[..., None]
+    masked = torch.where(hidden_BN1, 0.0, patches_BNP)
+    painted = torch.where(hidden_BN1, pred_BNP, patches_BNP)
+    return unpatchify(masked, run.patch_size), unpatchify(painted, run.patch_size)
+
+
+@torch.no_grad()
+def reconstruction_metrics(
+    model: MaskedAutoencoder, test: Split, run: PretrainParameters, device: torch.device
+) -> dict[str, float]:
+    """Masked loss (as trained) and PSNR in decibels over the hidden pixels, of the whole test split."""
+    model.eval()
+    masks = fixed_masks(run, len(test), device)
+    model = devices.cast(model, devices.choose_precision(run.precision, device))
+    loss, quality = [], []
+    for batch in batches(len(test), device):
+        images, mask = to_unit(test.images_nCHW[batch]), masks[batch]
+        pred = model(images, mask, run.mask_tokens_in_encoder).float()
+        loss.append(masked_error(pred, images, mask, run.patch_size, run.norm_pix) * len(images))
+        _, painted = paint(pred, images, mask, run)
+        quality.append(psnr(painted, images, mask))
+    return {"test_loss": torch.stack(loss).sum().item() / len(test), "test_psnr": torch.cat(quality).mean().item()}
+
+
+def pictures(model: MaskedAutoencoder, test: Split, run: PretrainParameters, device: torch.device) -> list[Tensor]:
+    """The first test images, original, masked, reconstructed; each images_BCHW in [-1, 1]."""
+    model.eval()
+    images = to_unit(test.images_nCHW[:N_PICTURES])
+    return [images, *reconstruct(model, images, fixed_masks(run, len(test), device)[:N_PICTURES], run)]
+
+
+def psnr(painted_BCHW: Tensor, images_BCHW: Tensor, mask: Mask) -> Tensor:
+    """Peak signal-to-noise ratio of each image over its hidden pixels, in decibels: psnr_B.
+
+    The range [-1, 1] is 2 wide: the square of the peak is 4.
+    """
+    hidden_share = mask.ids_masked_BM.shape[1] / mask.ids_shuffle_BN.shape[1]
+    mse_B = (painted_BCHW.clamp(-1, 1) - images_BCHW).square().mean(dim=(1, 2, 3)) / hidden_share
+    return 10 * torch.log10(4 / mse_B.clamp(min=1e-10))

@@ -1,0 +1,202 @@
+"""The masked autoencoder (He et al. 2021, arXiv 2111.06377) and its encoder as a classifier.
+
+Shapes: B batch, N patches, K kept (visible) patches, M = N - K masked ones, T tokens with the class token
+first, D width, P values in a patch (3 * patch_size ** 2).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mae_core.model.config import ModelConfig
+from mae_core.model.masking import Mask
+from mae_core.model.vit import ALL, Block, Linear, patchify, sincos_positions
+
+
+class Encoder(nn.Module):
+    """A ViT over the visible patches, or over all of them."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        paper = config.variant == "paper"
+        self.config = config
+        self.embed = Linear(config.patch_values, config.width)
+        self.class_token = nn.Parameter(torch.empty(1, 1, config.width))
+        if paper:
+            self.register_buffer("positions", sincos_positions(config.grid_size, config.width)[1:], persistent=False)
+        else:
+            self.positions = nn.Parameter(torch.empty(config.n_patches, config.width))
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.mlp_ratio, paper, config.norm_eps, config.attention)
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        initialize(self)
+
+    def forward(
+        self,
+        images_BCHW: Tensor,
+        mask: Mask | None = None,
+        mask_token: Tensor | None = None,
+        wanted: slice = ALL,
+    ) -> Tensor:
+        """Encode images: the tokens of :meth:`embed_tokens`, after all blocks.
+
+        Args:
+            wanted: spare what only the other tokens' outputs need: the last block computes these alone.
+        """
+        tokens = self.embed_tokens(images_BCHW, mask, mask_token)
+        *blocks, last = self.blocks
+        for block in blocks:
+            tokens = block(tokens)
+        return self.norm(last(tokens, wanted))
+
+    def embed_tokens(self, images_BCHW: Tensor, mask: Mask | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """What enters the first block.
+
+        Args:
+            images_BCHW: scaled to [-1, 1].
+            mask: which patches are visible; None means all.
+            mask_token: where given, masked patches are not dropped: this vector stands in for each.
+
+        Returns:
+            tokens_BTD: the class token, then all patches in image order or, with a mask, the visible patches and (with a
+            mask token) the masked ones, in the mask's order.
+        """
+        patches_BNP = patchify(images_BCHW, self.config.patch_size).to(self.embed.weight.dtype)
+        if mask is None:
+            tokens = self.embed(patches_BNP) + self.positions
+        else:
+            tokens = self.embed(take(patches_BNP, mask.ids_keep_BK))
+            if mask_token is None:
+                tokens = tokens + take(self.positions, mask.ids_keep_BK)
+            else:
+                hidden = mask_token.expand(*mask.ids_masked_BM.shape, -1)
+                tokens = torch.cat([tokens, hidden], dim=1) + take(self.positions, mask.ids_shuffle_BN)
+        return torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
+
+
+class MaskedAutoencoder(nn.Module):
+    """Encoder, mask tokens, a light decoder, and a linear head that predicts pixels."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        paper = config.variant == "paper"
+        self.config = config
+        self.encoder = Encoder(config)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.decoder_width))
+        self.project = Linear(config.width, config.decoder_width) if paper else nn.Identity()
+        if paper:
+            positions = sincos_positions(config.grid_size, config.decoder_width)
+            self.register_buffer("decoder_positions", positions, persistent=False)
+        else:
+            self.decoder_positions = nn.Parameter(torch.empty(1 + config.n_patches, config.decoder_width))
+        self.decoder = nn.ModuleList(
+            Block(
+                config.decoder_width, config.decoder_heads, config.mlp_ratio, paper, config.norm_eps, config.attention
+            )
+            for _ in range(config.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(config.decoder_width, eps=config.norm_eps) if paper else nn.Identity()
+        self.head = Linear(config.decoder_width, config.patch_values)
+        initialize(self, skip=self.encoder)
+
+    def forward(
+        self, images_BCHW: Tensor, mask: Mask, mask_tokens_in_encoder: bool = False, masked_only: bool = False
+    ) -> Tensor:
+        """Predict the pixels of patches from the visible ones.
+
+        Args:
+            images_BCHW: images scaled to [-1, 1].
+            mask: which patches are visible.
+            mask_tokens_in_encoder: feed mask tokens through the encoder instead of dropping patches (He et al., table
+                1c); the decoder then gets the encoder's output for every patch.
+            masked_only: spare what only the predictions of visible patches need, which carry no loss: the last
+                block computes its output for masked patches alone. The loss and its gradients stay the same.
+
+        Returns:
+            pred_BNP, in image order, in the units of the loss's target; with ``masked_only`` pred_BMP, of the masked
+            patches in the order of ``mask.ids_masked_BM``.
+
+        Raises:
+            ValueError: if mask tokens are to enter an encoder that is not as wide as they are.
+        """
+        if mask_tokens_in_encoder:
+            if self.config.decoder_width != self.config.width:
+                raise ValueError("mask_tokens_in_encoder: true needs decoder_width equal to width")
+            tokens_BTD = self.project(self.encoder(images_BCHW, mask, self.mask_token))
+        else:
+            visible = self.project(self.encoder(images_BCHW, mask))
+            hidden = self.mask_token.expand(*mask.ids_masked_BM.shape, -1)
+            tokens_BTD = torch.cat([visible, hidden], dim=1)
+        class_position, positions = self.decoder_positions.split([1, self.config.n_patches])
+        shuffled = take(positions, mask.ids_shuffle_BN)
+        tokens_BTD = tokens_BTD + torch.cat([class_position.expand(len(shuffled), -1, -1), shuffled], dim=1)
+        *blocks, last = self.decoder
+        for block in blocks:
+            tokens_BTD = block(tokens_BTD)
+        if masked_only:
+            return self.head(self.decoder_norm(last(tokens_BTD, slice(1 + mask.n_kept, None))))
+        return take(self.head(self.decoder_norm(last(tokens_BTD)[:, 1:])), mask.ids_restore_BN)
+
+
+class Classifier(nn.Module):
+    """The encoder with a linear head on the class token; all patches are visible."""
+
+    def __init__(self, config: ModelConfig, n_classes: int = 10):
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.head = Linear(config.width, n_classes)
+        initialize(self, skip=self.encoder)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Class scores (logits_BC) of images scaled to [-1, 1]."""
+        return self.head(self.encoder(images_BCHW, wanted=slice(1))[:, 0])
+
+
+def masked_error(pred: Tensor, images_BCHW: Tensor, mask: Mask, patch_size: int, norm_pix: bool = False) -> Tensor:
+    """Mean squared error over the pixels of the masked patches only (He et al. 2021, section 3).
+
+    Args:
+        pred: predicted pixels in the units of the target, of all patches (pred_BNP) or of the masked ones (pred_BMP).
+        images_BCHW: the true images, scaled to [-1, 1].
+        mask: visible patches carry no loss, and no gradient.
+        patch_size: side of a patch in pixels.
+        norm_pix: the target of each patch is normalized to mean 0 and (unbiased) variance 1.
+
+    Returns:
+        A scalar, float32.
+    """
+    target_BMP = take(patchify(images_BCHW, patch_size), mask.ids_masked_BM)
+    if norm_pix:
+        target_BMP = normalize_patches(target_BMP)
+    pred_BMP = pred if pred.shape[1] == target_BMP.shape[1] else take(pred, mask.ids_masked_BM)
+    return F.mse_loss(pred_BMP.float(), target_BMP)
+
+
+def normalize_patches(patches_BNP: Tensor) -> Tensor:
+    """Each patch to mean 0 and variance 1 over its values, as the paper's ``norm_pix_loss`` does."""
+    mean_BN1 = patches_BNP.mean(dim=-1, keepdim=True)
+    variance_BN1 = patches_BNP.var(dim=-1, keepdim=True)
+    return (patches_BNP - mean_BN1) / (variance_BN1 + 1e-6).sqrt()
+
+
+def take(rows: Tensor, ids_BK: Tensor) -> Tensor:
+    """Rows ``ids_BK`` of each image's sequence x_BND, or of one x_ND that all images share: (B, K, D)."""
+    if rows.dim() == 2 and rows.device.type == "cpu":
+        return F.embedding(ids_BK, rows)  # on a GPU its gradient might wait on the few rows: not tried
+    return rows.expand(len(ids_BK), -1, -1).gather(1, ids_BK[..., None].expand(-1, -1, rows.shape[-1]))
+
+
+def initialize(module: nn.Module, skip: nn.Module | None = None) -> None:
+    """Xavier-uniform matrices, zero biases, tokens and positions from N(0, 0.02), as the MAE paper's code does."""
+    done = set() if skip is None else {id(p) for p in skip.parameters()}
+    for name, parameter in module.named_parameters():
+        if id(parameter) in done or "norm" in name:
+            continue
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif name.endswith("weight"):
+            nn.init.xavier_uniform_(parameter)
+        else:
+            nn.init.normal_(parameter, std=0.02)

@@ -1,0 +1,125 @@
+"""What a study says about each claim: the difference that was measured, and the verdict."""
+
+from dataclasses import dataclass
+
+from mae_core.report import published
+from mae_core.report.statistics import Estimate, estimate, signed
+from mae_core.report.summary import Case, Summary
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published statement, and what this study says of it.
+
+    Attributes:
+        statement: what is claimed.
+        source: who claims it.
+        measured: the difference, with its interval and unit.
+        verdict: supported, contradicted, undecided or not run.
+    """
+
+    statement: str
+    source: str
+    measured: str
+    verdict: str
+
+
+RANK = {"contradicted": 0, "undecided": 1, "supported": 2}  # of several verdicts, the lowest is that of all together
+
+
+def claims(summary: Summary) -> list[Claim]:
+    """Every claim of the student's report, the paper's ones that it leans on, and one of this study; with its verdicts."""
+    default, scratch = summary.find("random", 0.75), summary.find(None)
+    tokens = summary.find("random", 0.75, mask_tokens=True)
+    block50, block75, grid = summary.find("block", 0.5), summary.find("block", 0.75), summary.find("grid", 0.75)
+    longer, ratios = summary.equal_work(), [summary.find("random", ratio) for ratio in (0.25, 0.5, 0.9)]
+
+    def above(statement: str, source: str, quantity: str, *pairs: tuple[Case, Case]) -> Claim:
+        """The claim that of each pair the first exceeds the second; of several, what decides is told."""
+        one_below = pairs[0][1] is pairs[-1][1]
+        differences = [(a.beats(b, quantity), f"{(a if one_below else b).label}: ") for a, b in pairs]
+        if any(difference is None for difference, _ in differences):
+            return Claim(statement, source, "–", "not run")
+        decisive, against = min(differences, key=lambda pair: (RANK[judge(pair[0]).split(" (")[0]], pair[0].mean))
+        told = measured(decisive, quantity)
+        return Claim(statement, source, against + told if len(pairs) > 1 else told, judge(decisive))
+
+    return [
+        above("Pre-training beats training from scratch", "both", "accuracy", (default, scratch)),
+        throughout(default, scratch),
+        above("Mask tokens in the encoder lower the accuracy", "both", "accuracy", (default, tokens)),
+        flops_ratio(tokens, default),
+        above("Skipping mask tokens saves memory", "paper", "memory", (tokens, default)),
+        above(
+            "75 % masking can be learned: its frozen features beat a random encoder's (linear probe)", "student",
+            "linear", (default, scratch),
+        ),
+        above("Block-wise 50 % beats random 75 %", "student", "accuracy", (block50, default)),
+        above("It does so at equal work, against a longer random 75 %", "here", "accuracy", (block50, longer)),
+        above("Random 75 % beats block-wise 75 %", "both", "accuracy", (default, block75)),
+        above("Random 75 % beats grid-wise 75 %", "both", "accuracy", (default, grid)),
+        above("Grid-wise masking is the easier task: random's loss is higher", "both", "loss", (default, grid)),
+        above(
+            "Grid-wise masking gives the worst features: every other masking's linear probe is higher", "student",
+            "linear", (default, grid), (block50, grid), (block75, grid),
+        ),
+        above("Block-wise masking is harder: its loss at 75 % is higher than random's", "both", "loss", (block75, default)),
+        above("Its reconstructions are less exact: random's PSNR at 75 % is higher", "both", "psnr", (default, block75)),
+        above("A lower ratio is an easier task: block-wise loss at 75 % is above 50 %", "both", "loss", (block75, block50)),
+        above(
+            "75 % is the best ratio of random masking: it beats 25, 50 and 90 %", "paper", "accuracy",
+            *((default, other) for other in ratios),
+        ),
+        above(
+            "It is so for frozen features, too (linear probe)", "paper", "linear", *((default, other) for other in ratios)
+        ),
+    ]  # fmt: skip
+
+
+def measured(difference: Estimate | None, quantity: str) -> str:
+    """A difference with its sign, its interval if there is one, and its unit."""
+    if difference is None:
+        return "–"
+    special = {"loss": ("", 4, 1.0), "memory": (" MiB", 0, 2.0**-20), "psnr": (" dB", 2, 1.0)}
+    unit, digits, scale = special.get(quantity, (" points", 2, 1.0))
+    interval = "" if difference.interval is None else f" ± {difference.interval * scale:.{digits}f}"
+    return signed(difference.mean * scale, digits) + interval + unit
+
+
+def throughout(default: Case, scratch: Case) -> Claim:
+    """Whether the pre-trained model is ahead after every epoch of fine-tuning: each epoch's difference is judged."""
+    statement, histories = "It does so after every epoch", [c.read("finetune", "history") for c in (default, scratch)]
+    seeds = sorted(histories[0].keys() & histories[1].keys())
+    if not seeds:
+        return Claim(statement, "student", "–", "not run")
+    curves = [[history[seed]["test_accuracy"] for seed in seeds] for history in histories]
+    epochs = [
+        estimate([a - b for a, b in zip(*both, strict=True)])
+        for both in zip(*(zip(*curve, strict=True) for curve in curves), strict=True)
+    ]
+    differences = [difference for epoch in epochs for difference in epoch.values]
+    ahead = f"in {sum(difference > 0 for difference in differences)} of {len(differences)}"
+    verdict = min((judge(epoch) for epoch in epochs), key=lambda verdict: RANK[verdict.split(" (")[0]])
+    return Claim(statement, "student", ahead, "undecided (one seed)" if len(seeds) == 1 else verdict)
+
+
+def flops_ratio(tokens: Case, default: Case) -> Claim:
+    """What mask tokens in the encoder cost: counted, so one run decides."""
+    student, paper = published.STUDENT_FLOPS_RATIO, published.PAPER_FLOPS_RATIO
+    statement = f"They cost more FLOPs (student's model: {student:g}×; paper's: {paper:g}×)"
+    a, b = tokens.estimate("flops"), default.estimate("flops")
+    if not a or not b:
+        return Claim(statement, "both", "–", "not run")
+    return Claim(statement, "both", f"{a.mean / b.mean:.2f}×", "supported" if a.mean > b.mean else "contradicted")
+
+
+def judge(difference: Estimate | None) -> str:
+    """The verdict on the claim that a difference, sampled over seeds, is above zero."""
+    if difference is None:
+        return "not run"
+    if difference.interval is None:
+        points = "for it" if difference.mean > 0 else "against it" if difference.mean < 0 else "neither way"
+        return f"undecided (one seed; points {points})"
+    if not difference.excludes_zero:
+        return f"undecided ({len(difference.values)} seeds)"
+    return "supported" if difference.mean > 0 else "contradicted"

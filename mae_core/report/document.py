@@ -1,0 +1,281 @@
+"""An executed notebook as a document: numbered blocks that an exporter prints, and nothing else.
+
+Only what display.py put there is taken from outputs, and plain streams where they are asked for: whatever else a cell
+printed (HTML, JavaScript, widgets) does not reach the report.
+"""
+
+import base64
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from nbformat import NotebookNode
+
+from mae_core.report.display import PNG_DPI, TABLE
+
+KINDS = {"figure": "Figure", "table": "Table"}
+MORE_THAN_A_DRAWING = re.compile(
+    r"<script|<foreignObject|<!ENTITY|\son\w+\s*=|javascript:|@import"
+    r"|href\s*=\s*[\"'](?!#|data:image/)|url\(\s*(?!#)|<!DOCTYPE[^>]*SYSTEM",
+    re.IGNORECASE,
+)
+ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+@dataclass
+class Text:
+    """Markdown, from a cell or from an output."""
+
+    markdown: str
+    role: str = ""  # "abstract", "byline" or ""
+    kind = "text"
+
+
+@dataclass
+class Panel:
+    """One image of a figure."""
+
+    kind: str  # svg or png
+    content: bytes
+    alt: str
+    width: float  # inches, as drawn
+    height: float
+
+
+@dataclass
+class Float:
+    """A numbered figure or table."""
+
+    kind: str
+    label: str
+    number: int
+    caption: str
+    sources: list[str]
+    panels: list[Panel] = field(default_factory=list)
+    columns: int = 1
+    table: dict[str, Any] = field(default_factory=dict)
+    notes: str = ""
+
+    @property
+    def linked(self) -> bool:
+        """Whether the table's own cells name its sources: then they carry the links, not the caption."""
+        cells = {cell for row in self.table.get("rows", []) for cell in row}
+        return bool(self.sources) and cells.issuperset(self.sources)
+
+    @property
+    def name(self) -> str:
+        """As text refers to it: ``Figure 3``."""
+        return f"{KINDS[self.kind]} {self.number}"
+
+
+@dataclass
+class Code:
+    """Source or printed text, verbatim."""
+
+    text: str
+    role: str  # "source" or "stream"
+    kind = "code"
+
+
+@dataclass
+class References:
+    """The numbered list of references: label and text of each."""
+
+    entries: list[tuple[str, str]]
+    kind = "references"
+
+
+@dataclass
+class Section:
+    """A heading: its number ("2.1", or nothing for the references), anchor, words and level (2 or 3)."""
+
+    number: str
+    anchor: str
+    heading: str
+    level: int
+
+
+Block = Text | Float | Code | References
+
+
+@dataclass
+class Document:
+    """Blocks in order.
+
+    Attributes:
+        title: the first heading of level 1.
+        blocks: all but the title.
+        names: label to what a link to it says: ``Figure 3``, ``[2]``.
+        sections: the headings of level 2 and 3, in order.
+    """
+
+    title: str
+    blocks: list[Block]
+    names: dict[str, str]
+    sections: list[Section]
+
+
+class ExportError(ValueError):
+    """A notebook that cannot become a report."""
+
+
+def read(notebook: NotebookNode, show_code: bool = False) -> Document:
+    """Turn an executed notebook into a document.
+
+    Args:
+        notebook: executed, format 4.
+        show_code: keep sources and printed text.
+
+    Raises:
+        ExportError: if a cell ended in an error, a label stands twice, or the title is missing.
+    """
+    blocks = list(read_blocks(notebook, show_code))
+    names: dict[str, str] = {}
+    for block in blocks:
+        entries = []
+        if isinstance(block, Float):
+            block.number = 1 + sum(name.startswith(KINDS[block.kind]) for name in names.values())
+            entries = [(block.label, block.name)]
+        elif isinstance(block, References):
+            entries = [(label, f"[{number}]") for number, (label, _) in enumerate(block.entries, 1)]
+        for label, name in entries:
+            if label in names:
+                raise ExportError(f"the label {label} stands twice")
+            names[label] = name
+    title = re.match(r"# +(.+)", blocks[0].markdown) if blocks and isinstance(blocks[0], Text) else None
+    if not title:
+        raise ExportError("the notebook must begin with a title: a Markdown cell with '# ...'")
+    blocks[0].markdown = blocks[0].markdown[title.end() :].strip()
+    blocks = [block for block in blocks if not isinstance(block, Text) or block.markdown]
+    return Document(title[1].strip(), blocks, names, list(number_sections(blocks)))
+
+
+def number_sections(blocks: list[Block]) -> Iterator[Section]:
+    """Number the headings of all Markdown blocks; sections from the references on have none."""
+    numbers, numbered = [0, 0], True
+    for block in blocks:
+        for marks, heading in re.findall(
+            r"^(##|###) +(.+)$", block.markdown if block.kind == "text" else "", re.MULTILINE
+        ):
+            level = len(marks)
+            numbers = [numbers[0] + 1, 0] if level == 2 else [numbers[0], numbers[1] + 1]
+            numbered = numbered and heading.strip() != "References"
+            number = ".".join(str(n) for n in numbers[: level - 1]) if numbered else ""
+            yield Section(number, slug(heading), heading.strip(), level)
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading."""
+    return re.sub(r"\W+", "-", heading.lower()).strip("-")
+
+
+def read_blocks(notebook: NotebookNode, show_code: bool) -> Iterator[Block]:
+    """The blocks in order, not yet numbered."""
+    for index, cell in enumerate(notebook.cells):
+        tags = cell.metadata.get("tags", [])
+        if cell.cell_type == "markdown":
+            yield Text(cell.source)
+        if cell.cell_type != "code":
+            continue
+        if show_code and cell.source.strip():
+            yield Code(cell.source, "source")
+        unfinished: Float | None = None
+        for output in joined_streams(cell.outputs):
+            if output.output_type == "error":
+                raise ExportError(f"cell {index} ended in an error: {ANSI.sub('', output.evalue)}")
+            if output.output_type == "stream":
+                if show_code and output.text.strip():
+                    yield Code(as_on_a_terminal(output.text), "stream")
+                continue
+            about, data = output.metadata.get("report", {}), output.data
+            if about.get("kind") == "figure":
+                if about["panel"] == 0:
+                    unfinished = numbered(about, columns=int(about["columns"]))
+                unfinished.panels.append(panel(data, about["alt"]))
+                if about["panel"] == about["panels"] - 1:
+                    yield unfinished
+            elif about.get("kind") == "table":
+                yield numbered(about, table=checked_table(data[TABLE]), notes=about["notes"])
+            elif about.get("kind") == "references":
+                yield References([(plain_label(label), text) for label, text in about["entries"]])
+            elif "text/markdown" in data:
+                role = next((tag for tag in tags if tag in ("abstract", "byline")), "")
+                yield Text(data["text/markdown"], role)
+            elif show_code and "text/plain" in data:
+                yield Code(data["text/plain"], "stream")
+
+
+def numbered(about: dict[str, Any], **more) -> Float:
+    """A figure or table from the metadata of its output; its number comes later."""
+    sources = [plain_label(source) for source in about["sources"]]
+    return Float(about["kind"], plain_label(about["label"]), 0, about["caption"], sources, **more)
+
+
+def plain_label(label: str) -> str:
+    """A label or the name of a run, which become anchors and files' names.
+
+    Raises:
+        ExportError: if it could be anything else.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*", label):
+        raise ExportError(f"{label!r} is no label: letters, digits, '-', '_', '.', and '/' between them")
+    return label
+
+
+def checked_table(table: dict[str, Any]) -> dict[str, Any]:
+    """A table's cells as text and its columns' sides as ``l`` or ``r``.
+
+    Raises:
+        ExportError: if rows, header and sides do not match.
+    """
+    header, align = [str(cell) for cell in table["header"]], "".join(table["align"])
+    rows = [[str(cell) for cell in row] for row in table["rows"]]
+    if not re.fullmatch("[lr]+", align) or any(len(row) != len(header) for row in [align, *rows]):
+        raise ExportError("a table's rows, header and sides do not match")
+    return {"header": header, "rows": rows, "align": align}
+
+
+def joined_streams(outputs: list[NotebookNode]) -> Iterator[NotebookNode]:
+    """The outputs, with what was printed in several goes as one; warnings of libraries (stderr) are left out."""
+    printed = None
+    for output in outputs:
+        if output.output_type == "stream" and output.name == "stderr":
+            continue
+        if output.output_type == "stream":
+            printed = NotebookNode(output, text=(printed.text if printed else "") + output.text)
+            continue
+        if printed:
+            yield printed
+            printed = None
+        yield output
+    if printed:
+        yield printed
+
+
+def panel(data: dict[str, Any], alt: str) -> Panel:
+    """The image of a figure's output.
+
+    Raises:
+        ExportError: if there is none, or an SVG holds more than a drawing.
+    """
+    if "image/png" in data:
+        png = base64.b64decode(data["image/png"])
+        width, height = struct.unpack(">II", png[16:24])
+        return Panel("png", png, alt, width / PNG_DPI, height / PNG_DPI)
+    if "image/svg+xml" not in data:
+        raise ExportError("a figure's output holds neither PNG nor SVG")
+    svg = data["image/svg+xml"]
+    if MORE_THAN_A_DRAWING.search(svg):
+        raise ExportError("a figure's SVG holds a script, a handler or a remote reference")
+    size = [re.search(rf'{side}="([\d.]+)pt"', svg) for side in ("width", "height")]
+    if None in size:
+        raise ExportError("a figure's SVG does not say how large it is")
+    return Panel("svg", svg.encode(), alt, *(float(found[1]) / 72 for found in size))
+
+
+def as_on_a_terminal(text: str) -> str:
+    """Printed text as a terminal leaves it: without colours, a line overwritten after ``\\r`` only at its last state."""
+    lines = ANSI.sub("", text).rstrip().split("\n")
+    return "\n".join(next((part for part in reversed(line.split("\r")) if part.strip()), "") for line in lines)

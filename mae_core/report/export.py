@@ -1,0 +1,172 @@
+"""Print an executed notebook: as one HTML file, and as a PDF through Typst. Both are nbconvert exporters.
+
+python -m mae_core.report.export outputs/smoke/report.ipynb report/smoke
+"""
+
+import argparse
+import base64
+import datetime
+import functools
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import typst
+from nbconvert.exporters import HTMLExporter, TemplateExporter
+from nbconvert.filters import Highlight2HTML
+from nbformat import NotebookNode
+from pygments.formatters import HtmlFormatter
+from traitlets import Bool, Unicode
+
+from mae_core.report import markup
+from mae_core.report.document import KINDS, ExportError, read
+from mae_core.study.results import whole
+
+HOUSE = Path(__file__).parent
+TEMPLATES, FONTS, STYLE = HOUSE / "templates", HOUSE / "fonts", HOUSE / "templates" / "mae" / "style.css"
+TEXT_WIDTH = "156mm"  # of the PDF: A4 less its margins
+
+
+class ReportHtmlExporter(HTMLExporter):
+    """One HTML file: no script, no remote reference, fonts embedded."""
+
+    show_code = Bool(False, help="print sources and streams, too").tag(config=True)
+    back = Unicode("", help="a link back to the report").tag(config=True)
+
+    def __init__(self, **options):
+        super().__init__(template_name="mae", extra_template_basedirs=[str(TEMPLATES)], **options)
+
+    def from_notebook_node(self, nb: NotebookNode, resources: dict[str, Any] | None = None, **more):
+        document = read(nb, self.show_code)
+        self.register_filter("markdown", lambda text: markup.to_html(text, document))
+        self.register_filter("inline", lambda text: re.sub(r"^<p>|</p>\s*$", "", markup.to_html(text, document)))
+        self.register_filter("data_uri", lambda panel: markup.data_uri(panel.kind, panel.content))
+        self.register_filter("highlight", Highlight2HTML(pygments_lexer="python", parent=self))
+        self.register_filter("links", lambda sources: [(name, page(name)) for name in sources])
+        about = {"document": document, "style": style(self.show_code), "show_code": self.show_code, "back": self.back}
+        return super().from_notebook_node(nb, {**(resources or {}), **about}, **more)
+
+
+class ReportTypstExporter(TemplateExporter):
+    """A Typst source; its images are written into the folder that ``resources["folder"]`` names."""
+
+    file_extension = ".typ"
+
+    def __init__(self, **options):
+        super().__init__(template_name="mae", extra_template_basedirs=[str(TEMPLATES)], **options)
+
+    def _template_name_default(self) -> str:
+        return "mae"
+
+    def from_notebook_node(self, nb: NotebookNode, resources: dict[str, Any] | None = None, **more):
+        document, folder = read(nb), Path((resources or {})["folder"])
+
+        def image(panel, name: str, columns: int) -> str:
+            path = folder / f"{name}.{panel.kind}"
+            path.write_bytes(panel.content)
+            width = f"calc.min({panel.width}in, {TEXT_WIDTH})" if columns == 1 else "100%"
+            return f"image({markup.literal(path.name)}, width: {width}, alt: {markup.literal(panel.alt)})"
+
+        self.register_filter("markdown", lambda text: markup.to_typst(text, document, folder))
+        self.register_filter("literal", markup.literal)
+        self.register_filter("image", image)
+        return super().from_notebook_node(nb, {**(resources or {}), "document": document}, **more)
+
+
+html_exporter = functools.cache(ReportHtmlExporter)  # a new one compiles its templates anew
+
+
+def page(source: str) -> str:
+    """The rendered notebook of a run named ``case/seed0/stage``, or of ``ablations``, relative to the report."""
+    return f"notebooks/{source.replace('/', '-')}.html"
+
+
+def style(with_code: bool) -> str:
+    """The style sheet, with its fonts as data; pages with code get colours for it instead of all fonts."""
+
+    def embed(found: re.Match) -> str:
+        font = (FONTS / found[1]).read_bytes()
+        return f"url(data:font/woff2;base64,{base64.b64encode(font).decode()})"
+
+    css = STYLE.read_text()
+    if with_code:
+        css += HtmlFormatter(style="friendly").get_style_defs("pre.source") + "pre.source { background: var(--paper); }"
+    return re.sub(r"url\(([\w-]+\.woff2)\)", embed, css)
+
+
+def write_html(notebook: Path, target: Path, **options) -> None:
+    """Print a notebook as HTML."""
+    body, _ = html_exporter(**options).from_notebook_node(nbformat.read(notebook, as_version=4))
+    with whole(target) as temporary:
+        temporary.write_text(body)
+
+
+def write_pdf(notebook: Path, target: Path) -> None:
+    """Print a notebook as tagged PDF (PDF/UA-1); the same notebook gives the same bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, _ = ReportTypstExporter().from_notebook_node(nbformat.read(notebook, as_version=4), {"folder": folder})
+        main = Path(folder) / "report.typ"
+        main.write_text(source)
+        pdf = typst.compile(
+            str(main),
+            ignore_system_fonts=True,
+            pdf_standards=["ua-1"],
+            timestamp=int(datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC).timestamp()),
+        )
+    with whole(target) as temporary:
+        temporary.write_bytes(pdf)
+
+
+def write_figures(notebook: Path, folder: Path) -> None:
+    """Write every panel of every figure as a file named after its label, for use elsewhere."""
+    for block in read(nbformat.read(notebook, as_version=4)).blocks:
+        for index, panel in enumerate(block.panels if block.kind == "figure" else []):
+            suffix = f"-{'abcdefgh'[index]}" if len(block.panels) > 1 else ""
+            with whole(folder / f"{block.label}{suffix}.{panel.kind}") as temporary:
+                temporary.write_bytes(panel.content)
+            other = {"png": "svg", "svg": "png"}[panel.kind]  # of an earlier print
+            (folder / f"{block.label}{suffix}.{other}").unlink(missing_ok=True)
+
+
+def write_report(report: Path, folder: Path) -> None:
+    """Print the report as HTML and PDF, and beside it the executed notebook of every run that it names.
+
+    Args:
+        report: the executed report notebook, ``outputs/<study>/report.ipynb``.
+        folder: gets ``index.html``, ``report.pdf``, ``figures/`` and ``notebooks/``.
+
+    Raises:
+        ExportError: if a notebook holds an error, or something that must not be printed.
+    """
+    document = read(nbformat.read(report, as_version=4))
+    sources = {source for block in document.blocks if block.kind in KINDS for source in block.sources}
+    for source in sorted(sources | {report.stem}):
+        *run, name = source.split("/")
+        notebook = report.parent.joinpath(*run, *([name] if run else []), f"{name}.ipynb")
+        if not notebook.exists() and (folder / page(source)).exists():
+            continue  # a published study: its executed notebooks are kept as pages
+        try:
+            write_html(notebook, folder / page(source), show_code=True, back="../index.html")
+        except (ExportError, OSError) as error:
+            raise ExportError(f"{notebook}: {error}") from error
+    write_figures(report, folder / "figures")
+    write_pdf(report, folder / "report.pdf")
+    write_html(report, folder / "index.html")
+
+
+def main() -> None:
+    """Print an executed report notebook as HTML and PDF."""
+    parser = argparse.ArgumentParser(prog="python -m mae_core.report.export", description=main.__doc__)
+    parser.add_argument("report", type=Path, help="outputs/<study>/report.ipynb")
+    parser.add_argument("folder", type=Path, help="report/<study>")
+    words = parser.parse_args()
+    try:
+        write_report(words.report, words.folder)
+    except ExportError as error:
+        raise SystemExit(f"ExportError: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

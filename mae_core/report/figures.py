@@ -1,0 +1,352 @@
+"""The study's figures, drawn from saved results alone.
+
+Every function returns a matplotlib Figure of its own (no pyplot, no global state), ready for display.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from matplotlib.patheffects import withStroke
+
+from mae_core.model.config import count_kept
+from mae_core.report.statistics import Estimate
+from mae_core.study.parameters import PretrainParameters
+from mae_core.study.results import load_sheet, read_json
+
+INK, GREY, ACCENT = "#222222", "#8a8a8a", "#7a1f1f"
+COLOURS = ("#7a1f1f", "#00635a", "#94541b", "#3b528b", "#8a4f9e", "#5b6b1f", "#2f7fb5", "#b05a7a")
+STYLE = {
+    "font.family": "STIXGeneral",
+    "mathtext.fontset": "stix",
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.edgecolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "svg.hashsalt": "mae",
+}
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure in the house's style; inches."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def styled(draw):
+    """Decorator: draw with the house's style, whatever the notebook has set."""
+
+    def wrapper(*args, **kwargs):
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    wrapper.__name__, wrapper.__doc__ = draw.__name__, draw.__doc__
+    return wrapper
+
+
+@styled
+def curves(
+    series: Mapping[str, Sequence[Mapping[str, Sequence[float]]]],
+    quantity: str,
+    label: str,
+) -> Figure:
+    """One quantity against the epoch.
+
+    Args:
+        series: name to the histories of its seeds; the line is their mean, the band their range.
+        quantity: which list of the histories.
+        label: of the vertical axis, with its unit.
+    """
+    series = {name: histories for name, histories in series.items() if histories}
+    if not series:
+        return not_run(2.8)
+    figure = new_figure(2.8, 2.3)
+    axes = figure.add_subplot(xlabel="epoch", ylabel=label)
+    for (name, histories), colour in zip(series.items(), COLOURS * 9, strict=False):
+        epochs = histories[0]["epoch"]
+        values = np.array([history[quantity] for history in histories])
+        axes.plot(
+            epochs, values.mean(0), color=colour, label=name, marker="o" if len(epochs) < 12 else "", markersize=3
+        )
+        if len(values) > 1:
+            axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if len(series) > 1:
+        axes.legend(handlelength=1.2)
+    return figure
+
+
+@styled
+def image_rows(
+    rows: Sequence[tuple[str, Sequence[np.ndarray]]],
+    titles: Sequence[str] = (),
+    notes: Mapping[int, Sequence[str]] = MappingProxyType({}),
+) -> Figure:
+    """Rows of small images, each row with its name to the left.
+
+    Args:
+        rows: name and images (each HWC, uint8) of each row.
+        titles: one above each column.
+        notes: row to a short text for each of its images, printed in their corners.
+    """
+    n_columns = len(rows[0][1])
+    figure = Figure(figsize=(1.25 + 0.72 * n_columns, 0.74 * len(rows) + (0.25 if len(titles) else 0)))
+    grid = figure.add_gridspec(
+        len(rows), n_columns, wspace=0.06, hspace=0.06, left=1.25 / figure.get_figwidth(), right=0.998, bottom=0.004,
+        top=1 - (0.25 / figure.get_figheight() if len(titles) else 0.004),
+    )  # fmt: skip
+    for i, (name, images) in enumerate(rows):
+        for j, image in enumerate(images):
+            axes = figure.add_subplot(grid[i, j])
+            bare_image(axes, image)
+            if j == 0:
+                axes.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=5)
+            if i == 0 and len(titles):
+                axes.set_title(titles[j], fontsize=9, pad=3)
+            if i in notes:
+                outlined = [withStroke(linewidth=1.8, foreground=INK)]
+                place = {"x": 0.97, "y": 0.04, "transform": axes.transAxes, "ha": "right", "va": "bottom"}
+                axes.text(s=notes[i][j], **place, color="white", fontsize=7.5, path_effects=outlined)
+    return figure
+
+
+@styled
+def mask_overview(masks: Mapping[str, np.ndarray]) -> Figure:
+    """Masks as black (hidden) and white (visible) squares.
+
+    Args:
+        masks: name to masked_BGG, booleans on the grid of patches.
+    """
+    rows = [(name, np.repeat(np.where(m, 60, 245)[..., None].astype(np.uint8), 3, -1)) for name, m in masks.items()]
+    return image_rows(rows)
+
+
+def reconstructions(folder: Path | None, n_images: int = 8) -> Figure:
+    """What a pre-training run makes of the first test images: masked, reconstructed, original."""
+    if folder is None:
+        return not_run(7.0)
+    original, masked, painted = load_sheet(folder / "pictures.png", 3)[:, :n_images]
+    return image_rows([("masked", masked), ("reconstructed", painted), ("original", original)])
+
+
+def samplings(folders: Mapping[str, Path], n_images: int = 8) -> Figure:
+    """The same test images under several maskings, each with its reconstruction and its PSNR; the original last."""
+    if not folders:
+        return not_run(7.0)
+    rows, notes = [], {}
+    for name, folder in folders.items():
+        original, masked, painted = load_sheet(folder / "pictures.png", 3)[:, :n_images]
+        run = PretrainParameters.check(read_json(folder / "parameters.json"))
+        hidden = 1 - count_kept(run.model.n_patches, run.mask_ratio) / run.model.n_patches
+        notes[len(rows) + 1] = [f"{value:.1f}" for value in psnr(painted, original, hidden)]
+        rows += [(name, masked), ("", painted)]
+    return image_rows([*rows, ("original", original)], notes=notes)
+
+
+def psnr(painted_nHWC: np.ndarray, original_nHWC: np.ndarray, hidden_share: float) -> np.ndarray:
+    """Peak signal-to-noise ratio of each picture over its hidden pixels, in decibels: psnr_n.
+
+    Args:
+        painted_nHWC: uint8; where nothing was hidden it equals ``original_nHWC``.
+        hidden_share: of the pixels, in (0, 1).
+    """
+    difference = painted_nHWC.astype(float) - original_nHWC
+    mse_n = (difference**2).mean(axis=(1, 2, 3)) / hidden_share
+    return 10 * np.log10(255**2 / np.maximum(mse_n, 1e-6))
+
+
+def attention(folder: Path | None, n_images: int = 8) -> Figure:
+    """Where the class token of a fine-tuned encoder looks: test images, and the attention of its last block."""
+    if folder is None:
+        return not_run(7.0, "not recorded")
+    images, maps = load_sheet(folder / "attention.png", 2)[:, :n_images]
+    return image_rows([("image", images), ("attention", maps)])
+
+
+def neighbours(folder: Path | None, n_images: int = 8) -> Figure:
+    """Test images, and below each the training images whose frozen features are most like its own."""
+    if folder is None:
+        return not_run(7.0, "not recorded")
+    n_rows = 1 + len(read_json(folder / "metrics.json")["neighbours"]["labels"][0])
+    query, *found = load_sheet(folder / "neighbours.png", n_rows)[:, :n_images]
+    return image_rows([("test image", query), *((f"neighbour {k}", row) for k, row in enumerate(found, 1))])
+
+
+@styled
+def predictions(folder: Path | None) -> Figure:
+    """Test images with the predicted class and its probability; a wrong one in red, with the true class."""
+    if folder is None:
+        return not_run(6.2)
+    metrics = read_json(folder / "metrics.json")
+    return named_images(load_sheet(folder / "pictures.png", 1)[0], metrics["predictions"], metrics)
+
+
+@styled
+def mistakes(folder: Path | None) -> Figure:
+    """The test images that a fine-tuned model is surest to name wrongly, as :func:`predictions` shows them."""
+    if folder is None:
+        return not_run(6.2, "not recorded")
+    metrics = read_json(folder / "metrics.json")
+    return named_images(load_sheet(folder / "mistakes.png", 1)[0], metrics["mistakes"], metrics)
+
+
+def named_images(images: Sequence[np.ndarray], told: Mapping[str, Any], metrics: Mapping[str, Any]) -> Figure:
+    """Up to ten images under the class that was predicted; ``told`` lists true, predicted and confidence of each."""
+    figure, names = new_figure(6.2, 3.1), metrics["predictions"]["classes"]
+    places = figure.subplots(2, 5).flat
+    for axes in places[len(told["true"]) :]:
+        axes.axis("off")
+    for axes, image, true, predicted, confidence in zip(
+        places, images, told["true"], told["predicted"], told["confidence"], strict=False
+    ):
+        bare_image(axes, image)
+        right = true == predicted
+        axes.set_title(
+            f"{names[predicted]}, {100 * confidence:.0f} %", color=INK if right else ACCENT, fontsize=9, pad=2
+        )
+        axes.set_xlabel("" if right else f"is: {names[true]}", color=ACCENT, fontsize=8, labelpad=1)
+    return figure
+
+
+@styled
+def confusion(folder: Path | None) -> Figure:
+    """Share of each true class (row) that was given each label (column), in per cent, by a fine-tuning run."""
+    if folder is None:
+        return not_run(4.2)
+    told = read_json(folder / "metrics.json")["predictions"]
+    counts, classes = np.array(told["confusion"]), told["classes"]
+    share = 100 * counts / counts.sum(1, keepdims=True)
+    figure = new_figure(4.2, 3.6)
+    axes = figure.add_subplot(xlabel="predicted", ylabel="true")
+    axes.imshow(share, cmap="Greys", vmin=0, vmax=100)
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_yticks(range(len(classes)), classes, fontsize=8)
+    axes.grid(visible=False)
+    for (i, j), value in np.ndenumerate(share):
+        if value >= 0.5:
+            axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > 50 else INK)
+    return figure
+
+
+@styled
+def accuracies(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy of every case: ours with every seed and the interval, the student's and the paper's.
+
+    Args:
+        rows: ``name``, ``values`` (one per seed, may be empty), ``interval`` (half-width or None), ``student`` and
+            ``paper`` (numbers or None), all in per cent.
+    """
+    figure = new_figure(6.4, 0.42 * len(rows) + 0.9)
+    axes = figure.add_subplot(xlabel="test accuracy after fine-tuning (%)")
+    for y, row in enumerate(rows):
+        if row["values"]:
+            mean = float(np.mean(row["values"]))
+            axes.errorbar(mean, y, xerr=row["interval"], fmt="o", color=ACCENT, capsize=3, markersize=6, zorder=3)
+            if len(row["values"]) > 1:
+                axes.plot(row["values"], [y] * len(row["values"]), "|", color=ACCENT, markersize=9, alpha=0.6)
+        for source, marker, colour in (("student", "s", "#00635a"), ("paper", "^", "#3b528b")):
+            if row[source] is not None:
+                axes.plot(row[source], y, marker, color=colour, markersize=5, markerfacecolor="none")
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="x", visible=False)
+    for label, marker, colour, face in (
+        ("this study", "o", ACCENT, ACCENT),
+        ("student's report (CIFAR-10)", "s", "#00635a", "none"),
+        ("MAE paper (ImageNet)", "^", "#3b528b", "none"),
+    ):
+        axes.plot([], [], marker, color=colour, markerfacecolor=face, label=label, markersize=5)
+    figure.legend(loc="outside upper center", ncols=3, handletextpad=0.2, columnspacing=1.2)
+    return figure
+
+
+@styled
+def ratios(rows: Mapping[float, Mapping[str, Estimate | None]], quantity: str, label: str) -> Figure:
+    """One accuracy against the masking ratio, with the interval where there is one.
+
+    Args:
+        rows: ratio to estimates by quantity, in per cent.
+        quantity: which of them.
+        label: of the vertical axis.
+    """
+    points = {ratio: values[quantity] for ratio, values in rows.items() if values[quantity]}
+    if len(points) < 2:
+        return not_run(3.3)
+    figure = new_figure(3.3, 2.4)
+    axes = figure.add_subplot(xlabel="masking ratio (%)", ylabel=label)
+    x, y = [100 * ratio for ratio in points], [point.mean for point in points.values()]
+    axes.plot(x, y, color=ACCENT, marker="o", markersize=5)
+    for ratio, point in points.items():
+        axes.plot([100 * ratio] * len(point.values), point.values, "_", color=ACCENT, alpha=0.5, markersize=9)
+        axes.errorbar(100 * ratio, point.mean, yerr=point.interval, color=ACCENT, capsize=3)
+    axes.set_xticks(x)
+    axes.margins(x=0.12, y=0.2)
+    return figure
+
+
+@styled
+def environment(provenance: Mapping[str, Any], dataset: str) -> Figure:
+    """How a study runs, and on what: from parameters to report, with the versions that did it."""
+    if not provenance:
+        return not_run(7.2)
+    versions = provenance["versions"]
+    steps = [
+        ("params/", "one YAML file"),
+        ("Snakemake", versions.get("snakemake", "")),
+        ("papermill", versions.get("papermill", "")),
+        ("mae_core", f"torch {versions.get('torch', '')}"),
+        ("outputs/", "curves, metrics"),
+        ("nbconvert", versions.get("nbconvert", "")),
+        ("report/", "HTML and PDF"),
+    ]
+    figure = Figure(figsize=(7.2, 1.55))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, len(steps)), ylim=(0, 1.5))
+    axes.axis("off")
+    for x, (name, detail) in enumerate(steps):
+        code = name in ("Snakemake", "papermill", "mae_core", "nbconvert")
+        box = FancyBboxPatch(
+            (x + 0.09, 0.72), 0.82, 0.62, boxstyle="round,pad=0,rounding_size=0.06",
+            facecolor="#f6f4ee" if code else "white", edgecolor=ACCENT if code else GREY, linewidth=0.9,
+        )  # fmt: skip
+        axes.add_patch(box)
+        axes.text(x + 0.5, 1.12, name, ha="center", va="center", fontsize=10.5, color=INK)
+        axes.text(x + 0.5, 0.89, detail, ha="center", va="center", fontsize=8.5, color="#555555")
+        if x:
+            axes.annotate(
+                "", (x + 0.08, 1.03), (x - 0.08, 1.03), arrowprops={"arrowstyle": "->", "color": INK, "lw": 0.9}
+            )
+    axes.text(len(steps) / 2, 0.42, provenance["device"], ha="center", va="center", fontsize=10, color=INK)
+    detail = f"{provenance['platform']}; {provenance['precision']} matrix products; data: {dataset}"
+    axes.text(len(steps) / 2, 0.16, detail, ha="center", va="center", fontsize=9, color="#555555")
+    return figure
+
+
+@styled
+def not_run(width: float, why: str = "not run") -> Figure:
+    """What stands in the place of a figure whose runs do not exist."""
+    figure = Figure(figsize=(width, 0.6))
+    figure.text(0.5, 0.5, why, ha="center", va="center", color=GREY, fontsize=12)
+    return figure
+
+
+def bare_image(axes: Axes, image: np.ndarray) -> None:
+    """Show pixels as they are, without ticks, grid or frame."""
+    axes.imshow(image, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)

@@ -1,0 +1,213 @@
+"""Markdown to HTML and to Typst, both through mistune; raw HTML in Markdown is printed, never passed on.
+
+Links go inside the document only: to a numbered figure, table or reference, or to a section. A remote address is left
+out, its text stays.
+"""
+
+import base64
+import html
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import mistune
+from matplotlib import mathtext
+from matplotlib.font_manager import FontProperties
+from mistune.plugins.math import math
+from mistune.plugins.table import table
+
+from mae_core.report.document import Document, slug
+from mae_core.report.figures import STYLE
+
+MATH_SIZE = 10.0  # points
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A typeset formula; lengths in units of the text's size."""
+
+    svg: bytes
+    width: float
+    height: float
+    depth: float
+
+
+def typeset(tex: str) -> Formula:
+    """A TeX formula as SVG, by matplotlib's mathtext.
+
+    Raises:
+        ValueError: if it is not a formula that mathtext knows.
+    """
+    file = io.BytesIO()
+    properties = FontProperties(family="STIXGeneral", size=MATH_SIZE, math_fontfamily="stix")
+    with matplotlib.rc_context(STYLE):
+        depth = mathtext.math_to_image(f"${tex.strip()}$", file, prop=properties, dpi=72, format="svg")
+    svg = re.sub(rb"<metadata>.*?</metadata>", b"", file.getvalue(), flags=re.DOTALL)
+    width, height = (float(re.search(rb'%s="([\d.]+)pt"' % name, svg)[1]) for name in (b"width", b"height"))
+    return Formula(svg, width / MATH_SIZE, height / MATH_SIZE, float(depth) / MATH_SIZE)
+
+
+class HtmlRenderer(mistune.HTMLRenderer):
+    """Markdown as HTML, with numbered sections and resolved links."""
+
+    def __init__(self, document: Document):
+        super().__init__(escape=True)
+        self.names = document.names
+        self.numbers = {section.anchor: section.number for section in document.sections}
+
+    def heading(self, text: str, level: int, **attrs) -> str:
+        anchor = slug(html.unescape(mistune.util.striptags(text)))
+        number = self.numbers.get(anchor)
+        before = f'<span class="number">{number}</span>' if number else ""
+        return f'<h{level} id="{anchor}">{before}{text}</h{level}>\n'
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        if not url.startswith("#"):
+            return text
+        name = self.names.get(url[1:])
+        if name is None:
+            return f'<a href="{html.escape(url)}">{text}</a>'
+        said = f"{text} {name}" if name.startswith("[") and text else name
+        return f'<a href="{html.escape(url)}">{said}</a>'
+
+    def image(self, text: str, url: str, title: str | None = None) -> str:
+        return text
+
+    def inline_math(self, text: str) -> str:
+        try:
+            formula = typeset(text)
+        except ValueError:
+            return self.codespan(text)
+        style = f"height: {formula.height:.3f}em; vertical-align: {-formula.depth:.3f}em"
+        return f'<img class="formula" alt="{html.escape(text)}" style="{style}" src="{data_uri("svg", formula.svg)}">'
+
+    def block_math(self, text: str) -> str:
+        try:
+            formula = typeset(text)
+        except ValueError:
+            return self.block_code(text)
+        alt = html.escape(text.strip())
+        style = f"height: {1.15 * formula.height:.3f}em"
+        return f'<p class="formula"><img alt="{alt}" style="{style}" src="{data_uri("svg", formula.svg)}"></p>\n'
+
+
+class TypstRenderer(mistune.HTMLRenderer):
+    """Markdown as Typst: every text is a string literal, so that nothing in it is read as markup.
+
+    Args:
+        document: resolves links.
+        folder: where images of formulas are written.
+    """
+
+    NAME = "typst"
+
+    def __init__(self, document: Document, folder: Path):
+        super().__init__(escape=True)
+        self.names, self.folder = document.names, folder
+        self.anchors = {section.anchor: section for section in document.sections}
+
+    def text(self, text: str) -> str:
+        return f"#{literal(text)};"
+
+    inline_html = block_html = text
+
+    def emphasis(self, text: str) -> str:
+        return f"#emph[{text}];"
+
+    def strong(self, text: str) -> str:
+        return f"#strong[{text}];"
+
+    def codespan(self, text: str) -> str:
+        return f"#raw({literal(text)});"
+
+    def linebreak(self) -> str:
+        return "#linebreak();"
+
+    def softbreak(self) -> str:
+        return "\n"
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        if not url.startswith("#"):
+            return text
+        name = self.names.get(url[1:])
+        said = (
+            text
+            if name is None
+            else f"{text} #{literal(name)};"
+            if name.startswith("[") and text
+            else f"#{literal(name)};"
+        )
+        return f"#link(label({literal(url[1:])}))[{said}];"
+
+    def image(self, text: str, url: str, title: str | None = None) -> str:
+        return text
+
+    def paragraph(self, text: str) -> str:
+        return f"{text}\n\n"
+
+    def block_text(self, text: str) -> str:
+        return text
+
+    def heading(self, text: str, level: int, **attrs) -> str:
+        words = "".join(re.findall(r'#"((?:[^"\\]|\\.)*)"', text))
+        section = self.anchors.get(slug(words))
+        unnumbered = "" if section and section.number else ", numbering: none"
+        return f"#[#heading(level: {level - 1}{unnumbered})[{text}] #label({literal(slug(words))})]\n\n"
+
+    def block_code(self, code: str, info: str | None = None) -> str:
+        return f"#raw({literal(code.rstrip())}, block: true)\n\n"
+
+    def block_quote(self, text: str) -> str:
+        return f"#quote(block: true)[{text}]\n\n"
+
+    def list(self, text: str, ordered: bool, **attrs) -> str:
+        return f"#{'enum' if ordered else 'list'}({text})\n\n"
+
+    def list_item(self, text: str) -> str:
+        return f"[{text}],"
+
+    def thematic_break(self) -> str:
+        return "#line(length: 100%, stroke: .4pt)\n\n"
+
+    def inline_math(self, text: str) -> str:
+        try:
+            formula = typeset(text)
+        except ValueError:
+            return self.codespan(text)
+        return f"#box(baseline: {formula.depth:.3f}em, {self.formula(formula, text, 1.0)});"
+
+    def block_math(self, text: str) -> str:
+        try:
+            formula = typeset(text)
+        except ValueError:
+            return self.block_code(text)
+        return f"#align(center, {self.formula(formula, text, 1.05)})\n\n"
+
+    def formula(self, formula: Formula, tex: str, scale: float) -> str:
+        path = self.folder / f"formula-{len(list(self.folder.glob('formula-*')))}.svg"
+        path.write_bytes(formula.svg)
+        return f"image({literal(path.name)}, height: {scale * formula.height:.3f}em, alt: {literal(tex.strip())})"
+
+
+def to_html(markdown: str, document: Document) -> str:
+    """Markdown as HTML."""
+    return mistune.create_markdown(renderer=HtmlRenderer(document), plugins=[math, table])(markdown)
+
+
+def to_typst(markdown: str, document: Document, folder: Path) -> str:
+    """Markdown as Typst; pictures of formulas go into ``folder``."""
+    tokens = mistune.create_markdown(renderer=None, plugins=[math])(markdown)
+    return TypstRenderer(document, folder)(tokens, mistune.BlockState())
+
+
+def literal(text: str) -> str:
+    """A Typst string literal."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "").replace("\t", "\\t")
+    return f'"{escaped}"'
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """An image as a data URI; kind is svg or png."""
+    return f"data:image/{'svg+xml' if kind == 'svg' else kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,45 @@
+"""Numbers from elsewhere that this study is held against.
+
+The student's: the report whose claims are tested, ViT-T/2 on CIFAR-10. The paper's: He et al. 2021, ViT-L on
+ImageNet-1k, tables 1c and 1f. Both are test (validation) accuracies after fine-tuning, in per cent.
+"""
+
+from mae_core.study.parameters import PretrainParameters
+
+# (strategy, ratio, mask tokens in the encoder): accuracy
+STUDENT = {
+    ("random", 0.75, False): 84.4,
+    ("random", 0.75, True): 80.6,
+    ("block", 0.5, False): 85.1,
+    ("block", 0.75, False): 83.7,
+    ("grid", 0.75, False): 82.0,
+}
+PAPER = {
+    ("random", 0.75, False): 84.9,
+    ("random", 0.75, True): 84.2,
+    ("block", 0.5, False): 83.9,
+    ("block", 0.75, False): 82.8,
+    ("grid", 0.75, False): 84.0,
+}
+STUDENT_FLOPS_RATIO, PAPER_FLOPS_RATIO = 2.4, 3.3  # mask tokens in the encoder over without
+
+
+def look_up(numbers: dict[tuple[str, float, bool], float], run: PretrainParameters | None) -> float | None:
+    """The published number for a case with these masks; None if there is none."""
+    if run is None or run.norm_pix:
+        return None
+    return numbers.get((run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder))
+
+
+REFERENCES = {
+    "ref-he2021": "He, K., Chen, X., Xie, S., Li, Y., Dollár, P., Girshick, R. (2021). *Masked autoencoders are scalable "
+    "vision learners.* arXiv:2111.06377.",
+    "ref-dosovitskiy2021": "Dosovitskiy, A., Beyer, L., Kolesnikov, A., et al. (2021). *An image is worth 16x16 words: "
+    "transformers for image recognition at scale.* ICLR 2021, arXiv:2010.11929.",
+    "ref-bao2022": "Bao, H., Dong, L., Piao, S., Wei, F. (2022). *BEiT: BERT pre-training of image transformers.* ICLR "
+    "2022, arXiv:2106.08254.",
+    "ref-krizhevsky2009": "Krizhevsky, A. (2009). *Learning multiple layers of features from tiny images.* Technical "
+    "report, University of Toronto.",
+    "ref-wu2018": "Wu, Z., Xiong, Y., Yu, S. X., Lin, D. (2018). *Unsupervised feature learning via non-parametric "
+    "instance discrimination.* CVPR 2018, arXiv:1805.01978.",
+}

@@ -1,0 +1,254 @@
+"""All results of a study, read from its folder, and what they say about each claim."""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mae_core.report import published
+from mae_core.report.statistics import Estimate, estimate, paired_difference
+from mae_core.study.parameters import FREE, OUTPUTS, PretrainParameters, ReportParameters
+from mae_core.study.results import read_json
+
+# What can be asked of a run: name -> (stage, path into metrics.json)
+QUANTITIES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "accuracy": ("finetune", ("last_epoch_accuracy",)),
+    "best_accuracy": ("finetune", ("best_epoch_accuracy",)),
+    "linear": ("finetune", ("probes", "linear")),
+    "knn": ("finetune", ("probes", "knn")),
+    "flops": ("pretrain", ("flops_per_image",)),
+    "psnr": ("pretrain", ("test_psnr",)),
+    "loss": ("pretrain", ("test_loss",)),
+    "seconds": ("pretrain", ("train_seconds",)),
+    "speed": ("pretrain", ("images_per_second",)),
+    "memory": ("pretrain", ("peak_memory_bytes",)),
+    "wall": ("pretrain", ("wall_seconds",)),
+    "finetune_seconds": ("finetune", ("train_seconds",)),
+    "finetune_speed": ("finetune", ("images_per_second",)),
+    "finetune_memory": ("finetune", ("peak_memory_bytes",)),
+    "finetune_wall": ("finetune", ("wall_seconds",)),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case of a study and the folders of its seeds.
+
+    Attributes:
+        name: as in the study file.
+        pretrained: the pre-training parameters; None from scratch, or where nothing has run.
+        from_scratch: whether fine-tuning started without weights; False where nothing has run.
+        folders: seed to ``outputs/<study>/<case>/seed<k>``.
+        usual_epochs: of pre-training, in this study; a case of another length says so in its label.
+    """
+
+    name: str
+    pretrained: PretrainParameters | None
+    from_scratch: bool
+    folders: dict[int, Path]
+    usual_epochs: int | None = None
+
+    def read(self, stage: str, file: str) -> dict[int, Any]:
+        """A file of a stage, of every seed that finished it."""
+        paths = {seed: folder / stage for seed, folder in self.folders.items()}
+        return {
+            seed: read_json(path / f"{file}.json")
+            for seed, path in sorted(paths.items())
+            if (path / "metrics.json").exists()
+        }
+
+    def values(self, quantity: str) -> dict[int, float]:
+        """One of QUANTITIES, by seed; empty if it was not run or not measured."""
+        stage, path = QUANTITIES[quantity]
+        found = {}
+        for seed, value in self.read(stage, "metrics").items():
+            for key in path:
+                value = value.get(key) if value else None
+            if value is not None:
+                found[seed] = value
+        return found
+
+    def estimate(self, quantity: str) -> Estimate | None:
+        """Mean and interval over the seeds; None if there is no value."""
+        values = self.values(quantity)
+        return estimate(list(values.values())) if values else None
+
+    def finished(self, stage: str, file: str = "metrics.json") -> dict[int, Path]:
+        """Seed to folder of the runs that finished a stage, and left a file there."""
+        folders = {seed: self.folders[seed] / stage for seed in self.read(stage, "metrics")}
+        return {seed: folder for seed, folder in folders.items() if (folder / file).exists()}
+
+    def wall(self) -> Estimate | None:
+        """Seconds that both stages took, with data and evaluation; None if a stage of a pre-trained case is missing."""
+        first, second = self.values("wall"), self.values("finetune_wall")
+        seeds = second.keys() if self.from_scratch else first.keys() & second.keys()
+        return estimate([first.get(seed, 0.0) + second[seed] for seed in sorted(seeds)]) if seeds else None
+
+    def folder(self, stage: str, file: str = "metrics.json") -> Path | None:
+        """Of the first seed that finished a stage, and left a file there; None if none did."""
+        return next(iter(self.finished(stage, file).values()), None)
+
+    def sources(self, stage: str, file: str = "metrics.json") -> list[str]:
+        """The runs that finished a stage, and left a file there, as figures and tables name them."""
+        return [f"{self.name}/seed{seed}/{stage}" for seed in self.finished(stage, file)]
+
+    def beats(self, other: "Case", quantity: str) -> Estimate | None:
+        """By how much a quantity is above another case's, paired by seed; None where one of them has not run."""
+        return paired_difference(self.values(quantity), other.values(quantity))
+
+    @cached_property
+    def label(self) -> str:
+        """The case in words."""
+        run = self.pretrained
+        if run is None:
+            return "from scratch" if self.from_scratch else self.name
+        tokens = " + mask tokens" if run.mask_tokens_in_encoder else ""
+        pixels = ", normalized pixels" if run.norm_pix else ""
+        epochs = f", {run.epochs} epochs" if self.of_other_length else ""
+        return f"{run.mask_strategy} {100 * run.mask_ratio:g} %{tokens}{pixels}{epochs}"
+
+    @property
+    def of_other_length(self) -> bool:
+        """Whether pre-training took another number of epochs than the study's usual one."""
+        return self.pretrained is not None and self.usual_epochs not in (None, self.pretrained.epochs)
+
+    @property
+    def work(self) -> float | None:
+        """FLOPs of an image times epochs of pre-training; None if it has not run."""
+        flops = self.estimate("flops")
+        return flops.mean * self.pretrained.epochs if flops and self.pretrained else None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The results of a study, as far as they exist."""
+
+    name: str
+    cases: dict[str, Case] = field(default_factory=dict)
+    sweep: dict[str, Case] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()  # runs of another recipe, each with the parameter that differs
+
+    @classmethod
+    def read(cls, run: ReportParameters) -> "Summary":
+        """Read ``outputs/<study>``; a case that has not run is kept, and has no values.
+
+        A run of another recipe than the others, from before an edit of the study, is left out.
+        """
+        found: dict[str, Case] = {}
+        left_out: list[str] = []
+        for name in [*run.cases, *run.sweep]:
+            folders = {seed: OUTPUTS / run.study / name / f"seed{seed}" for seed in run.seeds}
+            pattern = next(iter(found.values()), None) if name in run.sweep else None
+            folders = of_one_recipe(Case(name, None, False, folders), pattern, left_out)
+            case = Case(name, None, False, folders)
+            pretrained = [PretrainParameters.check(p) for p in case.read("pretrain", "parameters").values()]
+            scratch = [not p["weights"] for p in case.read("finetune", "parameters").values()]
+            usual = next((case.pretrained.epochs for case in found.values() if case.pretrained), None)
+            found[name] = Case(name, pretrained[0] if pretrained else None, any(scratch), folders, usual)
+        cases, sweep = ({name: found[name] for name in names} for names in (run.cases, run.sweep))
+        return cls(run.study, cases, sweep, tuple(left_out))
+
+    @property
+    def all_cases(self) -> dict[str, Case]:
+        """Those of ``cases`` and of ``sweep``."""
+        return self.cases | self.sweep
+
+    def find(self, strategy: str | None, ratio: float = 0.0, mask_tokens: bool = False) -> Case:
+        """The case of the usual length that ran with these masks (None: from scratch); one without values if none did."""
+        for case in self.all_cases.values():
+            if strategy is None and case.from_scratch:
+                return case
+            if (
+                not case.of_other_length
+                and case.pretrained
+                and masks_of(case.pretrained) == (strategy, ratio, mask_tokens)
+            ):
+                return case
+        return NOT_RUN
+
+    def equal_work(self) -> Case:
+        """The random 75 % of another length that did the work of block 50 %, within 5 %; one without values if none did."""
+        work = self.find("block", 0.5).work
+        for case in self.all_cases.values():
+            fits = case.of_other_length and masks_of(case.pretrained) == ("random", 0.75, False)
+            if fits and work and case.work and abs(case.work / work - 1) < 0.05:
+                return case
+        return NOT_RUN
+
+    def ratios(self) -> dict[float, Case]:
+        """Random masking by ratio, lowest first, without mask tokens, over the seeds that all of them finished."""
+        ran = {case.pretrained.mask_ratio for case in self.all_cases.values() if case.pretrained}
+        found = {ratio: self.find("random", ratio) for ratio in sorted(ran)}
+        found = {ratio: case for ratio, case in found.items() if case.values("accuracy")}
+        return dict(zip(found, shared_seeds(list(found.values())), strict=True))
+
+    @property
+    def seeds(self) -> list[int]:
+        """All seeds with a finished fine-tuning run."""
+        return sorted({seed for case in self.all_cases.values() for seed in case.values("accuracy")})
+
+
+NOT_RUN = Case("not run", None, False, {})
+
+
+def masks_of(run: PretrainParameters) -> tuple[str, float, bool] | None:
+    """Strategy, ratio, mask tokens in the encoder; None where the target is another than pixels."""
+    return None if run.norm_pix else (run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder)
+
+
+def shared_seeds(cases: list[Case]) -> list[Case]:
+    """The cases that have run, with those seeds alone that all of them finished: what is compared has run alike."""
+    finished = [set(case.values("accuracy")) for case in cases if case.values("accuracy")]
+    shared = set.intersection(*finished) if finished else set()
+    return [
+        replace(case, folders={seed: folder for seed, folder in case.folders.items() if seed in shared})
+        for case in cases
+    ]
+
+
+# What may differ between runs that are compared: who they are, and how fast they were computed.
+NOT_THE_RECIPE = {"study", "case", "seed", "weights", "data_dir", "device", "probes", *FREE}
+SWEPT = {"mask_strategy", "mask_ratio", "mask_tokens_in_encoder", "norm_pix", "epochs"}  # what a sweep's case may set
+
+
+def of_one_recipe(case: Case, pattern: Case | None, left_out: list[str]) -> dict[int, Path]:
+    """The folders of a case whose runs have one recipe: but for the masks that of ``pattern``, and that of its first run.
+
+    What does not fit is told in ``left_out``.
+    """
+    folders = dict(case.folders)
+    for stage in ("pretrain", "finetune"):
+        swept = NOT_THE_RECIPE | SWEPT if stage == "pretrain" else NOT_THE_RECIPE
+        wanted = [(next(iter(pattern.read(stage, "parameters").values()), {}), swept)] if pattern else []
+        for seed, values in case.read(stage, "parameters").items():
+            told = [words for recipe, free in wanted if (words := difference(values, recipe, free))]
+            if told and folders.pop(seed, None):
+                left_out.append(f"{case.name}/seed{seed}/{stage}: {told[0]}")
+            elif not told and len(wanted) == bool(pattern):
+                wanted.append((values, NOT_THE_RECIPE))
+    return folders
+
+
+def difference(values: dict[str, Any], recipe: dict[str, Any], free: set[str]) -> str:
+    """The first parameter in which a run differs from a recipe, in words; empty if there is none."""
+    for name, wanted in recipe.items():
+        if name not in free and values.get(name, wanted) != wanted:
+            return f"{name} is {values[name]!r} there, and {wanted!r} elsewhere"
+    return ""
+
+
+def accuracy_series(summary: Summary) -> list[dict[str, Any]]:
+    """Every case's accuracies beside the published ones, for figures.accuracies."""
+    rows = []
+    for case in summary.cases.values():
+        mean = case.estimate("accuracy")
+        rows.append(
+            {
+                "name": case.label,
+                "values": list(mean.values) if mean else [],
+                "interval": mean.interval if mean else None,
+                "student": published.look_up(published.STUDENT, case.pretrained),
+                "paper": published.look_up(published.PAPER, case.pretrained),
+            }
+        )
+    return rows

@@ -1,0 +1,209 @@
+"""The study's tables, as rows of text made from saved results; a dash stands for what was not run."""
+
+from mae_core.report import published
+from mae_core.report.claims import claims
+from mae_core.report.statistics import Estimate, deviation, signed
+from mae_core.report.summary import QUANTITIES, Case, Summary, shared_seeds
+
+NOT_RUN = "–"
+
+
+def number(value: Estimate | float | None, digits: int = 2, scale: float = 1.0) -> str:
+    """A number, with its interval where it has one."""
+    if value is None:
+        return NOT_RUN
+    if not isinstance(value, Estimate):
+        return f"{value * scale:,.{digits}f}"
+    interval = "" if value.interval is None else f" ± {value.interval * scale:,.{digits}f}"
+    return f"{value.mean * scale:,.{digits}f}{interval}"
+
+
+def cost(value: Estimate | None, digits: int = 0, scale: float = 1.0) -> str:
+    """A time, a speed or a memory: the median, for what else the machine did makes it differ, not the seed."""
+    return number(value.median if value else None, digits, scale)
+
+
+def minutes(value: Estimate | None) -> str:
+    """A time in minutes, from seconds; with a digit more below one minute."""
+    return cost(value, 1 if value and value.median >= 60 else 2, 1 / 60)
+
+
+def relative(case: Case, base: Case, quantity: str) -> str:
+    """A quantity as a multiple of another case's."""
+    a, b = case.estimate(quantity), base.estimate(quantity)
+    return f"{a.mean / b.mean:.2f}×" if a and b else NOT_RUN
+
+
+def mask_token_rows(summary: Summary) -> list[list[str]]:
+    """Table 1a of the student's report: with and without mask tokens in the encoder, accuracy and FLOPs.
+
+    Columns: encoder, accuracy here, student, paper; FLOPs here, student, paper.
+    """
+    base, rows = summary.find("random", 0.75), []
+    for name, tokens in (("with mask tokens", True), ("without", False)):
+        case, key = summary.find("random", 0.75, tokens), ("random", 0.75, tokens)
+        ours = [number(case.estimate("accuracy")), relative(case, base, "flops")]
+        flops = [f"{x:g}×" if tokens else "1×" for x in (published.STUDENT_FLOPS_RATIO, published.PAPER_FLOPS_RATIO)]
+        rows.append([name, ours[0], str(published.STUDENT[key]), str(published.PAPER[key]), ours[1], *flops])
+    return rows
+
+
+def sampling_rows(summary: Summary) -> list[list[str]]:
+    """Table 1b of the student's report: mask sampling against accuracy, with what an epoch costs.
+
+    Columns: masks, ratio, accuracy here, student, paper, FLOPs relative to random 75 %.
+    """
+    base, rows = summary.find("random", 0.75), []
+    for strategy, ratio in (("random", 0.75), ("block", 0.5), ("block", 0.75), ("grid", 0.75)):
+        case, key = summary.find(strategy, ratio), (strategy, ratio, False)
+        numbers = [number(case.estimate("accuracy")), str(published.STUDENT[key]), str(published.PAPER[key])]
+        rows.append([strategy, f"{100 * ratio:g}", *numbers, relative(case, base, "flops")])
+    return rows
+
+
+def main_rows(summary: Summary) -> list[list[str]]:
+    """The study at a glance: the first row names the cases, each further one a quantity of all of them.
+
+    Accuracy of the last epoch, the student's, the paper's; best epoch; linear probe, k-NN; FLOPs relative to random 75 %;
+    medians of the minutes of both stages, of images a second of pre-training, and of its peak memory.
+    """
+    base, cases = summary.find("random", 0.75), summary.cases.values()
+
+    def published_for(numbers: dict[tuple[str, float, bool], float]) -> list[str]:
+        theirs = [published.look_up(numbers, case.pretrained) for case in cases]
+        return [NOT_RUN if value is None else str(value) for value in theirs]
+
+    def ours(quantity: str) -> list[str]:
+        return [number(case.estimate(quantity)) for case in cases]
+
+    return [
+        ["", *(case.label for case in cases)],
+        ["last epoch", *ours("accuracy")],
+        ["student's", *published_for(published.STUDENT)],
+        ["paper's", *published_for(published.PAPER)],
+        ["best epoch", *ours("best_accuracy")],
+        ["linear probe", *ours("linear")],
+        ["k-NN", *ours("knn")],
+        ["FLOPs", *(relative(case, base, "flops") for case in cases)],
+        ["minutes", *(minutes(case.wall()) for case in cases)],
+        ["images/s", *(cost(case.estimate("speed")) for case in cases)],
+        ["memory (MiB)", *(cost(case.estimate("memory"), 0, 2**-20) for case in cases)],
+    ]
+
+
+def feature_rows(summary: Summary) -> list[list[str]]:
+    """Every case before fine-tuning: linear probe, k-NN, error and PSNR on hidden pixels."""
+    quantities = (("linear", 2), ("knn", 2), ("loss", 4), ("psnr", 2))
+    return [
+        [case.label, *(number(case.estimate(quantity), digits) for quantity, digits in quantities)]
+        for case in summary.cases.values()
+    ]
+
+
+def cost_rows(summary: Summary) -> list[list[str]]:
+    """Every case's pre-training and fine-tuning: FLOPs; medians of time, images a second and memory."""
+    base = summary.find("random", 0.75)
+    return [
+        [
+            case.label,
+            number(case.estimate("flops"), 1, 1e-6),
+            relative(case, base, "flops"),
+            minutes(case.estimate("seconds")),
+            cost(case.estimate("speed")),
+            cost(case.estimate("memory"), 0, 2**-20),
+            minutes(case.estimate("finetune_seconds")),
+            cost(case.estimate("finetune_speed")),
+        ]
+        for case in summary.cases.values()
+    ]
+
+
+def ratio_rows(summary: Summary) -> list[list[str]]:
+    """Random masking at several ratios, lowest first, over the seeds that all of them finished.
+
+    Columns: ratio, FLOPs relative to 75 %, test loss, fine-tuned, linear probe, k-NN.
+    """
+    base = summary.find("random", 0.75)
+    return [
+        [
+            f"{100 * ratio:g}",
+            relative(case, base, "flops"),
+            number(case.estimate("loss"), 4),
+            *(number(case.estimate(quantity)) for quantity in ("accuracy", "linear", "knn")),
+        ]
+        for ratio, case in summary.ratios().items()
+    ]
+
+
+def work_rows(summary: Summary) -> list[list[str]]:
+    """Block 50 % and random 75 % at equal epochs and at equal work: columns masks, epochs, work, accuracy, linear probe.
+
+    Work is FLOPs of an image times epochs, relative to random 75 %. Over the seeds that all of them finished.
+    """
+    cases = [summary.find("random", 0.75), summary.find("block", 0.5), summary.equal_work()]
+    base, *_ = cases = shared_seeds(cases)
+    rows = []
+    for name, case in zip(("random 75 %", "block 50 %", "random 75 %"), cases, strict=True):
+        work, epochs = NOT_RUN, NOT_RUN
+        if case.work and base.work:
+            work, epochs = f"{case.work / base.work:.2f}×", str(case.pretrained.epochs)
+        rows.append([name, epochs, work, number(case.estimate("accuracy")), number(case.estimate("linear"))])
+    return rows
+
+
+def sensitivity_rows(summary: Summary) -> list[list[str]]:
+    """What each seed alone says: every case's accuracy minus random 75 %'s, by seed, and their standard deviation.
+
+    Columns: case, one for each seed, standard deviation.
+    """
+    base, rows = summary.find("random", 0.75), []
+    theirs = base.values("accuracy")
+    for case in summary.cases.values():
+        if case is base:
+            continue
+        ours = case.values("accuracy")
+        differences = {seed: ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()}
+        told = [signed(differences[seed]) if seed in differences else NOT_RUN for seed in summary.seeds]
+        rows.append([case.label, *told, number(deviation(list(differences.values())))])
+    return rows
+
+
+def claim_rows(summary: Summary) -> list[list[str]]:
+    """Every claim with who makes it, what this study measured, and the verdict."""
+    return [[claim.statement, claim.source, claim.measured, claim.verdict] for claim in claims(summary)]
+
+
+def recipe_rows(summary: Summary) -> list[list[str]]:
+    """Model and recipes of the default case, as they ran: parameter, pre-training, fine-tuning."""
+    default = summary.find("random", 0.75)
+    names = (
+        "dataset", "augment", "variant", "patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth",
+        "decoder_heads", "epochs", "warmup_epochs", "batch_size", "base_lr", "beta2", "weight_decay",
+    )  # fmt: skip
+    first, second = (next(iter(default.read(s, "parameters").values()), {}) for s in ("pretrain", "finetune"))
+    second = {name: value for name, value in second.items() if not name.startswith("decoder")}
+    return [[name, *(str(values.get(name, NOT_RUN)) for values in (first, second))] for name in names]
+
+
+def provenance_rows(summary: Summary) -> list[list[str]]:
+    """Every run: when it finished, the commit of the code, and the checksum of its weights."""
+    rows = []
+    for case in summary.all_cases.values():
+        for stage in ("pretrain", "finetune"):
+            for seed, told in case.read(stage, "provenance").items():
+                commit = (told["commit"] or "no commit")[:9] + (", changed" if told["clean"] is False else "")
+                finished = told["finished"].replace("T", " ").removesuffix("+00:00")
+                checksum = (told["weights_sha256"] or NOT_RUN)[:12]
+                rows.append([f"{case.name}/seed{seed}/{stage}", finished, commit, checksum])
+    return rows
+
+
+def csv_rows(summary: Summary) -> list[list[str]]:
+    """A header and one line per case and seed with every quantity, unrounded; empty where it was not run."""
+    rows = [["study", "case", "seed", *QUANTITIES]]
+    for case in summary.all_cases.values():
+        values = {quantity: case.values(quantity) for quantity in QUANTITIES}
+        for seed in case.folders:
+            cells = [repr(values[quantity][seed]) if seed in values[quantity] else "" for quantity in QUANTITIES]
+            rows.append([summary.name, case.name, str(seed), *cells])
+    return rows

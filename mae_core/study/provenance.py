@@ -1,0 +1,95 @@
+"""Where a result came from: commit, data, versions, hardware."""
+
+import datetime
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mae_core import devices
+from mae_core.data import images
+from mae_core.study.parameters import RunParameters
+from mae_core.study.sources import PACKAGE, sources
+from mae_core.study.tensors import tensors_sha256
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "safetensors",
+    "papermill",
+    "nbconvert",
+    "matplotlib",
+    "snakemake",
+    "typst",
+)
+
+
+def collect(run: RunParameters, device: torch.device, weights: Path) -> dict[str, Any]:
+    """What it takes, beside the commit, to run the same again and to know whether it is the same.
+
+    Args:
+        weights: the file of the run's final weights.
+    """
+    return {
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": devices.describe(device),
+        "precision": str(devices.choose_precision(run.precision, device)).removeprefix("torch."),
+        "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": versions(),
+        "data_md5": images.checksum(run.dataset, run.data_dir),
+        "weights_sha256": tensors_sha256(weights),
+    }
+
+
+def ingredients(run: RunParameters, device: torch.device) -> dict[str, str]:
+    """What a run depends on beside its parameters: checksums of code, data and pre-trained weights, device, precision."""
+    weights = getattr(run, "weights", "")
+    return {
+        "code": code(),
+        "data": images.checksum(run.dataset, run.data_dir),
+        "weights": tensors_sha256(Path(weights)) if weights else "",
+        "device": device.type,
+        "precision": str(devices.choose_precision(run.precision, device)).removeprefix("torch."),
+    }
+
+
+def code() -> str:
+    """Checksum of the modules that training depends on."""
+    digest = hashlib.sha256()
+    for path in sources(PACKAGE / "training" / "runs.py"):
+        digest.update((PACKAGE.parent / path).read_bytes())
+    return digest.hexdigest()
+
+
+def commit() -> dict[str, Any]:
+    """The commit of the code now, and whether tracked files differ from it; None outside a git checkout."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    top = git("rev-parse", "--show-toplevel")
+    if top is None:
+        return {"commit": None, "clean": None}
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/mae_core", ":/notebooks", ":/params")
+    return {"commit": git("rev-parse", "HEAD"), "clean": changed == ""}
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what the results depend on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,212 @@
+"""Run a published run again from its provenance, at its commit, and say whether it gives the same weights.
+
+python -m mae_core.study.reproduce outputs/laptop/random-75/seed0/pretrain/provenance.json
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from mae_core import devices
+from mae_core.data import images
+from mae_core.errors import Explained, ParameterError
+from mae_core.study import provenance
+from mae_core.study.parameters import RunParameters
+from mae_core.study.results import metric_rows, read_json
+from mae_core.study.study import STAGES
+from mae_core.study.tensors import tensors_sha256
+
+ROOT = Path(__file__).parents[2]
+
+# What a run at another commit is asked to do; these names are the same at every commit.
+SCRIPT = """
+import json, sys
+import mae_core
+stage, values = sys.argv[1], json.loads(sys.argv[2])
+kind = {"pretrain": mae_core.PretrainParameters, "finetune": mae_core.FinetuneParameters}[stage]
+getattr(mae_core, stage)(kind.check(values))
+"""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published run: the files beside its ``provenance.json``."""
+
+    stage: str
+    parameters: dict[str, Any]  # as the file holds them: later versions know more
+    run: RunParameters
+    provenance: dict[str, Any]
+    metrics: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read ``outputs/<study>/<case>/seed<k>/<stage>/provenance.json`` and what lies beside it.
+
+        Raises:
+            ParameterError: if a file is missing, or does not tell enough.
+        """
+        stage = path.absolute().parent.name
+        try:
+            told = read_json(path)
+            for key in ("commit", "clean", "platform", "versions", "device", "precision", "data_md5", "weights_sha256"):
+                _ = told[key]
+            parameters = read_json(path.with_name("parameters.json"))
+            run = STAGES[stage].check(parameters)
+            if ".." in Path(run.data_dir).parts:
+                raise ValueError("its data_dir leads upwards")
+            return cls(stage, parameters, run, told, read_json(path.with_name("metrics.json")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ParameterError(
+                f"{path} cannot be used ({error!r}): it must be the provenance.json of a run"
+            ) from error
+
+
+def reproduce(path: Path) -> bool:
+    """Run again what a provenance file describes, in a temporary folder; the published files are only read.
+
+    A fine-tuned run starts from pre-trained weights of the published checksum: those that lie beside it, or else those
+    that its pre-training gives again.
+
+    Args:
+        path: ``outputs/<study>/<case>/seed<k>/<stage>/provenance.json``.
+
+    Returns:
+        Whether the weights are the same, bit for bit.
+
+    Raises:
+        ParameterError: if the file does not tell enough, or the data or the pre-trained weights are not the same.
+    """
+    published = Published.read(path)
+    run, told = published.run, published.provenance
+    images.load(run.dataset, run.data_dir)  # makes or downloads it where it is missing
+    if images.checksum(run.dataset, run.data_dir) != told["data_md5"]:
+        raise ParameterError(f"the data set in {run.data_dir} is not the one of the run: its checksum differs")
+    for difference in differences(published):
+        print(f"not as published: {difference}")
+    with tempfile.TemporaryDirectory() as place:
+        if getattr(run, "weights", ""):
+            provide_weights(published, path, Path(place))
+        again = train(published, Path(place))
+        metrics = read_json(Path(place) / run.folder / published.stage / "metrics.json")
+        same = again == told["weights_sha256"]
+        print(
+            f"weights: {'the same, bit for bit' if same else 'not the same'} (SHA-256 {told['weights_sha256'][:16]} …)"
+        )
+        for line in compare(published.metrics, metrics):
+            print(line)
+    return same
+
+
+def differences(published: Published) -> Iterator[str]:
+    """What is not as it was when the run was made, and can change its bits."""
+    told, run = published.provenance, published.run
+    device = devices.choose_device(run.device)
+    devices.set_up(run.threads)
+    here = {
+        "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "device": devices.describe(device),
+        "precision": str(devices.choose_precision(run.precision, device)).removeprefix("torch."),
+    }
+    for name, value in here.items():
+        if told[name] != value:
+            yield f"{name}, {told[name]}; here {value}"
+    for name, version in provenance.versions().items():
+        if told["versions"].get(name) != version:
+            yield f"{name} {told['versions'].get(name)}; here {version}"
+    if told["clean"] is False:
+        yield "the code, which had changes beside its commit"
+
+
+@contextlib.contextmanager
+def checked_out(commit: str | None, clean: bool | None) -> Iterator[Path]:
+    """A folder with the package at ``commit``: a temporary work tree, or this one where it is at that commit."""
+    here = provenance.commit()
+    if commit is None or (here["commit"] == commit and here["clean"] and clean):
+        yield ROOT
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "code"
+        done = subprocess.run(
+            ["git", "-C", ROOT, "worktree", "add", "--quiet", "--detach", tree, commit], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise ParameterError(f"commit {commit} is not in this repository ({done.stderr.strip()})")
+        try:
+            yield tree
+        finally:
+            subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", tree], check=True)
+
+
+def provide_weights(published: Published, path: Path, place: Path) -> None:
+    """Put pre-trained weights of the published checksum where a fine-tuned run will look for them in ``place``.
+
+    Raises:
+        ParameterError: if they are not there, and pre-training does not give them again.
+    """
+    wanted = Path(published.run.weights)
+    beside = path.absolute().parents[1] / "pretrain" / "provenance.json"
+    if not beside.exists():
+        raise ParameterError(f"{path} was fine-tuned, and its pre-training's provenance is not there: {beside}")
+    pretraining = Published.read(beside)
+    expected = pretraining.provenance["weights_sha256"]
+    for weights in (wanted, beside.with_name("weights.safetensors")):
+        if weights.exists() and tensors_sha256(weights) == expected:
+            link(place / wanted, weights)
+            return
+    print(f"{wanted} is not there or not the published one: pre-training first")
+    if train(pretraining, place) != expected:
+        raise ParameterError("pre-training does not give the published weights again: see what is not as published")
+    link(place / wanted, place / pretraining.run.folder / "pretrain" / "weights.safetensors")
+
+
+def link(name: Path, target: Path) -> None:
+    """Make ``name`` lead to ``target``, unless it does; an absolute ``name`` of the published run is left alone."""
+    if not name.exists():
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.symlink_to(target.absolute())
+
+
+def train(published: Published, place: Path) -> str:
+    """Train in a process of its own, in the folder ``place``, with the package at the run's commit.
+
+    Returns:
+        SHA-256 of the weights' tensors.
+    """
+    run, told = published.run, published.provenance
+    link(place / run.data_dir, Path(run.data_dir))
+    with checked_out(told["commit"], told["clean"]) as code:
+        words = [sys.executable, "-c", SCRIPT, published.stage, json.dumps(published.parameters)]
+        if subprocess.run(words, cwd=place, env={**os.environ, "PYTHONPATH": str(code)}).returncode:
+            raise ParameterError(f"{published.stage} of {run.case} failed: see above")
+    return tensors_sha256(place / run.folder / published.stage / "weights.safetensors")
+
+
+def compare(published: dict[str, Any], again: dict[str, Any]) -> Iterator[str]:
+    """A line per metric: published, and now."""
+    for (name, before), (_, now) in zip(metric_rows(published), metric_rows(again), strict=True):
+        yield f"{name}: {before} published, {now} now"
+
+
+def main() -> None:
+    """Run a published run again and say whether it gives the same weights. Exit code 0: the same, bit for bit; 3: not."""
+    parser = argparse.ArgumentParser(prog="python -m mae_core.study.reproduce", description=main.__doc__)
+    parser.add_argument("provenance", type=Path, help="outputs/<study>/<case>/seed<k>/<stage>/provenance.json")
+    words = parser.parse_args()
+    try:
+        same = reproduce(words.provenance)
+    except Explained as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
+    raise SystemExit(0 if same else 3)
+
+
+if __name__ == "__main__":
+    main()

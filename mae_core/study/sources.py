@@ -1,0 +1,43 @@
+"""Which files of the package a notebook or a module depends on."""
+
+import ast
+import functools
+import json
+import re
+from pathlib import Path
+
+from mae_core import HOMES
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def sources(path: str | Path) -> list[str]:
+    """The package's modules that a notebook or a module imports, directly or through others: what a change must re-run.
+
+    ``from mae_core import name`` counts as an import of the module that defines the name.
+    """
+    path = Path(path)
+    if path.suffix == ".ipynb":
+        cells = json.loads(path.read_text())["cells"]
+        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        found, queue = set(), imports(re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE))
+    else:
+        found, queue = set(), {path.resolve()}
+    while queue:
+        found |= queue
+        queue = set().union(*(imports(module.read_text()) for module in queue)) - found
+    return sorted(str(module.relative_to(PACKAGE.parent)) for module in found)
+
+
+@functools.cache  # a run asks for the same text each time
+def imports(source: str) -> frozenset[Path]:
+    """The package's modules that a Python text imports."""
+    modules = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE.name:
+            modules.add(node.module)
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+            modules |= {f"{PACKAGE.name}.{HOMES[alias.name]}" for alias in node.names if alias.name in HOMES}
+    paths = {PACKAGE.parent / module.replace(".", "/") for module in modules} - {PACKAGE}
+    files = {file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py")}
+    return frozenset(file for file in files if file.exists())

@@ -1,0 +1,72 @@
+"""Weights and checkpoints on disk: safetensors with a JSON note and a checksum; nothing is unpickled."""
+
+import hashlib
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mae_core.study.results import whole
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write tensors with a JSON note, and a checksum of both, as safetensors."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    note = json.dumps(about)
+    with whole(path) as temporary:
+        try:
+            # One entry only: safetensors writes several in random order, and equal weights must give equal bytes.
+            about = json.dumps({"about": note, "crc32": checksum(tensors, note)})
+            save_file(tensors, temporary, metadata={"mae_core": about})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`save_tensors` wrote, on the CPU.
+
+    Raises:
+        ValueError: if the file is damaged, or was not written by :func:`save_tensors`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it") from error
+    try:
+        told = json.loads(metadata["mae_core"])
+        note, crc32 = told["about"], told["crc32"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged, or was not written by this package: it has no note or no checksum"
+        ) from error
+    if crc32 != checksum(tensors, note):
+        raise ValueError(f"{path} is damaged (its checksum differs): delete it")
+    return tensors, json.loads(note)
+
+
+def checksum(tensors: dict[str, Tensor], note: str) -> int:
+    """CRC-32 of names, types, shapes, contents and the note."""
+    crc = zlib.crc32(note.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), crc)
+    return crc
+
+
+def tensors_sha256(path: Path) -> str:
+    """SHA-256 of the names, types, shapes and contents of all tensors in a safetensors file, whatever else it says."""
+    digest = hashlib.sha256()
+    with safe_open(path, framework="pt") as file:
+        for name in sorted(file.keys()):
+            tensor = file.get_tensor(name)
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,199 @@
+"""The loop that both stages share; it takes up an interrupted run where its last checkpoint left it.
+
+Shapes: B batch, C = 3 colours, H = W pixels, S steps of an epoch.
+"""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mae_core import devices
+from mae_core.data.images import Split, augment, to_unit
+from mae_core.errors import NotFiniteError, ParameterError
+from mae_core.study import provenance
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters
+from mae_core.training.checkpoint import Checkpoint, Position
+from mae_core.training.objective import Objective
+from mae_core.training.plan import Plan, choose_plan
+from mae_core.training.replicas import Replicas
+
+SHOWN = ("train_loss", "test_accuracy")  # beside the progress bar
+
+
+def fit(
+    model: nn.Module,
+    objective: Objective,
+    train: Split,
+    run: PretrainParameters | FinetuneParameters,
+    folder: Path,
+    device: torch.device,
+    test_epoch: Callable[[], dict[str, float]] = dict,
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Train with AdamW, linear warm-up and cosine decay; resumable at every checkpoint.
+
+    Each epoch takes the images in a fresh random order and leaves out what does not fill a batch.
+
+    Args:
+        model: its float32 weights are trained in place; copies of it compute (see replicas.py).
+        objective: what it is trained for.
+        train: uint8 images on the device.
+        run: epochs, rates and the like.
+        folder: where checkpoints go.
+        device: where the model and the data are.
+        test_epoch: measured after each epoch and added to the history.
+
+    Returns:
+        The history, a list per curve with an entry per epoch; and metrics: last training loss, seconds of training (in
+        all and by epoch), images a second, peak memory in bytes, data included (of the process; on CUDA of the device),
+        and the seconds that processes before this one took for the run.
+
+    Raises:
+        NotFiniteError: naming the step, the rate and the checkpoint to go back to.
+        DeviceMemoryError: with a smaller number of images to try.
+    """
+    steps = len(train) // run.batch_size
+    if not steps:
+        raise ParameterError(f"batch_size is {run.batch_size}: there are only {len(train)} training images")
+    plan = choose_plan(run, device)
+    print(plan)
+    optimizer = new_optimizer(model, run)
+    generator = torch.Generator(device).manual_seed(run.seed)
+    take_step = new_step(model, objective, train, run, plan, optimizer, generator)
+    checkpoint = Checkpoint(folder, model, optimizer, generator, run, provenance.ingredients(run, device))
+    at = checkpoint.restore(Position(losses_S=torch.zeros(steps, device=device)))
+
+    devices.reset_peak_memory(device)
+    bar = progress(total=run.epochs * steps, initial=at.epoch * steps + at.step, desc=folder.name)
+    while at.epoch < run.epochs:
+        if at.step == 0:
+            at.order_n = torch.randperm(len(train), generator=generator, device=device)
+        began = time.perf_counter() - at.spent
+        while at.step < steps:
+            batch_B = at.order_n[at.step * run.batch_size : (at.step + 1) * run.batch_size]
+            at.losses_S[at.step] = take_step(batch_B, learning_rate(at.epoch + at.step / steps, run))
+            at.step += 1
+            bar.update()
+            if checkpoint.due() and at.step < steps:
+                at.spent = time.perf_counter() - began
+                check_finite("training loss", at.losses_S[: at.step], at, run, checkpoint)
+                check_finite("sum of weights", sum_of_weights(model), at, run, checkpoint)
+                checkpoint.save(at)
+                began = time.perf_counter() - at.spent
+        mean_loss = at.losses_S.mean().item()  # the one wait for the device in an epoch
+        at.spent = time.perf_counter() - began
+        check_finite("training loss", at.losses_S, at, run, checkpoint)
+        check_finite("sum of weights", sum_of_weights(model), at, run, checkpoint)
+        rate = learning_rate(at.epoch + (steps - 1) / steps, run)
+        entry = {"epoch": at.epoch + 1, "train_loss": mean_loss, "learning_rate": rate}
+        entry |= test_epoch()
+        for name, value in entry.items():
+            check_finite(name, torch.tensor([value]), at, run, checkpoint)
+            at.history.setdefault(name, []).append(value)
+        bar.set_postfix_str(", ".join(f"{name.replace('_', ' ')} {entry[name]:.4g}" for name in SHOWN if name in entry))
+        at.seconds.append(at.spent)
+        at.epoch, at.step, at.spent = at.epoch + 1, 0, 0.0
+        if checkpoint.due() or at.epoch == run.epochs:
+            checkpoint.save(at)
+    bar.close()
+    seconds = sum(at.seconds)
+    return at.history, {
+        "train_loss": at.history["train_loss"][-1],
+        "train_seconds": seconds,
+        "epoch_seconds": at.seconds,
+        "images_per_second": run.epochs * steps * run.batch_size / seconds,
+        "peak_memory_bytes": devices.peak_memory(device),
+        "elapsed_before": checkpoint.elapsed_before,
+    }
+
+
+def sum_of_weights(model: nn.Module) -> Tensor:
+    """The sum of all weights' absolute values, as a vector of one: not finite if one of them is not."""
+    return torch.stack(torch._foreach_norm(list(model.parameters()), 1)).sum()[None].detach()
+
+
+def new_step(
+    model: nn.Module,
+    objective: Objective,
+    train: Split,
+    run: PretrainParameters | FinetuneParameters,
+    plan: Plan,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> Callable[[Tensor, float], Tensor]:
+    """A function of the images' indices and the learning rate that takes one step, and returns the loss before it."""
+    loss_of = compile_loss(objective.loss_of, plan.graphs) if plan.compiled else objective.loss_of
+    replicas = Replicas(model, plan.precision, plan.workers, loss_of)
+
+    def take_step(batch_B: Tensor, rate: float) -> Tensor:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        images_BCHW = to_unit(augment(train.images_nCHW[batch_B], run.augment, generator))
+        drawn = objective.draw(train.labels_n[batch_B], generator)
+        with devices.explained_shortage(plan.images_at_once):
+            loss = replicas.compute_gradients(images_BCHW, drawn, plan.images_at_once)
+            optimizer.step()
+        return loss
+
+    return take_step
+
+
+def compile_loss(loss_of: Callable[..., Tensor], graphs: bool) -> Callable[..., Tensor]:
+    """``loss_of`` by torch.compile; where CUDA ``graphs`` record it, the next call overwrites its loss and gradients."""
+    if not graphs:
+        return torch.compile(loss_of)
+    recorded_loss = torch.compile(loss_of, mode="reduce-overhead")
+
+    def replay(*inputs) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return recorded_loss(*inputs)
+
+    return replay
+
+
+def check_finite(
+    name: str, values_s: Tensor, at: Position, run: PretrainParameters | FinetuneParameters, checkpoint: Checkpoint
+) -> None:
+    """Raise NotFiniteError if one of the values is not finite: those of this epoch's first steps, or of all after it."""
+    wrong = values_s.isfinite().logical_not().nonzero()
+    if len(wrong):
+        step = int(wrong[0]) if len(values_s) == at.step else at.step - 1
+        rate = learning_rate(at.epoch + step / len(at.losses_S), run)
+        raise NotFiniteError(
+            f"the {name} of step {step + 1} of epoch {at.epoch + 1} is {values_s[wrong[0]].item()} at a learning rate of "
+            f"{rate:.2g}: lower base_lr; {checkpoint.describe()}"
+        )
+
+
+def learning_rate(epoch: float, run: PretrainParameters | FinetuneParameters) -> float:
+    """Linear warm-up to ``base_lr * batch_size / 256``, then half a cosine to zero (He et al. 2021, appendix A.1)."""
+    peak = run.base_lr * run.batch_size / 256
+    if epoch < run.warmup_epochs:
+        return peak * epoch / run.warmup_epochs
+    return peak * 0.5 * (1 + math.cos(math.pi * (epoch - run.warmup_epochs) / (run.epochs - run.warmup_epochs)))
+
+
+def new_optimizer(model: nn.Module, run: PretrainParameters | FinetuneParameters) -> torch.optim.AdamW:
+    """AdamW; weight decay on the matrices, not on biases, norms, tokens and positions."""
+    decayed = {id(p) for m in model.modules() if isinstance(m, nn.Linear) for p in [m.weight]}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) in decayed], "weight_decay": run.weight_decay},
+        {"params": [p for p in model.parameters() if id(p) not in decayed], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, run.beta2), fused=True)
+
+
+def progress(total: int, initial: int, desc: str) -> tqdm:
+    """A one-line bar of plain text: the same in a terminal, in JupyterLab and in an executed notebook.
+
+    It is redrawn once a second; the environment variable TQDM_MININTERVAL sets another pace for batch runs.
+    """
+    pace = float(os.environ.get("TQDM_MININTERVAL", 1))
+    return tqdm(total=total, initial=initial, desc=desc, unit="step", mininterval=pace, ncols=100, file=sys.stdout)

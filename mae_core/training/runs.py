@@ -1,0 +1,222 @@
+"""Pre-training and fine-tuning: a run from its data to its results.
+
+Both write a run's folder (see study/results.py).
+
+Shapes: B batch, C = 3 colours, H = W pixels, n images of a split.
+"""
+
+import atexit
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mae_core import devices
+from mae_core.data.images import Split, load, to_unit
+from mae_core.errors import Explained, MissingDataError, OutputError, ParameterError
+from mae_core.evaluation import N_PICTURES, classification, flops, probes, reconstruction
+from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
+from mae_core.study import provenance, results
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters, check_data_dir
+from mae_core.study.tensors import load_tensors, save_tensors
+from mae_core.training import objective
+from mae_core.training.checkpoint import discard
+from mae_core.training.loop import fit
+
+N_NEIGHBOURS = 5  # in the picture of nearest neighbours
+
+
+def pretrain(run: PretrainParameters) -> MaskedAutoencoder:
+    """Pre-train a masked autoencoder and write its results to ``run.folder / "pretrain"``.
+
+    Raises:
+        ParameterError: if the device is missing, or a checkpoint of other parameters lies in the folder.
+        NotFiniteError: if training diverges.
+    """
+    with recorded(run, "pretrain") as record:
+        device = record.device
+        train, test = load_both(run, device)
+        model = new_model(MaskedAutoencoder, run, device)
+        record.history, record.metrics = fit(model, objective.reconstruction(run), train, run, record.folder, device)
+        record.metrics |= reconstruction.reconstruction_metrics(model, test, run, device)
+        record.metrics["flops_per_image"] = flops.of_pretraining(run)
+        record.metrics["n_parameters"] = flops.count_parameters(run.model)
+        record.sheets["pictures"] = reconstruction.pictures(model, test, run, device)
+        record.weights = model.state_dict()
+    return model
+
+
+def finetune(run: FinetuneParameters) -> Classifier:
+    """Fine-tune the encoder with a linear head, and write the results to ``run.folder / "finetune"``.
+
+    Raises:
+        ParameterError: as :func:`pretrain`, or if the weights belong to a model of another shape.
+        NotFiniteError: if training diverges.
+    """
+    with recorded(run, "finetune") as record:
+        device = record.device
+        train, test = load_both(run, device)
+        model = new_model(Classifier, run, device, n_classes=len(train.classes))
+        if run.weights:
+            load_encoder(model, run)
+        if run.probes:
+            probe(model.encoder, train, test, run, record)
+
+        def test_epoch() -> dict[str, float]:
+            scores_nC = classification.class_scores(model, test, run, device)
+            return {
+                "test_loss": F.cross_entropy(scores_nC, test.labels_n).item(),
+                "test_accuracy": classification.accuracy(scores_nC, test.labels_n),
+            }
+
+        record.history, trained = fit(model, objective.CLASSIFICATION, train, run, record.folder, device, test_epoch)
+        record.metrics |= trained
+        record.metrics["last_epoch_accuracy"] = record.history["test_accuracy"][-1]
+        record.metrics["best_epoch_accuracy"] = max(record.history["test_accuracy"])
+        record.metrics["flops_per_image"] = flops.of_classifier(run)
+        scores_nC = classification.class_scores(model, test, run, device)
+        record.metrics["predictions"] = classification.predictions(scores_nC, test)
+        record.metrics["mistakes"] = classification.confident_mistakes(scores_nC, test)
+        pictured = to_unit(test.images_nCHW[:N_PICTURES])
+        record.sheets["pictures"] = [pictured]
+        record.sheets["attention"] = [pictured, classification.class_attention(model.encoder, pictured)]
+        if record.metrics["mistakes"]["images"]:
+            record.sheets["mistakes"] = [to_unit(test.images_nCHW[record.metrics["mistakes"]["images"]])]
+        record.weights = model.state_dict()
+    return model
+
+
+def probe(encoder: Encoder, train: Split, test: Split, run: FinetuneParameters, record: "Record") -> None:
+    """Record what the frozen encoder knows: a linear probe, k-NN, and the pictured test images' nearest neighbours."""
+    train_nD, test_nD = probes.features(encoder, train, test, run, record.device)
+    record.metrics["probes"] = {
+        "linear": probes.linear_probe(train_nD, train.labels_n, test_nD, test.labels_n),
+        "knn": probes.knn(train_nD, train.labels_n, test_nD, test.labels_n),
+    }
+    pictured = slice(N_PICTURES)
+    _, ids_mk = probes.nearest(train_nD, test_nD[pictured], N_NEIGHBOURS)
+    record.metrics["neighbours"] = {
+        "classes": list(test.classes),
+        "true": test.labels_n[pictured].tolist(),
+        "labels": train.labels_n[ids_mk].tolist(),
+    }
+    rows = [test.images_nCHW[pictured], *(train.images_nCHW[ids_m] for ids_m in ids_mk.T)]
+    record.sheets["neighbours"] = [to_unit(row) for row in rows]
+
+
+def new_model(kind: type[nn.Module], run: PretrainParameters | FinetuneParameters, device: torch.device, **more):
+    """A model whose initial weights depend on the seed alone, not on the device."""
+    torch.manual_seed(run.seed)
+    return kind(run.model, **more).to(device)
+
+
+def load_encoder(model: Classifier, run: FinetuneParameters) -> None:
+    """Put pre-trained weights into the classifier's encoder.
+
+    Raises:
+        ParameterError: if there is no such file, or naming the parameter in which the two models differ.
+    """
+    if not Path(run.weights).is_file():
+        raise ParameterError(f"weights is {run.weights!r}: there is no such file; pre-train first, or leave it empty")
+    try:
+        tensors, trained = load_tensors(Path(run.weights))
+    except ValueError as error:
+        raise ParameterError(f"weights: {error}") from error
+    for name in dataclasses.asdict(run.model):
+        if name in trained and name not in ("image_size", "attention") and not name.startswith("decoder_"):
+            mine = getattr(run, name, trained[name])
+            if trained[name] != mine:
+                raise ParameterError(f"{name} is {mine!r}, but {run.weights} was trained with {trained[name]!r}")
+    encoder = {name.removeprefix("encoder."): t for name, t in tensors.items() if name.startswith("encoder.")}
+    try:
+        model.encoder.load_state_dict(encoder)
+    except RuntimeError as error:
+        raise ParameterError(
+            f"weights is {run.weights!r}: it does not hold an encoder of this shape ({error})"
+        ) from error
+
+
+def load_both(run: PretrainParameters | FinetuneParameters, device: torch.device) -> tuple[Split, Split]:
+    """The training and the test split.
+
+    Raises:
+        ParameterError: if the data set is not there.
+    """
+    try:
+        train = load(run.dataset, run.data_dir, train=True, limit=run.train_images, device=device)
+        return train, load(run.dataset, run.data_dir, train=False, device=device)
+    except MissingDataError as error:
+        raise ParameterError(f"dataset is {run.dataset!r}: {error}") from error
+
+
+@dataclasses.dataclass
+class Record:
+    """What a run leaves behind: gathered while it computes, written when all is done.
+
+    Attributes:
+        folder: the run's.
+        device: where it computes.
+        history: a list per curve.
+        metrics: final numbers.
+        sheets: name to rows of images, see :func:`results.save_sheet`.
+        weights: the model's.
+    """
+
+    folder: Path
+    device: torch.device
+    history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    sheets: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)
+    weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterator[Record]:
+    """Set up the device, and write what the run leaves behind: all of it, or nothing.
+
+    Until then the results of an earlier run stay as they are.
+
+    Raises:
+        ParameterError: if the device is missing, or data would be written outside the project.
+        BusyError: if another process trains into the folder.
+        DeviceMemoryError: if the memory does not suffice.
+        OutputError: if the folder cannot be written.
+    """
+    check_data_dir(run.dataset, run.data_dir)
+    try:
+        record = Record(run.folder / stage, devices.choose_device(run.device))
+    except ValueError as error:
+        raise ParameterError(str(error)) from error
+    devices.set_up(run.threads)
+    folder = record.folder
+    try:
+        with results.claimed(folder):
+            discard(folder)  # of an earlier run, where it is complete
+            began, commit = time.perf_counter(), provenance.commit()
+            with devices.explained_shortage():
+                yield record
+            wall = {"wall_seconds": time.perf_counter() - began + record.metrics.pop("elapsed_before")}
+            with results.replaced(folder, last="metrics.json") as unfinished:
+                results.write_json(unfinished / "parameters.json", run.flat())
+                results.write_json(unfinished / "history.json", record.history)
+                for name, rows in record.sheets.items():
+                    results.save_sheet(unfinished / f"{name}.png", rows)
+                save_tensors(unfinished / "weights.safetensors", record.weights, run.flat())
+                source = provenance.collect(run, record.device, unfinished / "weights.safetensors")
+                results.write_json(unfinished / "provenance.json", commit | source | wall)
+                results.write_json(unfinished / "metrics.json", record.metrics | wall)
+    except OSError as error:
+        if isinstance(error, Explained):
+            raise
+        raise OutputError(
+            f"results cannot be written to {folder} ({error.strerror or error}): free some space, or see to its "
+            f"permissions; what was there before is untouched"
+        ) from error
+    # Until this process ends in order: who is killed while a notebook draws its last figures need not train again.
+    atexit.register(discard, folder.absolute())

@@ -1,0 +1,117 @@
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mae_core.model.vit import (
+    Attention,
+    Block,
+    ExplicitAttention,
+    Linear,
+    join_heads,
+    onednn_linear,
+    patchify,
+    sincos_positions,
+    split_heads,
+    unpatchify,
+)
+
+
+def test_unpatchify_undoes_patchify():
+    images = torch.randn(3, 3, 32, 32)
+    for patch_size in (1, 2, 4, 8, 16, 32):
+        patches = patchify(images, patch_size)
+        assert patches.shape == (3, (32 // patch_size) ** 2, 3 * patch_size**2)
+        assert unpatchify(patches, patch_size).equal(images)
+
+
+def test_patches_come_row_by_row_with_colours_last():
+    image = torch.arange(3 * 16).reshape(1, 3, 4, 4).float()
+    first, second = patchify(image, 2)[0, :2].reshape(2, 2, 2, 3)
+    assert first[1, 0].tolist() == image[0, :, 1, 0].tolist()
+    assert second[0, 1].tolist() == image[0, :, 0, 3].tolist()
+
+
+def test_positions_are_those_of_the_paper(vitmae):
+    theirs = vitmae()
+    for width, positions in ((48, theirs.vit.embeddings.position_embeddings), (32, theirs.decoder.decoder_pos_embed)):
+        torch.testing.assert_close(sincos_positions(8, width), positions[0].detach(), rtol=0, atol=1e-6)
+
+
+def test_attention_is_scaled_dot_product_attention():
+    torch.manual_seed(0)
+    attention, x = Attention(48, 3, qkv_bias=True), torch.randn(2, 10, 48)
+    q, k, v = attention.qkv(x).reshape(2, 10, 3, 3, 16).permute(2, 0, 3, 1, 4)
+    expected = attention.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 10, 48))
+    torch.testing.assert_close(attention(x), expected)
+
+
+def test_a_block_adds_attention_and_mlp_of_the_normed_input():
+    torch.manual_seed(0)
+    block, x = Block(32, 2, 4.0, False, 1e-6), torch.randn(2, 5, 32)
+    middle = x + block.attention(F.layer_norm(x, (32,), eps=1e-6))
+    first, gelu, last = block.mlp
+    assert gelu.approximate == "none"
+    expected = middle + last(F.gelu(first(F.layer_norm(middle, (32,), eps=1e-6))))
+    torch.testing.assert_close(block(x), expected)
+
+
+@pytest.mark.parametrize("queries", [slice(None), slice(2, None), slice(1)])
+def test_the_written_out_gradient_of_explicit_attention_is_right(queries):
+    qkv_BTE = torch.randn(2, 5, 3 * 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: ExplicitAttention.apply(x, 2, queries), qkv_BTE)
+    q, k, v = split_heads(qkv_BTE, 3, 2)
+    fused = join_heads(F.scaled_dot_product_attention(q[:, :, queries], k, v))
+    assert torch.allclose(ExplicitAttention.apply(qkv_BTE, 2, queries), fused)
+
+
+@pytest.mark.skipif(onednn_linear() is None, reason="this processor has no bfloat16")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("added", [True, False])
+@pytest.mark.parametrize("sizes", [(16, 64), (64, 16)])
+def test_onednns_linear_layer_is_torchs(sizes, added, bias):
+    generator = torch.Generator().manual_seed(0)
+    layer = Linear(*sizes, bias=bias).bfloat16()
+    x = torch.randn(4, 9, sizes[0], generator=generator).bfloat16().requires_grad_()
+    more, grad = (torch.randn(4, 10, sizes[1], generator=generator).bfloat16()[:, 1:] for _ in range(2))
+    given = [more.requires_grad_()] if added else []
+
+    def gradients(output):
+        return torch.autograd.grad(output, [x, *given, *layer.parameters()], grad)
+
+    expected = sum(given, F.linear(x, layer.weight, layer.bias))
+    found = layer(x, *given)
+    ours, theirs = gradients(found), gradients(expected)
+    for mine, torchs in zip((found, *ours), (expected, *theirs), strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert (mine - torchs).norm() < 0.01 * torchs.norm()
+    assert ours[1 + added].is_contiguous()  # the weight's: AdamW's fused step mistakes a transposed gradient
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_linear_layer_in_bfloat16_can_be_compiled():
+    layer, x, more = Linear(16, 32).bfloat16(), torch.randn(4, 16).bfloat16(), torch.randn(4, 32).bfloat16()
+    compiled = torch.compile(layer)(x, more)
+    compiled.sum().backward()
+    assert (compiled - layer(x, more)).norm() < 0.01 * compiled.norm()
+
+
+@pytest.mark.parametrize("queries", [slice(None), slice(3, None), slice(1)])
+def test_a_block_computes_the_wanted_tokens_alone(queries):
+    torch.manual_seed(0)
+    block, x_BTD = Block(32, 2, 4.0, False, 1e-6), torch.randn(2, 7, 32)
+    torch.testing.assert_close(block(x_BTD, queries), block(x_BTD)[:, queries])
+
+
+def test_a_cpu_trains_with_explicit_and_evaluates_with_fused_attention(monkeypatch):
+    fused = []
+    real = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *qkv: fused.append(1) or real(*qkv))
+    attention, x_BTD = Attention(8, 2, qkv_bias=False), torch.randn(1, 4, 8)
+    trained = attention(x_BTD)
+    assert not fused
+    with torch.no_grad():
+        evaluated = attention(x_BTD)
+    assert fused
+    assert torch.allclose(trained, evaluated, atol=1e-6)

@@ -1,0 +1,326 @@
+"""From notebook outputs to HTML and PDF: what must be there, and what must not get through."""
+
+import base64
+import html.parser
+import json
+import re
+import zlib
+
+import nbformat
+import pytest
+import typst
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from mae_core.report import display, figures
+from mae_core.report.document import ExportError, as_on_a_terminal, read
+from mae_core.report.export import ReportHtmlExporter, ReportTypstExporter, write_html, write_pdf
+from mae_core.report.markup import literal, to_html, to_typst, typeset
+
+PAYLOADS = [
+    "<script>alert(1)</script>",
+    '<img src=x onerror="alert(1)">',
+    "[click](javascript:alert(1))",
+    "![track](https://example.org/pixel.png)",
+    '"><iframe src="https://example.org"></iframe>',
+    '#import "@preview/x:1.0.0"',
+    '"; #panic("out of the literal"); "',
+    '\\" #panic("x")',
+    "$ #panic() $",
+    "{{ 7 * 7 }} {% raw %}",
+]
+
+
+class Page(html.parser.HTMLParser):
+    """All tags with their attributes, and the text outside of style."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.text, self.inside = [], "", []
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br", "link"):
+            self.inside.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.inside and self.inside[-1] == tag:
+            self.inside.pop()
+
+    def handle_data(self, data):
+        if "style" not in self.inside:
+            self.text += data
+
+    def all(self, *names):
+        return [attrs for tag, attrs in self.tags if tag in names]
+
+
+def shown(monkeypatch, show, *args, **more):
+    """The outputs that a function of display.py leaves in a notebook."""
+    outputs = []
+
+    def catch(data, metadata=None, raw=False):
+        outputs.append(new_output("display_data", data, metadata=metadata or {}))
+
+    monkeypatch.setattr(display, "display", catch)
+    show(*args, **more)
+    return outputs
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    """A small report with everything in it."""
+    history = [{"epoch": [1, 2], "loss": [1.0, 0.5]}]
+    panels = [figures.curves({"a": history}, "loss", "loss") for _ in range(2)]
+    images = figures.image_rows([("one", [[[[0, 90, 200]] * 4] * 4] * 3)])
+    cells = [
+        new_markdown_cell("# A *title* & more"),
+        new_code_cell("1/0", outputs=shown(monkeypatch, display.show_text, "By <us>"), metadata={"tags": ["byline"]}),
+        new_code_cell("", outputs=shown(monkeypatch, display.show_text, "Short."), metadata={"tags": ["abstract"]}),
+        new_markdown_cell(
+            "## First\n\nSee [Figure](#fig-b), [Table](#tab-a), [He](#ref-he), [there](https://example.org)."
+        ),
+        new_markdown_cell(
+            "### Inner\n\n- one **bold**\n- two `code`\n\n1. first\n2. second\n\n> said\n\n$$\\frac{1}{2}$$\n\n$x_i$"
+        ),
+        new_code_cell(
+            "secret = 1",
+            outputs=[
+                new_output("stream", name="stdout", text="\r 50%|#"),
+                new_output("stream", name="stderr", text="/home/me/site-packages/x.py: a warning"),
+                new_output("stream", name="stdout", text="\r100%|##\nprinted\n"),
+                *shown(
+                    monkeypatch, display.show_figure, images, "fig-a", "One *image*.", "A picture", ["c/seed0/pretrain"]
+                ),
+                *shown(monkeypatch, display.show_figure, panels, "fig-b", "Two panels.", ["Left", "Right"], columns=2),
+                *shown(monkeypatch, display.show_table, "tab-a", "A table.", ["name", "n"], [["x<y", "1"]], "A note."),
+            ],
+        ),
+        new_markdown_cell("## References"),
+        new_code_cell("", outputs=shown(monkeypatch, display.show_references, {"ref-he": "He (2021). *MAE*."})),
+    ]
+    return new_notebook(cells=cells)
+
+
+def as_html(notebook, **options):
+    return ReportHtmlExporter(**options).from_notebook_node(notebook)[0]
+
+
+def as_typst(notebook, folder):
+    return ReportTypstExporter().from_notebook_node(notebook, {"folder": str(folder)})[0]
+
+
+def check_self_contained(source):
+    page = Page(source)
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "iframe", "object", "embed", "link", "base", "form", "foreignobject"}
+    for tag, attrs in page.tags:
+        assert not [name for name in attrs if name.startswith("on")], (tag, attrs)
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            assert re.match(
+                r"(data:image/(png|svg\+xml);base64,|#|notebooks/|\.\./index\.html$)", attrs.get(name) or "#"
+            )
+    style = "".join(re.findall(r"<style>(.*?)</style>", source, re.DOTALL))
+    assert "@import" not in style
+    assert all(url.startswith("data:font/woff2") for url in re.findall(r"url\(([^)]{0,30})", style))
+    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", source)
+    return page
+
+
+def test_the_page_is_one_file_without_script_or_remote_reference(notebook):
+    page = check_self_contained(as_html(notebook))
+    assert page.all("html") == [{"lang": "en"}]
+    assert len(page.all("img")) == 5  # three panels, two formulas
+    assert all(image["alt"] for image in page.all("img"))
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
+
+
+def test_headings_are_ordered_and_numbered(notebook):
+    page = Page(as_html(notebook))
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]
+    assert levels == [1, 2, 3, 2]
+    assert [c for c in ("1First", "1.1Inner", "References") if c in page.text] == ["1First", "1.1Inner", "References"]
+
+
+def test_links_name_what_they_lead_to(notebook):
+    source = as_html(notebook)
+    assert '<a href="#fig-b">Figure 2</a>' in source
+    assert '<a href="#tab-a">Table 1</a>' in source
+    assert '<a href="#ref-he">He [1]</a>' in source
+    assert "example.org" not in source
+    assert "there" in source
+    assert '<a href="notebooks/c-seed0-pretrain.html">c/seed0/pretrain</a>' in source
+    ids = [attrs["id"] for _, attrs in Page(source).tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert {attrs["href"][1:] for attrs in Page(source).all("a") if attrs["href"].startswith("#")} <= set(ids)
+
+
+def test_neither_code_nor_prints_reach_the_report(notebook, tmp_path):
+    for source in (as_html(notebook), as_typst(notebook, tmp_path)):
+        assert "secret" not in source
+        assert "printed" not in source
+    with_code = as_html(notebook, show_code=True)
+    assert "secret" in with_code
+    assert "100%|##\nprinted</pre>" in with_code
+    assert "50%" not in with_code
+    assert "warning" not in with_code
+    check_self_contained(with_code)
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_no_text_becomes_markup(monkeypatch, notebook, payload, tmp_path):
+    """In Markdown, captions, labels' texts, table cells, alternative texts, references, streams and raw HTML outputs."""
+    plain = new_output(
+        "display_data", {"text/html": payload, "application/javascript": "alert(1)", "text/plain": payload}
+    )
+    notebook.cells += [
+        new_markdown_cell(f"{payload}\n\n## {payload} heading\n\n*{payload}* and `{payload}`"),
+        new_code_cell(
+            payload,
+            outputs=[
+                plain,
+                new_output("stream", name="stdout", text=payload),
+                *shown(monkeypatch, display.show_text, payload),
+                *shown(monkeypatch, display.show_table, "tab-x", payload, [payload], [[payload]], payload),
+                *shown(monkeypatch, display.show_figure, figures.not_run(2), "fig-x", payload, payload),
+                *shown(monkeypatch, display.show_references, {"ref-x": payload}),
+            ],
+        ),
+    ]
+    for show_code in (False, True):
+        source = as_html(notebook, show_code=show_code)
+        page = Page(source)
+        assert not {tag for tag, _ in page.tags} & {"script", "iframe", "link", "object"}
+        assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
+        assert not [a for a in page.all("a", "img") if re.match(r"\s*(javascript|https?):", a.get("href") or a["src"])]
+        assert "49" not in page.text
+    main = tmp_path / "report.typ"
+    main.write_text(as_typst(notebook, tmp_path))
+    assert typst.compile(str(main)).startswith(b"%PDF")
+
+
+def test_a_notebook_that_failed_is_refused(notebook):
+    notebook.cells.append(
+        new_code_cell("x", outputs=[new_output("error", ename="NameError", evalue="x is not defined", traceback=[])])
+    )
+    with pytest.raises(ExportError, match="cell 8 ended in an error: x is not defined"):
+        as_html(notebook)
+
+
+def test_a_label_stands_once(notebook):
+    notebook.cells.append(notebook.cells[5])
+    with pytest.raises(ExportError, match="the label fig-a stands twice"):
+        read(notebook)
+
+
+def test_a_title_is_needed(notebook):
+    notebook.cells[0].source = "no title"
+    with pytest.raises(ExportError, match="must begin with a title"):
+        read(notebook)
+
+
+@pytest.mark.parametrize(
+    "svg",
+    [
+        "<svg><script>x</script></svg>",
+        '<svg onload="x()"/>',
+        '<svg><image href="https://example.org/x.png"/></svg>',
+        "<svg><style>@import 'https://example.org/x.css'</style></svg>",
+        '<svg><rect style="fill: url(https://example.org/x)"/></svg>',
+        '<!DOCTYPE svg SYSTEM "file:///etc/passwd"><svg/>',
+    ],
+)
+def test_a_picture_is_a_picture(notebook, svg):
+    notebook.cells[5].outputs[4].data = {"image/svg+xml": svg}
+    with pytest.raises(ExportError, match="script, a handler or a remote reference"):
+        read(notebook)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda about: about.update(label="../../x"), "is no label"),
+        (lambda about: about.update(label='"><script>'), "is no label"),
+        (lambda about: about.update(sources=["../../../x"]), "is no label"),
+        (lambda about: about.update(columns='1"><script>alert(1)</script>'), "invalid literal"),
+    ],
+)
+def test_metadata_are_checked(notebook, change, message):
+    figure = next(o for o in notebook.cells[5].outputs if o.get("metadata", {}).get("report"))
+    change(figure.metadata["report"])
+    with pytest.raises(ValueError, match=message):
+        read(notebook)
+
+
+def test_a_tables_sides_are_left_or_right(notebook):
+    notebook.cells[5].outputs[-1].data[display.TABLE]["align"] = ['l"><script>', "r"]
+    with pytest.raises(ExportError, match="do not match"):
+        read(notebook)
+
+
+def pdf_text(pdf):
+    """The PDF with its compressed streams opened."""
+    streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", pdf, re.DOTALL)
+    opened = []
+    for stream in streams:
+        try:
+            opened.append(zlib.decompress(stream))
+        except zlib.error:
+            continue
+    return pdf + b"".join(opened)
+
+
+def test_the_pdf_is_tagged_titled_and_has_bookmarks(notebook, tmp_path):
+    source = tmp_path / "report.ipynb"
+    nbformat.write(notebook, source)
+    write_pdf(source, tmp_path / "report.pdf")
+    content = pdf_text((tmp_path / "report.pdf").read_bytes())
+    assert b"/StructTreeRoot" in content
+    assert b"/Marked true" in content
+    assert b"pdfuaid" in content
+    assert b"/Outlines" in content
+    assert b"/Lang" in content
+    assert content.count(b"/Alt") >= 5
+
+
+def test_equal_notebooks_give_equal_bytes(notebook, tmp_path):
+    source = tmp_path / "report.ipynb"
+    nbformat.write(notebook, source)
+    for name in ("a", "b"):
+        write_pdf(source, tmp_path / f"{name}.pdf")
+        write_html(source, tmp_path / f"{name}.html")
+    for kind in ("pdf", "html"):
+        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+
+
+def test_equal_figures_give_equal_bytes():
+    history = [{"epoch": [1, 2], "loss": [1.0, 0.5]}]
+    first, second = (display.image_data(figures.curves({"a": history}, "loss", "loss")) for _ in range(2))
+    assert first == second
+    assert "http://www.w3.org" in first["image/svg+xml"]
+    assert "<metadata" not in first["image/svg+xml"]
+
+
+def test_tables_in_a_notebook_are_escaped(monkeypatch):
+    (output,) = shown(monkeypatch, display.show_table, "t", "c", ["<b>"], [["<script>"]])
+    assert "<script>" not in output.data["text/html"]
+    assert json.loads(json.dumps(output.data[display.TABLE]))["rows"] == [["<script>"]]
+
+
+def test_a_progress_bar_leaves_its_last_state():
+    assert as_on_a_terminal("\r 10%|#  |\r 90%|###|\r100%|###|\n\x1b[31mdone\x1b[0m\n") == "100%|###|\ndone"
+
+
+def test_string_literals_end_where_they_end():
+    assert literal('a"b\\c\nd') == '"a\\"b\\\\c\\nd"'
+
+
+def test_formulas_are_pictures_with_their_tex_as_text(notebook, tmp_path):
+    document = read(notebook)
+    formula = typeset(r"\frac{1}{2}")
+    assert formula.svg.startswith(b"<?xml")
+    assert formula.height > formula.depth > 0
+    found = re.search(r'alt="(.*?)".*base64,(.*?)"', to_html("$$x_1$$", document))
+    assert found[1] == "x_1"
+    assert b"<svg" in base64.b64decode(found[2])
+    assert 'alt: "x_1"' in to_typst("$$x_1$$", document, tmp_path)

@@ -1,0 +1,245 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import fake_study
+import pytest
+
+from mae_core.report import narrative, published, tables
+from mae_core.report.claims import claims, judge
+from mae_core.report.statistics import estimate
+from mae_core.report.summary import Summary
+from mae_core.study.parameters import PretrainParameters, ReportParameters
+
+
+def read(seeds=(0,), **how):
+    fake_study.write(seeds=seeds, **how)
+    return Summary.read(
+        ReportParameters(study="fake", cases=list(fake_study.CASES), sweep=list(fake_study.SWEEP), seeds=list(seeds))
+    )
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def verdicts(summary):
+    return {claim.statement: claim.verdict for claim in claims(summary)}
+
+
+def test_three_seeds_decide_what_the_numbers_show():
+    told = verdicts(read(seeds=(0, 1, 2)))
+    assert len(told) == 17
+    assert set(told.values()) == {"supported"}
+
+
+def test_a_claim_that_the_numbers_deny_is_contradicted():
+    reversed_order = dict(zip(fake_study.ACCURACY, (70, 80, 60, 83, 82, 84, 65, 71, 60, 75), strict=True))
+    told = verdicts(read(seeds=(0, 1, 2), accuracy=reversed_order))
+    assert told["Pre-training beats training from scratch"] == "contradicted"
+    assert told["It does so after every epoch"] == "contradicted"
+    assert told["Mask tokens in the encoder lower the accuracy"] == "contradicted"
+    assert told["Block-wise 50 % beats random 75 %"] == "contradicted"
+    assert told["It does so at equal work, against a longer random 75 %"] == "contradicted"
+    one_is_higher = told["75 % is the best ratio of random masking: it beats 25, 50 and 90 %"]
+    assert one_is_higher == "contradicted"
+
+
+def test_a_claim_about_several_cases_needs_them_all():
+    ratios = "75 % is the best ratio of random masking: it beats 25, 50 and 90 %"
+    assert verdicts(read(seeds=(0, 1, 2), skip=("random-50",)))[ratios] == "not run"
+    equal_to_one = fake_study.ACCURACY | {"random-90": 84}
+    assert verdicts(read(seeds=(0, 1, 2), accuracy=equal_to_one))[ratios] == "undecided (3 seeds)"
+    (claim,) = [claim for claim in claims(read(seeds=(0, 1, 2))) if claim.statement == ratios]
+    assert claim.measured.startswith("random 50 %: +1.00 ± ")  # 84 against 83
+    mixed = fake_study.ACCURACY | {"random-25": 85, "random-50": 84.01}  # the one that is decided is told
+    (claim,) = [claim for claim in claims(read(seeds=(0, 1, 2), accuracy=mixed)) if claim.statement == ratios]
+    assert claim.measured.startswith("random 25 %: −1.00 ± ")
+    assert claim.verdict == "contradicted"
+
+
+def test_differences_within_the_seeds_spread_are_undecided():
+    equal = dict.fromkeys(fake_study.ACCURACY, 80)
+    told = verdicts(read(seeds=(0, 1, 2), accuracy=equal))
+    assert told["Pre-training beats training from scratch"] == "undecided (3 seeds)"
+    assert told["It does so after every epoch"] == "undecided (3 seeds)"
+
+
+def test_one_seed_decides_nothing_that_is_sampled():
+    told = verdicts(read())
+    assert told["Pre-training beats training from scratch"] == "undecided (one seed; points for it)"
+    assert told["It does so after every epoch"] == "undecided (one seed)"
+    assert told["They cost more FLOPs (student's model: 2.4×; paper's: 3.3×)"] == "supported"
+    assert judge(estimate([-1.0])) == "undecided (one seed; points against it)"
+    assert judge(estimate([0.0])) == "undecided (one seed; points neither way)"
+
+
+def test_what_was_not_run_is_said_and_not_filled_in():
+    summary = read(skip=("scratch", "grid-75"))
+    told = verdicts(summary)
+    assert told["Pre-training beats training from scratch"] == "not run"
+    assert told["Random 75 % beats grid-wise 75 %"] == "not run"
+    columns = {column[0]: column[1:] for column in zip(*tables.main_rows(summary), strict=True)}
+    assert set(columns["scratch"]) == set(columns["grid-75"]) == {"–"}
+    assert tables.sampling_rows(summary)[3] == ["grid", "75", "–", "82.0", "84.0", "–"]
+    assert "has not run" in narrative.abstract(summary)
+
+
+def test_nothing_run_is_a_report_too():
+    summary = Summary.read(ReportParameters(study="nothing"))
+    assert {claim.verdict for claim in claims(summary)} == {"not run"}
+    texts = [f(summary) for f in (narrative.byline, narrative.abstract, narrative.model, narrative.discussion)]
+    assert all("not" in text or "no" in text for text in texts)
+    for rows in (tables.mask_token_rows, tables.sampling_rows, tables.cost_rows, tables.recipe_rows):
+        assert rows(summary)
+
+
+def test_an_unfinished_seed_is_left_out():
+    summary = read(seeds=(0, 1, 2), skip=(("scratch", 1),))
+    scratch = summary.find(None)
+    assert sorted(scratch.values("accuracy")) == [0, 2]
+    assert len(summary.find("random", 0.75).beats(scratch, "accuracy").values) == 2
+
+
+def test_means_and_intervals_stand_in_the_tables():
+    summary = read(seeds=(0, 1, 2))
+    expected = estimate([84.0, 84.03, 83.98])
+    names, accuracies, *_ = tables.main_rows(summary)
+    assert (names[1], accuracies[1]) == ("random 75 %", f"{expected.mean:.2f} ± {expected.interval:.2f}")
+    rows = {name: cells for name, *cells in tables.main_rows(summary)}
+    assert not [cell for name in ("minutes", "images/s", "memory (MiB)") for cell in rows[name] if "±" in cell]
+    assert tables.mask_token_rows(summary)[0][1:] == [
+        accuracies[2],
+        "80.6",
+        "84.2",
+        "2.42×",
+        "2.4×",
+        "3.3×",
+    ]
+    assert tables.sampling_rows(summary)[1][-1] == "1.43×"
+
+
+def test_published_numbers_belong_to_masks_and_not_to_names():
+    assert (
+        published.look_up(published.STUDENT, PretrainParameters(case="x", mask_strategy="block", mask_ratio=0.5))
+        == 85.1
+    )
+    assert published.look_up(published.STUDENT, PretrainParameters(mask_ratio=0.6)) is None
+    assert published.look_up(published.PAPER, None) is None
+
+
+def test_the_text_takes_its_numbers_from_the_results():
+    text = narrative.abstract(read())
+    assert "84.00 % test accuracy after fine-tuning, against 69.98 % from scratch" in text
+    assert "1 seed" in narrative.byline(read())
+    assert "20 November 2026" in narrative.byline(read())
+    discussion = narrative.discussion(read())
+    assert "+14.02 points" in discussion
+    assert "no interval can be given" in discussion
+
+
+def test_the_csv_has_every_run_unrounded():
+    summary = read(seeds=(0, 1))
+    header, *rows = tables.csv_rows(summary)
+    assert len(rows) == 20
+    assert rows[1][:3] == ["fake", "random-75", "1"]
+    assert float(rows[1][header.index("accuracy")]) == 84.03
+    assert next(row for row in rows if row[1] == "scratch")[header.index("flops")] == ""
+    assert rows[-1][1] == "random-75-longer"
+
+
+def test_the_ratios_stand_in_order_and_the_longer_run_apart():
+    summary = read(seeds=(0, 1, 2))
+    assert [row[0] for row in tables.ratio_rows(summary)] == ["25", "50", "75", "90"]
+    assert [row[3][:2] for row in tables.ratio_rows(summary)] == ["81", "83", "84", "82"]
+    assert [row[:3] for row in tables.work_rows(summary)] == [
+        ["random 75 %", "4", "1.00×"], ["block 50 %", "4", "1.43×"], ["random 75 %", "6", "1.50×"],
+    ]  # fmt: skip
+    assert summary.equal_work().label == "random 75 %, 6 epochs"
+    assert tables.work_rows(summary)[2][3].startswith("84.5")
+    text = narrative.discussion(summary)
+    assert "random 75 % trained for 6 epochs, 1.05 times its work, it changes the accuracy by +0.50 ±" in text
+    assert "highest in these runs: fine-tuning at 75 % (84.00 %; lowest at 25 % with 81.00 %)" in text
+    summary = replace(summary, sweep={name: case for name, case in summary.sweep.items() if name != "random-75-longer"})
+    assert "Random 75 % at equal work has not run" in narrative.discussion(summary)
+
+
+def test_the_scatter_of_seeds_is_told():
+    summary = read(seeds=(0, 1, 2))
+    rows = {row[0]: row[1:] for row in tables.sensitivity_rows(summary)}
+    assert rows["block 50 %"][:3] == ["+0.98", "+0.97", "+1.05"]
+    assert rows["block 50 %"][3] == "0.04"
+    assert "random 75 %" not in rows
+    told = narrative.sensitivity(summary)
+    assert "Each of the 3 seeds alone would have named the same best case, block 50 %." in told
+    assert "same sign with every seed for all 5 cases" in told
+    assert "There is one seed" in narrative.sensitivity(Summary.read(ReportParameters(study="fake", seeds=[0])))
+
+
+def test_a_difference_whose_sign_depends_on_the_seed_is_named():
+    close = fake_study.ACCURACY | {"grid-75": 84.0}
+    told = narrative.sensitivity(read(seeds=(0, 1, 2), accuracy=close))
+    assert "depends on the seed for grid 75 %" in told
+    equal = dict.fromkeys(fake_study.ACCURACY, 84.0)
+    told = narrative.sensitivity(read(seeds=(0, 1, 2), accuracy=equal))
+    assert "named a best case, and not the same (seed 0: random 75 % + mask tokens; seed 1: " in told
+
+
+def test_pictures_come_from_the_first_seed_that_has_them():
+    case = read(seeds=(0, 1)).find("random", 0.75)
+    (case.folders[0] / "finetune" / "attention.png").unlink()
+    assert case.folder("finetune", "attention.png").parts[-2:] == ("seed1", "finetune")
+    assert case.sources("finetune", "attention.png") == ["random-75/seed1/finetune"]
+    assert case.folder("finetune").parts[-2:] == ("seed0", "finetune")
+    caption = narrative.neighbours_caption(case.folder("finetune", "neighbours.png"))
+    assert "Of the 16 shown, 9 share their test image's class" in caption
+
+
+def test_what_is_compared_has_the_same_seeds():
+    skip = [(case, seed) for case in fake_study.SWEEP for seed in (1, 2)]
+    summary = read(seeds=(0, 1, 2), skip=skip)
+    assert "±" in tables.main_rows(summary)[1][1]
+    assert not [
+        cell for rows in (tables.ratio_rows, tables.work_rows) for row in rows(summary) for cell in row if "±" in cell
+    ]
+    assert "1 to 3 seeds that a case finished" in narrative.intervals(summary)
+    told = verdicts(summary)
+    assert told["75 % is the best ratio of random masking: it beats 25, 50 and 90 %"].startswith("undecided (one seed")
+    assert told["Pre-training beats training from scratch"] == "supported"
+
+
+@pytest.mark.parametrize(
+    ("run", "name", "value"),
+    [
+        ("block-50/seed1/pretrain", "epochs", 3),
+        ("grid-75/seed2/finetune", "base_lr", 0.1),
+        ("random-90/seed0/pretrain", "width", 96),
+    ],
+)
+def test_a_run_of_another_recipe_is_left_out_and_named(run, name, value):
+    before = read(seeds=(0, 1, 2))
+    assert not before.left_out
+    path = Path("outputs/fake") / run / "parameters.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value, "heads": 2}))
+    summary = Summary.read(
+        ReportParameters(study="fake", cases=list(fake_study.CASES), sweep=list(fake_study.SWEEP), seeds=[0, 1, 2])
+    )
+    (told,) = summary.left_out
+    assert told.startswith(f"{run}: {name} is {value}")
+    case, seed, _ = run.split("/")
+    assert int(seed[-1]) not in summary.all_cases[case].values("accuracy")
+    assert f"Left out, being of another recipe: {run}" in narrative.reproduce(summary)
+
+
+def test_minutes_are_of_both_stages():
+    summary = read()
+    assert [round(case.wall().mean) for case in summary.cases.values()] == [200] * 5 + [130]
+    shutil.rmtree("outputs/fake/grid-75/seed0/pretrain")
+    assert Summary.read(ReportParameters(study="fake")).cases["grid-75"].wall() is None
+
+
+def test_minutes_below_one_have_two_digits():
+    assert [tables.minutes(estimate([seconds])) for seconds in (4.2, 45, 90, 1608)] == ["0.07", "0.75", "1.5", "26.8"]
+    assert tables.minutes(None) == "–"

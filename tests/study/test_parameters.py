@@ -1,0 +1,133 @@
+import ast
+import dataclasses
+import gc
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from mae_core.errors import ParameterError
+from mae_core.explore import ExploreParameters
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters, ReportParameters, enter_project
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+KINDS = {
+    "pretrain": PretrainParameters,
+    "finetune": FinetuneParameters,
+    "ablations": ReportParameters,
+    "report": ReportParameters,
+    "explore": ExploreParameters,
+}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mask_ration": 0.5}, "mask_ration is not a parameter of pretrain; did you mean mask_ratio?"),
+        ({"base_lr": "1e-3"}, "base_lr is '1e-3': it must be a number .*write 1.0e-3"),
+        ({"epochs": "5"}, "epochs is '5': it must be a whole number"),
+        ({"epochs": 2.5}, "epochs is 2.5: it must be a whole number"),
+        ({"epochs": True}, "epochs is True: it must be a whole number"),
+        ({"epochs": 0}, "epochs is 0: it must be between 1 and"),
+        ({"norm_pix": 1}, "norm_pix is 1: it must be true or false"),
+        ({"mask_ratio": 1.5}, "mask_ratio is 1.5: it must be between 0 and 1"),
+        ({"mask_ratio": float("nan")}, "mask_ratio is nan"),
+        ({"mask_ratio": 1}, "at least one visible"),
+        ({"mask_ratio": None}, "mask_ratio is None: it must be a number"),
+        ({"mask_strategy": "blok"}, "mask_strategy is 'blok': .* did you mean block?"),
+        ({"mask_strategy": "grid", "mask_ratio": 0.5}, "must be 0.75"),
+        ({"mask_strategy": "grid", "patch_size": 32}, "at least one visible|even number"),
+        ({"patch_size": 5}, "patch_size is 5: it must divide"),
+        ({"heads": 5}, "heads is 5: it must divide width, which is 48"),
+        ({"decoder_width": 64}, "decoder_width is 64"),
+        (
+            {"variant": "paper", "decoder_width": 64, "mask_tokens_in_encoder": True},
+            r"decoder_width \(64\) must equal width \(48\)",
+        ),
+        ({"warmup_epochs": 9.0}, "warmup_epochs is 9.0: it must be at most epochs"),
+        ({"study": "../elsewhere"}, "study is '../elsewhere': a name is"),
+        ({"case": "-rf"}, "case is '-rf': a name is"),
+        ({"case": ""}, "case is '': a name is"),
+        ({"device": "tpu"}, "device is 'tpu': it must be one of auto, cpu, cuda, mps"),
+    ],
+)
+def test_what_cannot_run_is_refused_by_name(values, message):
+    with pytest.raises(ParameterError, match=message):
+        PretrainParameters.check(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"cases": []}, {"cases": ["a", "a"]}, {"cases": ["../a"]}, {"seeds": ["0"]}, {"seeds": 0}, {"seeds": [True]}],
+)
+def test_lists_are_checked_too(values):
+    with pytest.raises(ParameterError, match=r"cases|seeds"):
+        ReportParameters.check(values)
+
+
+def test_whole_numbers_are_numbers():
+    run = PretrainParameters.check({"warmup_epochs": 1})
+    assert type(run.warmup_epochs) is float
+
+
+def executed(*cells):
+    """The namespace of a notebook in which these cells have run."""
+    namespace = {"In": ["", *cells], "Out": {}}
+    for cell in cells:
+        exec(cell, namespace)
+    return namespace
+
+
+def test_a_namespace_gives_what_its_parameter_cells_set():
+    own, injected = "seed: int = 3  # comment\nepochs = 2", "# Parameters\nseed = 4"
+    assert PretrainParameters.from_namespace(executed(own, "x = print")) == PretrainParameters(seed=3, epochs=2)
+    assert PretrainParameters.from_namespace(executed(own, injected, "x = print")) == PretrainParameters(
+        seed=4, epochs=2
+    )
+    with pytest.raises(ParameterError, match="seeed is not a parameter of pretrain; did you mean seed"):
+        PretrainParameters.from_namespace(executed(own, "seeed = 4", "x = print"))
+
+
+def test_a_notebook_can_be_run_again_in_the_same_kernel():
+    check, work = "x = print", "grid = 8\nmask = (1, 2)\nhistory = dict(a=1)"
+    again = executed("sead = 1", check, "seed = 3", check, work, "seed = 5", check)
+    assert PretrainParameters.from_namespace(again) == PretrainParameters(seed=5)
+
+
+def test_flat_parameters_are_read_back_the_same():
+    run = PretrainParameters(mask_strategy="block", mask_ratio=0.5)
+    assert PretrainParameters.check(run.flat()) == run
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_notebooks_cell_holds_the_same_parameters(name):
+    """Same names, order, types, defaults, each with a comment."""
+    cells = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
+    (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    statements = ast.parse(cell.source).body
+    found = [(s.target.id, ast.unparse(s.annotation), ast.literal_eval(s.value)) for s in statements]
+    default = KINDS[name]()
+    assert found == [(f.name, f.type.__name__, getattr(default, f.name)) for f in dataclasses.fields(default)]
+    assert all(type(value).__name__ == kind for _, kind, value in found)
+    assert all("# " in line for line in cell.source.splitlines())
+
+
+def test_a_notebook_started_below_the_root_works_at_the_root(tmp_path, monkeypatch):
+    for name in ("notebooks", "params"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    enter_project()
+    assert Path.cwd() == tmp_path
+    elsewhere = tmp_path / "params"
+    (tmp_path / "notebooks").rmdir()
+    monkeypatch.chdir(elsewhere)
+    enter_project()
+    assert Path.cwd() == elsewhere
+
+
+def test_a_notebook_looks_for_garbage_less_often():
+    before = gc.get_threshold()
+    gc.set_threshold(700)
+    enter_project()
+    assert gc.get_threshold()[0] >= 10_000
+    gc.set_threshold(*before)

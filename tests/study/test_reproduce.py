@@ -1,0 +1,114 @@
+"""A published run is run again from its provenance, at its commit."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mae_core.errors import ParameterError
+from mae_core.study import provenance
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters
+from mae_core.study.reproduce import Published, reproduce
+from mae_core.study.results import read_json
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.skipif(provenance.commit()["commit"] is None, reason="not a git checkout")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory, few_shapes_dir):
+    """A folder with a pre-trained and a fine-tuned run, made by the code of the last commit."""
+    folder = tmp_path_factory.mktemp("published")
+    (folder / "data").symlink_to(few_shapes_dir)
+    tree = folder / "code"
+    subprocess.run(["git", "-C", ROOT, "worktree", "add", "--quiet", "--detach", tree, "HEAD"], check=True)
+    values = {"width": 24, "depth": 1, "decoder_width": 24, "train_images": 256, "epochs": 1, "threads": 1}
+    pretraining = PretrainParameters.check(values)
+    weights = str(pretraining.folder / "pretrain" / "weights.safetensors")
+    finetuning = FinetuneParameters.check({**values, "weights": weights, "probes": False})
+    script = "import json, sys; from mae_core.training import pretrain, finetune\n"
+    script += "from mae_core.parameters import PretrainParameters as P, FinetuneParameters as F\n"
+    script += "pretrain(P.check(json.loads(sys.argv[1]))); finetune(F.check(json.loads(sys.argv[2])))"
+    words = [sys.executable, "-c", script, json.dumps(pretraining.flat()), json.dumps(finetuning.flat())]
+    subprocess.run(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(tree)}, check=True)
+    subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", tree], check=True)
+    return folder / pretraining.folder
+
+
+def inside(published, monkeypatch):
+    monkeypatch.chdir(published.parents[3])
+
+
+def test_it_gives_the_same_weights_bit_for_bit(published, monkeypatch, capsys):
+    inside(published, monkeypatch)
+    before = {path: path.read_bytes() for path in published.rglob("*") if path.is_file()}
+    assert reproduce(published / "pretrain" / "provenance.json")
+    said = capsys.readouterr().out
+    assert "weights: the same, bit for bit" in said
+    assert "training loss, last epoch: " in said
+    assert {path: path.read_bytes() for path in published.rglob("*") if path.is_file()} == before
+
+
+def test_without_pre_trained_weights_it_pre_trains_first(published, monkeypatch, capsys):
+    inside(published, monkeypatch)
+    weights = published / "pretrain" / "weights.safetensors"
+    weights.rename(weights.with_suffix(".away"))
+    try:
+        assert reproduce(published / "finetune" / "provenance.json")
+    finally:
+        weights.with_suffix(".away").rename(weights)
+    said = capsys.readouterr().out
+    assert "pre-training first" in said
+    assert "test accuracy, last epoch (%): " in said
+
+
+def test_it_says_so_when_the_weights_differ(published, monkeypatch, capsys, tmp_path):
+    inside(published, monkeypatch)
+    folder = published.parent / "other"
+    folder.mkdir()
+    shutil.copytree(published / "pretrain", folder / "pretrain")
+    values = read_json(folder / "pretrain" / "parameters.json")
+    values["base_lr"] *= 1.01  # another run than the one whose checksum stands there
+    (folder / "pretrain" / "parameters.json").write_text(json.dumps(values))
+    words = [sys.executable, "-m", "mae_core.study.reproduce", str(folder / "pretrain" / "provenance.json")]
+    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert "weights: not the same" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data_md5": "0"}, "the data set in data is not the one of the run"),
+        ({"commit": "0" * 40}, "is not in this repository"),
+    ],
+)
+def test_what_cannot_be_repeated_is_told(published, monkeypatch, change, message):
+    inside(published, monkeypatch)
+    folder = published.parent / f"changed-{len(message)}" / "pretrain"
+    shutil.copytree(published / "pretrain", folder)
+    told = read_json(folder / "provenance.json") | change
+    (folder / "provenance.json").write_text(json.dumps(told))
+    with pytest.raises(ParameterError, match=message):
+        reproduce(folder / "provenance.json")
+
+
+def test_files_that_are_no_run_are_told(published, monkeypatch):
+    inside(published, monkeypatch)
+    folder = published.parent / "broken" / "pretrain"
+    shutil.copytree(published / "pretrain", folder)
+    (folder / "metrics.json").unlink()
+    for path in (folder / "provenance.json", folder / "nothing.json"):
+        with pytest.raises(ParameterError, match="cannot be used"):
+            reproduce(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "outputs").glob("*/*/seed*/*/provenance.json")))
+def test_every_published_run_can_be_read(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert Published.read(path).run.folder / path.parent.name == path.parent.relative_to(ROOT)

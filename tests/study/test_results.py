@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+
+from mae_core.study.results import load_sheet, metric_rows, read_json, save_sheet, whole, write_csv, write_json
+from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "metrics.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), whole(path) as temporary:  # noqa: PT012 (the block is the test)
+        temporary.write_text("half of")
+        raise RuntimeError
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": float("nan")})
+    assert read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
+    for name in ("a", "b"):
+        write_json(tmp_path / name, {"x": [1.5, "é"], "y": None})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_tensors_and_their_note_come_back(tmp_path):
+    tensors = {"w": torch.randn(3, 2), "step": torch.tensor(7), "bits": torch.tensor([1, 2], dtype=torch.uint8)}
+    save_tensors(tmp_path / "w.safetensors", tensors, {"epoch": 3, "history": {"loss": [0.5]}})
+    found, about = load_tensors(tmp_path / "w.safetensors")
+    assert all(found[name].equal(tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items())
+    assert about == {"epoch": 3, "history": {"loss": [0.5]}}
+
+
+def test_a_truncated_file_is_named(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_tensors(path, {"w": torch.randn(100)}, {})
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"w.safetensors is damaged .*: delete it"):
+        load_tensors(path)
+
+
+def test_a_sheet_holds_its_images(tmp_path):
+    pixels = torch.randint(256, (2, 5, 3, 32, 32))
+    save_sheet(tmp_path / "p.png", [row / 127.5 - 1 for row in pixels])
+    assert np.array_equal(load_sheet(tmp_path / "p.png", 2), pixels.permute(0, 1, 3, 4, 2).numpy())
+
+
+def test_a_table_is_quoted_where_it_must_be(tmp_path):
+    write_csv(tmp_path / "t.csv", [["a", 'b,"c"'], ["1", ""]])
+    assert (tmp_path / "t.csv").read_text() == 'a,"b,""c"""\n1,\n'
+
+
+def test_metrics_are_told_with_their_units():
+    rows = metric_rows({"last_epoch_accuracy": 84.4, "probes": {"knn": 40.0}, "flops_per_image": 1234567})
+    assert rows == [
+        ["test accuracy, last epoch (%)", "84.40"],
+        ["k-NN, frozen encoder (%)", "40.00"],
+        ["FLOPs of a forward pass, per image", "1,234,567"],
+    ]
+
+
+def test_equal_weights_give_equal_bytes_and_checksums(tmp_path):
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(2, dtype=torch.bfloat16)}
+    files = [tmp_path / f"{i}.safetensors" for i in range(8)]
+    for path in files:
+        save_tensors(path, tensors, {"epochs": 3, "case": "x"})
+    assert len({path.read_bytes() for path in files}) == 1
+    save_tensors(files[0], dict(reversed(tensors.items())), {"other": "note"})
+    assert tensors_sha256(files[0]) == tensors_sha256(files[1])
+    save_tensors(files[0], tensors | {"b": tensors["b"] + 1e-6}, {"epochs": 3, "case": "x"})
+    assert tensors_sha256(files[0]) != tensors_sha256(files[1])

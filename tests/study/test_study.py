@@ -1,0 +1,190 @@
+import copy
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mae_core.errors import ParameterError
+from mae_core.evaluation import flops
+from mae_core.model.config import ModelConfig
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters
+from mae_core.study.sources import sources
+from mae_core.study.study import Study, flat_yaml
+
+ROOT = Path(__file__).parents[2]
+SIX = {"random-75", "mask-tokens", "block-50", "block-75", "grid-75", "scratch"}
+
+
+@pytest.fixture
+def smoke():
+    return yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text())
+
+
+@pytest.mark.parametrize("name", ["smoke", "laptop", "paper"])
+def test_every_study_has_the_six_cases_and_checks(name):
+    study = Study.read(ROOT / "params" / f"{name}.yaml")
+    assert study.name == name
+    assert set(study.cases) == SIX
+    for case in study.cases:
+        for stage in study.stages(case):
+            run = study.run(case, study.seeds[-1], stage)
+            assert run.folder == Path("outputs") / name / case / f"seed{study.seeds[-1]}"
+
+
+def test_the_paper_study_is_the_students_recipe():
+    study = Study.read(ROOT / "params" / "paper.yaml")
+    pretraining, finetuning = (study.run("random-75", 0, stage) for stage in ("pretrain", "finetune"))
+    assert study.seeds == (0, 1, 2)
+    assert (pretraining.batch_size, pretraining.base_lr, pretraining.beta2) == (4096, 1.5e-4, 0.95)
+    assert (finetuning.epochs, finetuning.batch_size, finetuning.base_lr, finetuning.warmup_epochs) == (
+        100,
+        128,
+        1e-3,
+        5,
+    )
+    assert pretraining.weight_decay == finetuning.weight_decay == 0.05
+    assert pretraining.model.n_patches == 256
+    assert pretraining.augment == finetuning.augment == "none"
+    assert pretraining.train_images == 0
+
+
+def test_the_speedrun_is_the_reports_model():
+    study = Study.read(ROOT / "params" / "speedrun.yaml")
+    case = "random-75"
+    assert list(study.cases) == [case, "scratch"]
+    pretraining, finetuning = (study.run(case, 0, stage) for stage in study.stages(case))
+    assert pretraining.model == ModelConfig()
+    assert pretraining.dataset == finetuning.dataset == "cifar10"
+    assert pretraining.train_images == finetuning.train_images == 0
+
+
+def test_scratch_has_the_same_recipe_and_no_weights():
+    study = Study.read(ROOT / "params" / "laptop.yaml")
+    ours, scratch = (study.run(case, 0, "finetune").flat() for case in ("random-75", "scratch"))
+    assert scratch.pop("weights") == ""
+    assert ours.pop("weights") == "outputs/laptop/random-75/seed0/pretrain/weights.safetensors"
+    assert {**ours, "case": ""} == {**scratch, "case": ""}
+    with pytest.raises(ParameterError, match="scratch starts from scratch"):
+        study.run("scratch", 0, "pretrain")
+
+
+def test_the_sweep_is_part_of_the_laptop_study_and_runs_on_request():
+    study = Study.read(ROOT / "params" / "laptop.yaml")
+    ratios = {name: study.run(name, 0, "pretrain").mask_ratio for name in study.sweep}
+    assert ratios == {"random-25": 0.25, "random-50": 0.5, "random-90": 0.9, "random-75-longer": 0.75}
+    assert not study.sweep.keys() & study.cases.keys()
+    assert (study.seeds, study.more_seeds) == ((0,), (1, 2))
+    assert study.run("scratch", 2, "finetune").seed == 2
+    usual, longer = (study.run(name, 0, "pretrain") for name in ("random-75", "random-75-longer"))
+    block50, work = study.run("block-50", 0, "pretrain"), {}
+    for run in (usual, longer, block50):
+        work[run.case] = flops.of_pretraining(run) * run.epochs
+    assert work["random-75-longer"] / work["block-50"] == pytest.approx(1, abs=0.02)
+    assert longer == dataclasses.replace(usual, case=longer.case, epochs=longer.epochs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(more_seeds=[0]), "each seed may stand there once"),
+        (lambda s: s.update(more_seeds=1), "more_seeds is 1"),
+        (lambda s: s.update(sweep={"random-75": {}}), "random-75 stands under cases and under sweep"),
+        (lambda s: s.update(sweep=["random-50"]), "sweep is .*: it must map"),
+        (lambda s: s.update(sweep={"a/b": {}}), "sweep is 'a/b'"),
+        (lambda s: s.update(sweep={"more": {"mask_ration": 0.5}}), "case more, pretrain: mask_ration .* mask_ratio"),
+        (lambda s: s.update(seeds=[]), "seeds is"),
+        (lambda s: s.update(seeds=[0, 0]), "each seed may stand there once"),
+        (lambda s: s.update(seeds=["0"]), "whole numbers"),
+        (lambda s: s.update(seeds=[0, -1]), "zero or more"),
+        (lambda s: s.pop("study"), "study is None"),
+        (lambda s: s.update(pretrain=[]), "pretrain is"),
+        (lambda s: s["cases"].update({75: {}}), "cases is 75"),
+        (lambda s: s["cases"].update({"more": {"seed": 3}}), "seed is given by the study"),
+        (lambda s: s["pretrain"].update(depth=9), "depth differs between pretrain and finetune; put it under shared"),
+        (lambda s: s.update(cases={}), "at least one case"),
+        (lambda s: s.update(case={}), "case is not a key of a study file; did you mean cases?"),
+        (lambda s: s.update(study="../../etc"), "study is '../../etc'"),
+        (lambda s: s["cases"].update({"a/b": {}}), "cases is 'a/b'"),
+        (lambda s: s["cases"].update({"more": {"mask_ration": 0.5}}), "case more, pretrain: mask_ration .* mask_ratio"),
+        (lambda s: s["cases"].update({"more": 0.5}), "more is 0.5: it must map"),
+        (lambda s: s["pretrain"].update(base_lr="1e-3"), "base_lr is '1e-3'.*1.0e-3"),
+        (lambda s: s["shared"].update(dataset="cifar"), "did you mean cifar10"),
+        (lambda s: s["shared"].update(mask_ratio=0.5), "finetune: mask_ratio is not a parameter"),
+    ],
+)
+def test_a_study_that_cannot_run_is_refused(smoke, change, message):
+    content = copy.deepcopy(smoke)
+    change(content)
+    with pytest.raises(ParameterError, match=message):
+        Study.check(content)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b", "study: [", ""])
+def test_a_file_that_is_no_study_is_refused(tmp_path, text):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ParameterError, match="study file"):
+        Study.read(path)
+    with pytest.raises(ParameterError, match="cannot be read"):
+        Study.read(tmp_path / "missing.yaml")
+
+
+def test_a_cases_own_encoder_is_fine_tuned_too(smoke):
+    smoke["cases"]["deep"] = {"depth": 6}
+    study = Study.check(smoke)
+    assert [study.run("deep", 0, stage).depth for stage in ("pretrain", "finetune")] == [6, 6]
+
+
+def test_a_file_must_have_its_studys_name(tmp_path, smoke):
+    path = tmp_path / "copy.yaml"
+    path.write_text(yaml.safe_dump(smoke))
+    with pytest.raises(ParameterError, match=r"study is 'smoke', but its file is .*copy.yaml"):
+        Study.read(path)
+
+
+def test_flat_yaml_survives_yaml():
+    run = PretrainParameters(base_lr=1e-5, weight_decay=1e-05)
+    assert PretrainParameters.check(yaml.safe_load(flat_yaml(run.flat()))) == run
+    assert "\n" not in flat_yaml(run.flat())
+
+
+def test_one_command_prints_the_parameters_of_a_run():
+    words = [sys.executable, "-m", "mae_core", "params/paper.yaml", "block-50", "2", "pretrain"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    run = PretrainParameters.check(yaml.safe_load(done.stdout))
+    assert (run.study, run.case, run.seed, run.mask_strategy, run.mask_ratio) == ("paper", "block-50", 2, "block", 0.5)
+    assert done.stderr == ""
+    wrong = subprocess.run([*words[:4], "blok-50", "0", "pretrain"], cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode != 0
+    assert wrong.stderr.startswith("ParameterError: case is 'blok-50'")
+    assert "Traceback" not in wrong.stderr
+
+
+def test_sources_follow_imports():
+    pretrain, report = (set(sources(ROOT / "notebooks" / f"{n}.ipynb")) for n in ("pretrain", "report"))
+    assert {
+        "mae_core/training/runs.py",
+        "mae_core/model/masking.py",
+        "mae_core/data/__init__.py",
+        "mae_core/data/cifar.py",
+    } <= pretrain
+    assert (
+        not {
+            "mae_core/report/narrative.py",
+            "mae_core/report/export.py",
+            "mae_core/study/study.py",
+            "mae_core/explore.py",
+        }
+        & pretrain
+    )
+    assert {"mae_core/report/narrative.py", "mae_core/report/tables.py", "mae_core/report/claims.py"} <= report
+    assert "mae_core/training/runs.py" not in report
+    assert "mae_core/report/markup.py" in sources(ROOT / "mae_core" / "report" / "export.py")
+
+
+def test_stages_have_their_own_parameters():
+    assert not hasattr(FinetuneParameters(), "mask_ratio")
+    assert not hasattr(PretrainParameters(), "weights")

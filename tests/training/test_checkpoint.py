@@ -1,0 +1,272 @@
+"""Whatever kills a run, taken up again it ends with the same bits."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mae_core.errors import NotFiniteError, ParameterError
+from mae_core.study import provenance, results
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters
+from mae_core.study.tensors import load_tensors, save_tensors
+from mae_core.training import checkpoint, objective
+from mae_core.training.runs import finetune, pretrain
+
+STAGES = {"pretrain": (PretrainParameters, pretrain), "finetune": (FinetuneParameters, finetune)}
+OFTEN = {"checkpoint_seconds": 0.0, "augment": "crop-flip", "width": 32, "decoder_width": 32, "probes": False}
+WHOLE = {"case": "whole", "checkpoint_seconds": 1000.0}
+
+# Children are forked from a server that has imported everything: a start costs milliseconds, and no thread is cloned.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["mae_core.training.runs"])
+
+
+def parameters(stage, tiny, **more):
+    values = {**tiny, **OFTEN, **more}
+    if stage == "pretrain":
+        values.pop("probes")
+    return STAGES[stage][0].check(values)
+
+
+def train(stage, run, folder, die_at=""):
+    """What a child process does: train, and kill itself at the named moment, before or after its second renaming."""
+    os.chdir(folder)
+    replace, seen = Path.replace, []
+
+    def replace_or_die(self, target):
+        kinds = {"checkpoint.safetensors": "newest", "checkpoint.before.safetensors": "before"}
+        kind = kinds.get(Path(target).name, "other")
+        seen.append(kind)
+        if die_at == f"before {kind}" and seen.count(kind) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = replace(self, target)
+        if die_at == f"after {kind}" and seen.count(kind) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    if die_at:
+        Path.replace = replace_or_die
+    STAGES[stage][1](run)
+
+
+def start(stage, run, die_at=""):
+    child = processes.Process(target=train, args=(stage, run, os.getcwd(), die_at))
+    child.start()
+    return child
+
+
+def outcome(run, stage):
+    """The bytes of a run that do not tell the time."""
+    folder = run.folder / stage
+    tensors, _ = load_tensors(folder / "weights.safetensors")
+    return {name: t.numpy().tobytes() for name, t in tensors.items()}, (folder / "history.json").read_bytes()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_ten_times_at_random_it_ends_with_the_same_bits(tiny, stage):
+    whole, cut = (parameters(stage, tiny, epochs=12, **more) for more in (WHOLE, {"case": "cut"}))
+    STAGES[stage][1](whole)
+    newest, clock, reached = cut.folder / stage / "checkpoint.safetensors", random.Random(0), []
+    for _ in range(10):
+        seen = newest.stat().st_mtime_ns if newest.exists() else 0
+        child = start(stage, cut)
+        while child.is_alive() and not (newest.exists() and newest.stat().st_mtime_ns > seen):
+            time.sleep(0.002)
+        time.sleep(clock.uniform(0, 0.1))
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL, "it ended before it was killed"
+        kept = [load_tensors(path)[1] for path in (cut.folder / stage).glob("checkpoint*.safetensors")]
+        reached.append(max((about["epoch"], about["step"]) for about in kept))
+    assert reached == sorted(set(reached)), "a start has repeated what was saved"
+    assert not (cut.folder / stage / "metrics.json").exists()
+    child = start(stage, cut)
+    child.join()
+    assert child.exitcode == 0
+    assert outcome(cut, stage) == outcome(whole, stage)
+
+
+@pytest.mark.parametrize(
+    ("moment", "saved"), [("before before", 2), ("after before", 2), ("before newest", 1), ("after newest", 2)]
+)
+def test_killed_while_it_writes_a_checkpoint_it_loses_none(tiny, monkeypatch, moment, saved):
+    whole, cut = (parameters("pretrain", tiny, **more) for more in (WHOLE, {"case": "cut"}))
+    pretrain(whole)
+    child = start("pretrain", cut, moment)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    kept = [load_tensors(path)[1]["step"] for path in (cut.folder / "pretrain").glob("checkpoint*.safetensors")]
+    steps = []
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoint, "due", lambda self: steps.append(1) and False)
+        pretrain(cut)
+    assert max(kept) == saved
+    assert len(steps) == 16 + 2 - saved
+    assert outcome(cut, "pretrain") == outcome(whole, "pretrain")
+
+
+def interrupted(tiny, monkeypatch, stage="pretrain", after=3, **more):
+    """A run that ended after some checkpoints."""
+    run, save, saved = parameters(stage, tiny, **more), checkpoint.Checkpoint.save, []
+
+    def save_then_stop(self, at):
+        save(self, at)
+        saved.append((at.epoch, at.step))
+        if len(saved) == after:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoint, "save", save_then_stop)
+        with pytest.raises(KeyboardInterrupt):
+            STAGES[stage][1](run)
+    return run, saved
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "empty"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny, monkeypatch, capsys, damage):
+    whole = parameters("pretrain", tiny, **WHOLE)
+    pretrain(whole)
+    run, saved = interrupted(tiny, monkeypatch)
+    newest = run.folder / "pretrain" / "checkpoint.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 4
+    newest.write_bytes({"truncated": content[:-100], "one bit": content, "empty": b""}[damage])
+    taken, restore = [], checkpoint.Checkpoint.restore
+    monkeypatch.setattr(checkpoint.Checkpoint, "restore", lambda self, at: taken.append(restore(self, at)) or taken[0])
+    steps = []
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: steps.append(1) and False)
+    pretrain(run)
+    assert f"{newest} is damaged" in capsys.readouterr().out
+    assert len(steps) == 16 + 2 - saved[-2][1]  # of two epochs of eight steps, asked after each step and each epoch
+    assert outcome(run, "pretrain") == outcome(whole, "pretrain")
+
+
+def test_with_both_checkpoints_damaged_it_starts_anew(tiny, monkeypatch, capsys):
+    whole = parameters("pretrain", tiny, **WHOLE)
+    pretrain(whole)
+    run, _ = interrupted(tiny, monkeypatch)
+    for path in (run.folder / "pretrain").glob("checkpoint*.safetensors"):
+        path.write_bytes(b"nothing")
+    pretrain(run)
+    assert capsys.readouterr().out.count("is damaged") == 2
+    assert outcome(run, "pretrain") == outcome(whole, "pretrain")
+
+
+def test_a_run_taken_up_again_does_not_repeat_its_steps(tiny, monkeypatch):
+    run, saved = interrupted(tiny, monkeypatch, after=5)
+    assert saved[-1] == (0, 5)
+    steps = []
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: steps.append(1) and False)
+    pretrain(run)
+    assert len(steps) == 16 + 2 - 5
+
+
+def test_a_checkpoint_of_other_parameters_is_refused_by_name(tiny, monkeypatch):
+    interrupted(tiny, monkeypatch)
+    with pytest.raises(ParameterError, match=r"mask_ratio is 0.5, but the unfinished run .* has 0.75: delete"):
+        pretrain(parameters("pretrain", tiny, mask_ratio=0.5))
+    pretrain(parameters("pretrain", tiny, checkpoint_seconds=100.0))
+
+
+def test_checkpoints_go_when_the_process_ends_in_order_and_not_before(tiny, monkeypatch):
+    run = parameters("pretrain", tiny)
+    script = "import json, sys; from mae_core import PretrainParameters, pretrain"
+    script += "\nrun = PretrainParameters.check(json.loads(sys.argv[1])); pretrain(run)"
+    script += "\nassert len(list(run.folder.rglob('checkpoint*.safetensors'))) == 2"
+    subprocess.run([sys.executable, "-c", script, json.dumps(run.flat())], check=True)
+    assert (run.folder / "pretrain" / "metrics.json").exists()
+    assert not list(run.folder.rglob("checkpoint*"))
+
+
+def test_who_is_killed_after_training_does_not_train_again(tiny, monkeypatch):
+    run = parameters("pretrain", tiny)
+    pretrain(run)
+    first = outcome(run, "pretrain")
+    (run.folder / "pretrain" / "metrics.json").unlink()  # as Snakemake does before it repeats what was cut off
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: pytest.fail("it takes a step"))
+    pretrain(run)
+    assert outcome(run, "pretrain") == first
+
+
+def test_who_changes_a_parameter_of_a_complete_run_starts_anew(tiny):
+    pretrain(parameters("pretrain", tiny))
+    run = parameters("pretrain", tiny, mask_ratio=0.5)
+    pretrain(run)
+    assert results.read_json(run.folder / "pretrain" / "parameters.json")["mask_ratio"] == 0.5
+
+
+def test_killed_over_an_earlier_run_it_goes_on_all_the_same(tiny, monkeypatch):
+    run = parameters("pretrain", tiny)
+    pretrain(run)
+    interrupted(tiny, monkeypatch, after=5)
+    steps = []
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: steps.append(1) and False)
+    pretrain(run)
+    assert len(steps) == 16 + 2 - 5
+
+
+@pytest.mark.parametrize("ingredient", ["code", "data", "weights"])
+def test_a_checkpoint_of_other_code_data_or_weights_is_not_taken_up(tiny, monkeypatch, capsys, ingredient):
+    run, _ = interrupted(tiny, monkeypatch)
+    made_of = provenance.ingredients
+    monkeypatch.setattr(provenance, "ingredients", lambda *words: made_of(*words) | {ingredient: "another"})
+    steps = []
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: steps.append(1) and False)
+    pretrain(run)
+    assert f"was made with other {ingredient}: starting anew" in capsys.readouterr().out
+    assert len(steps) == 16 + 2
+
+
+def test_a_checkpoint_of_another_device_is_refused(tiny, monkeypatch):
+    run, _ = interrupted(tiny, monkeypatch)
+    made_of = provenance.ingredients
+    monkeypatch.setattr(provenance, "ingredients", lambda *words: made_of(*words) | {"device": "cuda"})
+    with pytest.raises(ParameterError, match=r"device is 'cuda', but the unfinished run .* has 'cpu'"):
+        pretrain(run)
+
+
+def test_time_is_counted_over_all_starts(tiny, monkeypatch):
+    run, _ = interrupted(tiny, monkeypatch, after=10)
+    path = run.folder / "pretrain" / "checkpoint.safetensors"
+    tensors, about = load_tensors(path)
+    save_tensors(path, tensors, about | {"elapsed": 1000.0})
+    pretrain(run)
+    metrics = results.read_json(run.folder / "pretrain" / "metrics.json")
+    assert 1000 < metrics["wall_seconds"] < 1100
+    assert metrics["train_seconds"] < metrics["wall_seconds"]
+
+
+def test_a_loss_that_is_not_finite_is_never_saved(tiny, monkeypatch):
+
+    calls, error = [], objective.masked_error
+
+    def fails_at_step_six(*words):
+        calls.append(1)
+        return error(*words) * (float("nan") if len(calls) == 6 else 1)
+
+    monkeypatch.setattr(objective, "masked_error", fails_at_step_six)
+    run = parameters("pretrain", tiny, epochs=1)
+    with pytest.raises(NotFiniteError, match=r"step 6 of epoch 1 is nan .* last good checkpoint is .*checkpoint"):
+        pretrain(run)
+    _, about = load_tensors(run.folder / "pretrain" / "checkpoint.safetensors")
+    assert about["step"] == 5
+
+
+def test_a_flipped_bit_anywhere_in_weights_is_noticed(tmp_path):
+    import torch
+
+    path = tmp_path / "weights.safetensors"
+    save_tensors(path, {"a": torch.randn(4, 4), "b": torch.arange(3)}, {"epochs": 10})
+    good = path.read_bytes()
+    for position in range(len(good)):
+        flipped = good[position] ^ 1 << position % 8
+        path.write_bytes(good[:position] + bytes([flipped]) + good[position + 1 :])
+        with pytest.raises(ValueError, match=r"is damaged|was not written"):
+            load_tensors(path)
