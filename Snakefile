@@ -38,8 +38,8 @@ REPEATED = expand(f"{RUN}/finetune/metrics.json", case=study.cases, seed=study.m
 MORE = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT + REPEATED if Path(path).exists()}
 
 # Jobs that compute share the machine: each takes its threads, and on a GPU they take turns (resources: gpu=1).
-DEVICE = study.settings["shared"].get("device", "auto")
-THREADS = study.settings["shared"].get("threads", 0) or workflow.cores
+DEVICE = study.shared.get("device", "auto")
+THREADS = study.shared.get("threads", 0) or workflow.cores
 HAS_GPU = shutil.which("nvidia-smi") is not None or sys.platform == "darwin"
 GPUS = int(DEVICE in ("cuda", "mps") or (DEVICE == "auto" and HAS_GPU))
 

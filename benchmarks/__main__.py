@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
 
 from benchmarks import summary
@@ -124,8 +125,7 @@ def training_flops(who: Contestant) -> int:
 
 
 def sized(kind: type, who: Contestant, values: dict[str, Any]) -> Any:
-    fields = [("image_size", int, who.shape.image_size)]
-    return dataclasses.make_dataclass("Sized", fields, bases=(kind,), frozen=True)(**values)
+    return pydantic.create_model("Sized", __base__=kind, image_size=(int, who.shape.image_size))(**values)
 
 
 def mask_seconds(shape: Shape, batch: int = 4096, repeats: int = 5) -> dict[str, Any]:

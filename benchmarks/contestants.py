@@ -86,7 +86,6 @@ def parameters(contestant: Contestant) -> PretrainParameters | FinetuneParameter
     """Ours, as the notebooks would run it."""
     kind = FinetuneParameters if contestant.task in ("finetune", "evaluate") else PretrainParameters
 
-    @dataclass(frozen=True)
     class Sized(kind):  # the data sets' images have 32 pixels a side, and so have the notebooks'
         image_size: int = 32
 
@@ -113,7 +112,7 @@ def ours(contestant: Contestant, data: Split, device: torch.device) -> Callable[
     else:
         model, objective = runs.new_model(MaskedAutoencoder, run, device), reconstruction(run)
     if contestant.task == "epoch":
-        size, once = batch * EPOCH_STEPS, dataclasses.replace(run, epochs=1, checkpoint_seconds=1e9)
+        size, once = batch * EPOCH_STEPS, run.model_copy(update={"epochs": 1, "checkpoint_seconds": 1e9})
         some = Split(data.images_nCHW[:size], data.labels_n[:size], data.classes)
 
         def epoch() -> None:

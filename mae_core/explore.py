@@ -1,14 +1,15 @@
 """Live reconstructions for the explore notebook: a trained model, an image, a mask, and the picture of all three."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from ipywidgets import Image, Widget
 from matplotlib.figure import Figure
+from pydantic import Field
 
 from mae_core import devices
-from mae_core.data import DATASETS
+from mae_core.data import Dataset
 from mae_core.data.images import Split, to_unit
 from mae_core.errors import ParameterError
 from mae_core.evaluation.reconstruction import reconstruct
@@ -16,20 +17,19 @@ from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import sample_mask
 from mae_core.report.display import png, shown_width
 from mae_core.report.figures import image_rows
-from mae_core.study.parameters import DEVICES, Parameters, PretrainParameters, check_data_dir, option
+from mae_core.study.parameters import Device, Parameters, PretrainParameters, check_data_dir
 from mae_core.study.tensors import load_tensors
 from mae_core.training.runs import pretrain
 
 
-@dataclass(frozen=True)
 class ExploreParameters(Parameters):
     """What to look at."""
 
-    weights: str = option("", "path of pre-trained weights (.safetensors); empty: train a small model here")
-    dataset: str = option("shapes", "images to look at", choices=DATASETS)
-    data_dir: str = option("data", "folder that holds the data set")
-    epochs: int = option(2, "of the small model's training, where it is needed", low=1, high=1000)
-    device: str = option("auto", "auto: cuda, else mps, else cpu", choices=DEVICES)
+    weights: str = Field("", description="path of pre-trained weights (.safetensors); empty: train a small model here")
+    dataset: Dataset = Field("shapes", description="images to look at")
+    data_dir: str = Field("data", description="folder that holds the data set")
+    epochs: int = Field(2, description="of the small model's training, where it is needed", ge=1, le=1000)
+    device: Device = Field("auto", description="auto: cuda, else mps, else cpu")
 
     def check_together(self) -> None:
         check_data_dir(self.dataset, self.data_dir)
@@ -60,7 +60,7 @@ def open_model(run: ExploreParameters) -> tuple[MaskedAutoencoder, PretrainParam
         model.load_state_dict(tensors)
     except (ValueError, RuntimeError) as error:
         raise ParameterError(f"weights is {run.weights!r}: it cannot be opened here ({error})") from error
-    return model.to(device).eval(), replace(trained, device=run.device)
+    return model.to(device).eval(), trained.model_copy(update={"device": run.device})
 
 
 @dataclass(frozen=True)

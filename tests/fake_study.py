@@ -1,7 +1,5 @@
 """A finished study with numbers of our choosing, written as training.py writes it."""
 
-from dataclasses import replace
-
 import torch
 
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
@@ -41,7 +39,7 @@ def write(study="fake", seeds=(0,), skip=(), cases=CASES | SWEEP, accuracy=ACCUR
                 flops = {"mask-tokens": 2416, "block-50": 1430}.get(case, 1000) * 1000
                 metrics = pretraining_metrics(LOSS[case] + wobble / 1000, flops)
                 stage(pretraining, "pretrain", metrics, {"pictures": 3})
-                run = replace(run, weights=str(run.folder / "pretrain" / "weights.safetensors"))
+                run = run.model_copy(update={"weights": str(run.folder / "pretrain" / "weights.safetensors")})
             last = accuracy[case] + wobble
             sheets = {"pictures": 1, "attention": 2, "mistakes": 1, "neighbours": 3}
             stage(run, "finetune", finetuning_metrics(last, classes), sheets, history=[last - 10, last])

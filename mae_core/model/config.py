@@ -5,10 +5,12 @@ Plain values without torch: what only plans or reports starts without waiting fo
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-STRATEGIES = ("random", "block", "grid")
-VARIANTS = ("report", "paper")
-ATTENTIONS = ("auto", "explicit", "fused")
+Strategy = Literal["random", "block", "grid"]
+Variant = Literal["report", "paper"]
+Attention = Literal["auto", "explicit", "fused"]
+STRATEGIES, VARIANTS = get_args(Strategy), get_args(Variant)
 
 
 @dataclass(frozen=True)

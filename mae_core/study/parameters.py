@@ -5,25 +5,22 @@ A notebook's cell tagged ``parameters`` lists the same names with the same defau
 
 import ast
 import dataclasses
-import difflib
 import gc
-import math
 import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from mae_core.data import AUGMENTATIONS, DATASETS, FOLDERS
+from pydantic import Field
+
+from mae_core.data import FOLDERS, Augmentation, Dataset
 from mae_core.errors import ParameterError
-from mae_core.model.config import ATTENTIONS, STRATEGIES, VARIANTS, ModelConfig, check_grid, count_kept
+from mae_core.model.config import Attention, ModelConfig, Strategy, Variant, check_grid, count_kept
+from mae_core.study.checked import Checked, Name, Seed
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-PRECISIONS = ("auto", "float32", "bfloat16")
+Device = Literal["auto", "cpu", "cuda", "mps"]
 OUTPUTS = Path("outputs")
 FREE = ("checkpoint_seconds", "micro_batch", "threads", "compile")  # how, not what is computed: may change within a run
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def enter_project() -> None:
@@ -40,45 +37,21 @@ def enter_project() -> None:
             return
 
 
-def option(default: Any, about: str, *, choices: tuple[str, ...] = (), low: float = -math.inf, high: float = math.inf):
-    """A dataclass field with its comment and what it allows (``low`` and ``high`` included)."""
-    metadata = {"about": about, "choices": choices, "low": low, "high": high}
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-@dataclass(frozen=True)
-class Parameters:
+class Parameters(Checked):
     """Flat parameters, checked one by one and together."""
 
-    def __post_init__(self):
-        for name in ("study", "case"):
-            if hasattr(self, name):
-                check_name(name, getattr(self, name))
-        try:
-            self.check_together()
-        except ParameterError:
-            raise
-        except ValueError as error:
-            raise ParameterError(str(error)) from error
-
-    def check_together(self) -> None:
-        """Raise ValueError where single values are fine but do not fit each other."""
+    @classmethod
+    def __pydantic_init_subclass__(cls, **more: Any) -> None:
+        cls.described = f"a parameter of {cls.__name__.removesuffix('Parameters').lower()}"
 
     @classmethod
     def check(cls, values: Mapping[str, Any]) -> Self:
-        """Build the parameters from plain values.
+        """Build the parameters from plain values, such as a file's.
 
         Raises:
-            ParameterError: for an unknown name (with the nearest known one), a wrong type, or a value out of range.
+            ParameterError: as the class.
         """
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        for name in values:
-            if name not in fields:
-                kind = cls.__name__.removesuffix("Parameters").lower()
-                raise ParameterError(f"{name} is not a parameter of {kind}{nearest(name, fields)}")
-        return cls(**{name: checked(fields[name], value) for name, value in values.items()})
+        return cls(**values)
 
     @classmethod
     def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
@@ -97,39 +70,42 @@ class Parameters:
 
     def flat(self) -> dict[str, Any]:
         """Name to plain value, in order: what ``papermill -f`` reads."""
-        return dataclasses.asdict(self)
+        return self.model_dump()
 
 
-@dataclass(frozen=True)
 class RunParameters(Parameters):
     """What pre-training and fine-tuning have in common."""
 
-    study: str = option("notebook", "results go to outputs/<study>/<case>/seed<seed>/")
-    case: str = option("random-75", "name of this case within the study")
-    seed: int = option(0, "of weights, order of images, augmentation and masks", low=0, high=2**31)
-    dataset: str = option("shapes", "what to learn from", choices=DATASETS)
-    data_dir: str = option("data", "folder that holds the data set")
-    train_images: int = option(0, "use only the first so many training images; 0: all", low=0)
-    device: str = option("auto", "auto: cuda, else mps, else cpu", choices=DEVICES)
-    precision: str = option("auto", "of matrix products; auto: bfloat16 where fast", choices=PRECISIONS)
-    threads: int = option(0, "CPU threads; 0: all cores", low=0, high=1024)
-    compile: str = option(
-        "auto", "torch.compile; graphs: with CUDA graphs; auto: on cuda", choices=("auto", "on", "graphs", "off")
+    study: Name = Field("notebook", description="results go to outputs/<study>/<case>/seed<seed>/")
+    case: Name = Field("random-75", description="name of this case within the study")
+    seed: Seed = Field(0, description="of weights, order of images, augmentation and masks")
+    dataset: Dataset = Field("shapes", description="what to learn from")
+    data_dir: str = Field("data", description="folder that holds the data set")
+    train_images: int = Field(0, description="use only the first so many training images; 0: all", ge=0)
+    device: Device = Field("auto", description="auto: cuda, else mps, else cpu")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of matrix products; auto: bfloat16 where fast"
     )
-    checkpoint_seconds: float = option(60.0, "save for resuming every so often", low=0)
-    variant: str = option("report", "model: the report's, or the MAE paper's", choices=VARIANTS)
-    attention: str = option("auto", "explicit: softmax(q k) v; auto: fused, but where a cpu trains", choices=ATTENTIONS)
-    patch_size: int = option(4, "side of a patch, pixels; divides 32", low=1, high=32)
-    width: int = option(48, "of the encoder; a multiple of heads", low=4, high=4096)
-    depth: int = option(2, "encoder blocks", low=1, high=64)
-    heads: int = option(2, "attention heads of the encoder", low=1, high=64)
-    decoder_width: int = option(48, "of the decoder; variant report: equal to width", low=4, high=4096)
-    decoder_depth: int = option(1, "decoder blocks", low=1, high=64)
-    decoder_heads: int = option(2, "attention heads of the decoder", low=1, high=64)
-    batch_size: int = option(64, "images per step", low=1, high=50000)
-    micro_batch: int = option(0, "images at once, gradients add up to a step's; 0: by the processor's caches", low=0)
-    weight_decay: float = option(0.05, "AdamW, on matrices only", low=0, high=10)
-    augment: str = option("none", "crop-flip: shifts up to 4 pixels, mirrors", choices=AUGMENTATIONS)
+    threads: int = Field(0, description="CPU threads; 0: all cores", ge=0, le=1024)
+    compile: Literal["auto", "on", "graphs", "off"] = Field(
+        "auto", description="torch.compile; graphs: with CUDA graphs; auto: on cuda"
+    )
+    checkpoint_seconds: float = Field(60.0, description="save for resuming every so often", ge=0)
+    variant: Variant = Field("report", description="model: the report's, or the MAE paper's")
+    attention: Attention = Field("auto", description="explicit: softmax(q k) v; auto: fused, but where a cpu trains")
+    patch_size: int = Field(4, description="side of a patch, pixels; divides 32", ge=1, le=32)
+    width: int = Field(48, description="of the encoder; a multiple of heads", ge=4, le=4096)
+    depth: int = Field(2, description="encoder blocks", ge=1, le=64)
+    heads: int = Field(2, description="attention heads of the encoder", ge=1, le=64)
+    decoder_width: int = Field(48, description="of the decoder; variant report: equal to width", ge=4, le=4096)
+    decoder_depth: int = Field(1, description="decoder blocks", ge=1, le=64)
+    decoder_heads: int = Field(2, description="attention heads of the decoder", ge=1, le=64)
+    batch_size: int = Field(64, description="images per step", ge=1, le=50000)
+    micro_batch: int = Field(
+        0, description="images at once, gradients add up to a step's; 0: by the processor's caches", ge=0
+    )
+    weight_decay: float = Field(0.05, description="AdamW, on matrices only", ge=0, le=10)
+    augment: Augmentation = Field("none", description="crop-flip: shifts up to 4 pixels, mirrors")
 
     @classmethod
     def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
@@ -143,8 +119,9 @@ class RunParameters(Parameters):
     @property
     def model(self) -> ModelConfig:
         """The model's shape."""
-        names = [f.name for f in dataclasses.fields(ModelConfig) if hasattr(self, f.name)]
-        return ModelConfig(**{name: getattr(self, name) for name in names})
+        return ModelConfig(
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(ModelConfig) if hasattr(self, f.name)}
+        )
 
     @property
     def folder(self) -> Path:
@@ -152,18 +129,17 @@ class RunParameters(Parameters):
         return OUTPUTS / self.study / self.case / f"seed{self.seed}"
 
 
-@dataclass(frozen=True)
 class PretrainParameters(RunParameters):
     """One pre-training run."""
 
-    mask_strategy: str = option("random", "which patches to hide", choices=STRATEGIES)
-    mask_ratio: float = option(0.75, "share of patches to hide, in (0, 1); grid: 0.75", low=0, high=1)
-    mask_tokens_in_encoder: bool = option(False, "true: hidden patches enter the encoder as mask tokens")
-    norm_pix: bool = option(False, "true: predict each patch normalized to mean 0, variance 1")
-    epochs: int = option(3, "passes over the training images", low=1, high=100000)
-    warmup_epochs: float = option(1.0, "of linear rise of the learning rate", low=0)
-    base_lr: float = option(6e-3, "learning rate at batch 256; scales with the batch", low=0, high=10)
-    beta2: float = option(0.95, "AdamW's second momentum", low=0, high=0.999999)
+    mask_strategy: Strategy = Field("random", description="which patches to hide")
+    mask_ratio: float = Field(0.75, description="share of patches to hide, in (0, 1); grid: 0.75", ge=0, le=1)
+    mask_tokens_in_encoder: bool = Field(False, description="true: hidden patches enter the encoder as mask tokens")
+    norm_pix: bool = Field(False, description="true: predict each patch normalized to mean 0, variance 1")
+    epochs: int = Field(3, description="passes over the training images", ge=1, le=100000)
+    warmup_epochs: float = Field(1.0, description="of linear rise of the learning rate", ge=0)
+    base_lr: float = Field(6e-3, description="learning rate at batch 256; scales with the batch", ge=0, le=10)
+    beta2: float = Field(0.95, description="AdamW's second momentum", ge=0, le=0.999999)
 
     def check_together(self) -> None:
         super().check_together()
@@ -177,16 +153,15 @@ class PretrainParameters(RunParameters):
         check_warmup(self)
 
 
-@dataclass(frozen=True)
 class FinetuneParameters(RunParameters):
     """One fine-tuning run, or the same recipe from scratch."""
 
-    weights: str = option("", "path of pre-trained weights (.safetensors); empty: from scratch")
-    probes: bool = option(True, "also linear probe and k-NN on the frozen encoder")
-    epochs: int = option(2, "passes over the training images", low=1, high=100000)
-    warmup_epochs: float = option(1.0, "of linear rise of the learning rate", low=0)
-    base_lr: float = option(8e-3, "learning rate at batch 256; scales with the batch", low=0, high=10)
-    beta2: float = option(0.999, "AdamW's second momentum", low=0, high=0.999999)
+    weights: str = Field("", description="path of pre-trained weights (.safetensors); empty: from scratch")
+    probes: bool = Field(True, description="also linear probe and k-NN on the frozen encoder")
+    epochs: int = Field(2, description="passes over the training images", ge=1, le=100000)
+    warmup_epochs: float = Field(1.0, description="of linear rise of the learning rate", ge=0)
+    base_lr: float = Field(8e-3, description="learning rate at batch 256; scales with the batch", ge=0, le=10)
+    beta2: float = Field(0.999, description="AdamW's second momentum", ge=0, le=0.999999)
 
     def check_together(self) -> None:
         super().check_together()
@@ -197,33 +172,21 @@ CASES = ("random-75", "mask-tokens", "block-50", "block-75", "grid-75", "scratch
 SWEEP = ("random-25", "random-50", "random-90", "random-75-longer")
 
 
-@dataclass(frozen=True)
 class ReportParameters(Parameters):
     """Which results to compare and to report."""
 
-    study: str = option("laptop", "its results lie in outputs/<study>/")
-    cases: list = option(list(CASES), "names of the cases to show, in order")
-    sweep: list = option(list(SWEEP), "more cases: other ratios, other lengths; may be empty")
-    seeds: list = option([0], "the seeds of each")
+    study: Name = Field("laptop", description="its results lie in outputs/<study>/")
+    cases: list[Name] = Field(list(CASES), description="names of the cases to show, in order", min_length=1)
+    sweep: list[Name] = Field(list(SWEEP), description="more cases: other ratios, other lengths; may be empty")
+    seeds: list[Seed] = Field([0], description="the seeds of each", min_length=1)
 
     def check_together(self) -> None:
-        for name, kind in (("cases", str), ("seeds", int)):
+        for name in ("cases", "seeds"):
             values = getattr(self, name)
-            if not values or any(type(value) is not kind for value in values) or len(set(values)) < len(values):
-                raise ValueError(f"{name} is {values!r}: it must list at least one, each once")
-        for name, values in (("cases", self.cases), ("sweep", self.sweep)):
-            for case in values:
-                check_name(name, case)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} is {values!r}: it must list each once")
         if len({*self.cases, *self.sweep}) < len(self.cases) + len(self.sweep):
             raise ValueError(f"sweep is {self.sweep!r}: it must list cases that do not stand under cases, each once")
-
-
-def check_name(parameter: str, name: str) -> None:
-    """Raise ParameterError unless a name is safe as a folder's."""
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise ParameterError(
-            f"{parameter} is {name!r}: a name is letters, digits, '-', '_' and '.', and begins with a letter or digit"
-        )
 
 
 def check_data_dir(dataset: str, data_dir: str) -> None:
@@ -269,41 +232,3 @@ def check_warmup(run: PretrainParameters | FinetuneParameters) -> None:
     """Raise ValueError if the learning rate would still rise when training ends."""
     if run.warmup_epochs > run.epochs:
         raise ValueError(f"warmup_epochs is {run.warmup_epochs}: it must be at most epochs, which is {run.epochs}")
-
-
-def checked(spec: dataclasses.Field, value: Any) -> Any:
-    """The value, as the field's type.
-
-    Raises:
-        ParameterError: for a wrong type, a choice that is not offered, or a number out of range.
-    """
-    name, kind, allowed = spec.name, spec.type, spec.metadata
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        hint = ""
-        if kind in (int, float) and isinstance(value, str) and is_number(value):
-            hint = " (YAML reads 1e-3 as text: write 1.0e-3, without quotes)"
-        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}[kind]
-        raise ParameterError(f"{name} is {value!r}: it must be {wanted}{hint}")
-    if allowed["choices"] and value not in allowed["choices"]:
-        raise ParameterError(
-            f"{name} is {value!r}: it must be one of {', '.join(allowed['choices'])}{nearest(value, allowed['choices'])}"
-        )
-    if kind in (int, float) and not allowed["low"] <= value <= allowed["high"]:
-        raise ParameterError(f"{name} is {value}: it must be between {allowed['low']} and {allowed['high']}")
-    return value
-
-
-def is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def nearest(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
-    """A suffix for an error: the known name that was probably meant, if there is one."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -2,46 +2,44 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import yaml
+from pydantic import Field, model_validator
 
 from mae_core.errors import ParameterError
-from mae_core.study.parameters import (
-    FinetuneParameters,
-    PretrainParameters,
-    RunParameters,
-    check_data_dir,
-    check_name,
-    nearest,
-)
+from mae_core.study.checked import Checked, Name, Seed
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters, check_data_dir
 
-STAGES: dict[str, type[RunParameters]] = {"pretrain": PretrainParameters, "finetune": FinetuneParameters}
+STAGES = {"pretrain": PretrainParameters, "finetune": FinetuneParameters}
 ENCODER = ("dataset", "data_dir", "variant", "patch_size", "width", "depth", "heads")  # the same in both stages
-KEYS = ("study", "seeds", "more_seeds", "shared", "pretrain", "finetune", "cases", "sweep")
+GIVEN = {"study", "case", "seed"}  # by the study, to each of its runs
+
+Seeds = Annotated[tuple[Seed, ...], Field(strict=False)]
+Settings = dict[str, Any]
+Cases = dict[Name, Settings | None]
 
 
-@dataclass(frozen=True)
-class Study:
-    """What a file of ``params/`` says.
+class Study(Checked):
+    """What a file of ``params/`` says; every run's parameters are checked with it.
 
-    Attributes:
-        name: of the study; results go to outputs/<name>/, the report to report/<name>/.
-        seeds: every case runs with each.
-        more_seeds: the cases run with each of these, too, on request only.
-        cases: name to the pre-training parameters that set it apart; None means from scratch.
-        sweep: more cases, which run on request only.
-        settings: parameters of all cases, under ``shared``, ``pretrain`` and ``finetune``.
+    Raises:
+        ParameterError: naming what is wrong, and where.
     """
 
-    name: str
-    seeds: tuple[int, ...]
-    more_seeds: tuple[int, ...]
-    cases: dict[str, dict[str, Any] | None]
-    sweep: dict[str, dict[str, Any] | None]
-    settings: dict[str, dict[str, Any]]
+    described: ClassVar[str] = "a key of a study file"
+
+    name: Name = Field(alias="study", description="results go to outputs/<study>/, the report to report/<study>/")
+    seeds: Seeds = Field(min_length=1, description="every case runs with each of these seeds")
+    more_seeds: Seeds = Field((), description="the cases run with each of these too, on request: make seeds")
+    shared: Settings = Field({}, description="parameters of both stages")
+    pretrain: Settings = Field({}, description="parameters of pre-training")
+    finetune: Settings = Field({}, description="parameters of fine-tuning")
+    cases: Cases = Field(
+        min_length=1, description="name of a case: what sets its pre-training apart; null: from scratch"
+    )
+    sweep: Cases = Field({}, description="more cases, which run on request: make sweep")
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -51,7 +49,7 @@ class Study:
             ParameterError: if the file is missing, is no YAML, or says something that cannot be run.
         """
         try:
-            content = yaml.load(Path(path).read_text(), UniqueKeys)
+            content = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeys)
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", "it is not text")
             raise ParameterError(f"the study file {path} cannot be read: {reason}") from error
@@ -62,50 +60,40 @@ class Study:
         return study
 
     @classmethod
-    def check(cls, content: Mapping[str, Any]) -> Self:
+    def check(cls, content: Any) -> Self:
         """Build a study from a study file's content, and check the parameters of every run.
 
         Raises:
-            ParameterError: naming what is wrong, and where.
+            ParameterError: as the class.
         """
-        if not isinstance(content, Mapping):
-            raise ParameterError("the study file must be a mapping with the keys " + ", ".join(KEYS))
-        for key in content:
-            if key not in KEYS:
-                raise ParameterError(f"{key} is not a key of a study file{nearest(key, KEYS)}")
-        cases, sweep = content.get("cases"), content.get("sweep") or {}
-        seeds, more_seeds = content.get("seeds"), content.get("more_seeds") or []
-        for name, values in (("seeds", seeds), ("more_seeds", more_seeds)):
-            if not isinstance(values, list) or any(type(seed) is not int or seed < 0 for seed in values):
-                raise ParameterError(f"{name} is {values!r}: it must list whole numbers, zero or more")
-        if not seeds:
-            raise ParameterError(f"seeds is {seeds!r}: it must list at least one")
-        if len({*seeds, *more_seeds}) < len(seeds) + len(more_seeds):
-            raise ParameterError(f"seeds is {seeds!r} and more_seeds {more_seeds!r}: each seed may stand there once")
-        if not isinstance(cases, Mapping) or not cases:
-            raise ParameterError("cases must map names to parameters, with at least one case")
-        if not isinstance(sweep, Mapping):
-            raise ParameterError(f"sweep is {sweep!r}: it must map names of more cases to parameters")
-        for case in cases.keys() & sweep.keys():
+        if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+            keys = ", ".join(spec.alias or key for key, spec in cls.model_fields.items())
+            raise ParameterError(f"the study file must be a mapping with the keys {keys}")
+        return cls(**content)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_parts(cls, content: dict[str, Any]) -> dict[str, Any]:
+        optional = {name for name, spec in cls.model_fields.items() if not spec.is_required()}
+        return {key: value for key, value in content.items() if value is not None or key not in optional}
+
+    def check_together(self) -> None:
+        if len(set(self.all_seeds)) < len(self.all_seeds):
+            seeds, more = list(self.seeds), list(self.more_seeds)
+            raise ParameterError(f"seeds is {seeds} and more_seeds {more}: each seed may stand there once")
+        for case in self.cases.keys() & self.sweep.keys():
             raise ParameterError(f"{case} stands under cases and under sweep: it may stand there once")
-        settings = {part: {} if content.get(part) is None else content[part] for part in ("shared", *STAGES)}
-        for part, value in [*settings.items(), *cases.items(), *sweep.items()]:
-            if not isinstance(value, Mapping | None):
-                raise ParameterError(f"{part} is {value!r}: it must map parameters to values")
-        check_name("study", content.get("study"))
-        for case, masks in [*cases.items(), *sweep.items()]:
-            check_name("cases" if case in cases else "sweep", case)
-            for name in {"study", "case", "seed"} & (masks or {}).keys():
-                raise ParameterError(f"case {case}: {name} is given by the study, not by a case")
-        study = cls(content["study"], tuple(seeds), tuple(more_seeds), dict(cases), dict(sweep), settings)
-        for case in study.all_cases:
-            runs = [study.run(case, study.seeds[0], stage) for stage in study.stages(case)]
+        named = {f"case {case}": values or {} for case, values in self.all_cases.items()}
+        for part, values in (named | {part: getattr(self, part) for part in ("shared", *STAGES)}).items():
+            for name in GIVEN & values.keys():
+                raise ParameterError(f"{part}: {name} is given by the study to each of its runs; leave it out")
+        for case in self.all_cases:
+            runs = [self.run(case, self.seeds[0], stage) for stage in self.stages(case)]
             for name in ENCODER:
                 if len({getattr(run, name) for run in runs}) > 1:
                     raise ParameterError(
                         f"case {case}: {name} differs between pretrain and finetune; put it under shared"
                     )
-        return study
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -136,7 +124,7 @@ class Study:
                 raise ParameterError(f"{name} is {value!r}: {self.name} has {', '.join(map(str, known))}")
         if stage not in self.stages(case):
             raise ParameterError(f"{case} starts from scratch: it has no pre-training")
-        values = self.settings["shared"] | self.settings[stage]
+        values = self.shared | getattr(self, stage)
         values |= {"study": self.name, "case": case, "seed": seed}
         masks = self.all_cases[case] or {}
         if stage == "pretrain":

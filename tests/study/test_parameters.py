@@ -1,5 +1,4 @@
 import ast
-import dataclasses
 import gc
 from pathlib import Path
 
@@ -107,8 +106,8 @@ def test_a_notebooks_cell_holds_the_same_parameters(name):
     statements = ast.parse(cell.source).body
     found = [(s.target.id, ast.unparse(s.annotation), ast.literal_eval(s.value)) for s in statements]
     default = KINDS[name]()
-    assert found == [(f.name, f.type.__name__, getattr(default, f.name)) for f in dataclasses.fields(default)]
-    assert all(type(value).__name__ == kind for _, kind, value in found)
+    held = {field: getattr(default, field) for field in KINDS[name].model_fields}
+    assert found == [(field, type(value).__name__, value) for field, value in held.items()]
     assert all("# " in line for line in cell.source.splitlines())
 
 

@@ -1,5 +1,4 @@
 import copy
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -83,7 +82,7 @@ def test_the_sweep_is_part_of_the_laptop_study_and_runs_on_request():
     for run in (usual, longer, block50):
         work[run.case] = flops.of_pretraining(run) * run.epochs
     assert work["random-75-longer"] / work["block-50"] == pytest.approx(1, abs=0.02)
-    assert longer == dataclasses.replace(usual, case=longer.case, epochs=longer.epochs)
+    assert longer == usual.model_copy(update={"case": longer.case, "epochs": longer.epochs})
 
 
 @pytest.mark.parametrize(
@@ -92,24 +91,24 @@ def test_the_sweep_is_part_of_the_laptop_study_and_runs_on_request():
         (lambda s: s.update(more_seeds=[0]), "each seed may stand there once"),
         (lambda s: s.update(more_seeds=1), "more_seeds is 1"),
         (lambda s: s.update(sweep={"random-75": {}}), "random-75 stands under cases and under sweep"),
-        (lambda s: s.update(sweep=["random-50"]), "sweep is .*: it must map"),
+        (lambda s: s.update(sweep=["random-50"]), "sweep is .*: it must be a mapping"),
         (lambda s: s.update(sweep={"a/b": {}}), "sweep is 'a/b'"),
         (lambda s: s.update(sweep={"more": {"mask_ration": 0.5}}), "case more, pretrain: mask_ration .* mask_ratio"),
         (lambda s: s.update(seeds=[]), "seeds is"),
         (lambda s: s.update(seeds=[0, 0]), "each seed may stand there once"),
         (lambda s: s.update(seeds=["0"]), "whole numbers"),
         (lambda s: s.update(seeds=[0, -1]), "zero or more"),
-        (lambda s: s.pop("study"), "study is None"),
+        (lambda s: s.pop("study"), "study is missing: it is a key of a study file that must be given"),
         (lambda s: s.update(pretrain=[]), "pretrain is"),
         (lambda s: s["cases"].update({75: {}}), "cases is 75"),
-        (lambda s: s["cases"].update({"more": {"seed": 3}}), "seed is given by the study"),
+        (lambda s: s["cases"].update({"more": {"seed": 3}}), "case more: seed is given by the study"),
         (lambda s: s["pretrain"].update(depth=9), "depth differs between pretrain and finetune; put it under shared"),
-        (lambda s: s.update(cases={}), "at least one case"),
+        (lambda s: s.update(cases={}), "cases is {}: it must list at least one"),
         (lambda s: s.update(case={}), "case is not a key of a study file; did you mean cases?"),
         (lambda s: s.update(study="../../etc"), "study is '../../etc'"),
         (lambda s: s["cases"].update({"a/b": {}}), "cases is 'a/b'"),
         (lambda s: s["cases"].update({"more": {"mask_ration": 0.5}}), "case more, pretrain: mask_ration .* mask_ratio"),
-        (lambda s: s["cases"].update({"more": 0.5}), "more is 0.5: it must map"),
+        (lambda s: s["cases"].update({"more": 0.5}), "more is 0.5: it must be a mapping of parameters"),
         (lambda s: s["pretrain"].update(base_lr="1e-3"), "base_lr is '1e-3'.*1.0e-3"),
         (lambda s: s["shared"].update(dataset="cifar"), "did you mean cifar10"),
         (lambda s: s["shared"].update(mask_ratio=0.5), "finetune: mask_ratio is not a parameter"),

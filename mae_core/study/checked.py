@@ -1,0 +1,96 @@
+"""Models whose values pydantic checks, and whose errors are sentences that say what to change."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge, Le
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from mae_core.errors import ParameterError
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # safe as the name of a folder
+Name = Annotated[str, Field(pattern=NAME)]
+Seed = Annotated[int, Field(ge=0, le=2**31, strict=True)]
+NAME_RULE = "a name is letters, digits, '-', '_' and '.', and begins with a letter or digit"
+KINDS = {
+    "int": "a whole number", "float": "a number", "finite": "a number", "bool": "true or false", "string": "text",
+    "list": "a list", "tuple": "a list", "dict": "a mapping of parameters to values",
+}  # fmt: skip
+
+
+class Checked(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
+    """Values that are checked one by one and together.
+
+    Raises:
+        ParameterError: for an unknown name (with the nearest known one), a wrong type, or a value out of range.
+    """
+
+    described: ClassVar[str] = "a parameter"  # what a name is, in an error
+
+    def __init__(self, **values: Any):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+            first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
+            raise ParameterError(self.explain(first, values)) from None
+
+    @model_validator(mode="after")
+    def _together(self):
+        self.check_together()
+        return self
+
+    def check_together(self) -> None:
+        """Raise ValueError where single values are fine but do not fit each other."""
+
+    @classmethod
+    def explain(cls, error: ErrorDetails, values: dict[str, Any]) -> str:
+        """The sentence for one of pydantic's errors."""
+        kind, where, value = error["type"], [part for part in error["loc"] if part != "[key]"], error["input"]
+        if kind == "value_error":
+            return str(error["ctx"]["error"])
+        name = where[0] if "[key]" in error["loc"] else where[-1]
+        if kind == "missing":
+            return f"{name} is missing: it is {cls.described} that must be given"
+        known = {spec.alias or key: spec for key, spec in cls.model_fields.items()}
+        if kind == "extra_forbidden":
+            return f"{name} is not {cls.described}{nearest(name, known)}"
+        if isinstance(name, int):  # an item of a list
+            name, value = where[0], values[where[0]]
+            if kind != "string_pattern_mismatch":
+                wanted = "names" if kind == "string_type" else "whole numbers, zero or more"
+                return f"{name} is {value!r}: it must list {wanted}"
+        if kind == "string_pattern_mismatch":
+            return f"{name} is {value!r}: {NAME_RULE}"
+        if kind == "too_short":
+            return f"{name} is {value!r}: it must list at least one"
+        if kind == "literal_error":
+            choices = known[name].annotation.__args__
+            return f"{name} is {value!r}: it must be one of {', '.join(choices)}{nearest(value, choices)}"
+        if kind in ("greater_than_equal", "less_than_equal"):
+            limits = known[name].metadata
+            low = next((limit.ge for limit in limits if isinstance(limit, Ge)), None)
+            high = next((limit.le for limit in limits if isinstance(limit, Le)), None)
+            between = f"at least {low}" if high is None else f"between {low} and {high}"
+            return f"{name} is {value}: it must be {between}"
+        hint = ""
+        if kind in ("int_type", "float_type") and isinstance(value, str) and is_number(value):
+            hint = " (YAML reads 1e-3 as text: write 1.0e-3, without quotes)"
+        return f"{name} is {value!r}: it must be {KINDS[kind.split('_')[0]]}{hint}"
+
+
+def is_number(text: str) -> bool:
+    """Whether Python reads the text as a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """A suffix for an error: the known name that was probably meant, if there is one."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
