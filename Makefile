@@ -32,7 +32,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 recover: $(READY)
-	python -m mae_core.study.recover params/$(STUDY).yaml
+	mae-core recover params/$(STUDY).yaml
 
 soak: $(READY)
 	python tests/soak.py

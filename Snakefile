@@ -180,4 +180,4 @@ rule render:
     log:
         f"{OUT}/render.log.txt",
     shell:
-        "python -m mae_core.report.export {OUT}/report.ipynb {REPORT} > {log} 2>&1 || {{ tail -n 3 {log} >&2; exit 1; }}"
+        "python -m mae_core render {OUT}/report.ipynb {REPORT} > {log} 2>&1 || {{ tail -n 3 {log} >&2; exit 1; }}"

@@ -67,7 +67,7 @@ def serve(who: Contestant | str, seconds: float, connection: Connection) -> None
     """What a contestant's process does: build, take a first step, then a block of steps each time it is asked."""
     warnings.filterwarnings("ignore")
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a pool of compilers would stay, and hold memory
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
     try:
         began = time.perf_counter()
         if isinstance(who, str):

@@ -115,7 +115,7 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # see proc(5): resets VmHWM
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # see proc(5): resets VmHWM
 
 
 def peak_memory(device: torch.device) -> int:
@@ -123,7 +123,7 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
@@ -144,7 +144,7 @@ def cpu_name() -> str:
 def cpu_fact(key: str) -> str:
     """What Linux tells of the first processor under a key such as ``cpu family``; empty where it tells nothing."""
     try:
-        with open("/proc/cpuinfo") as lines:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
             facts = (line.split(":", 1) for line in lines if ":" in line)
             return next((value.strip() for name, value in facts if name.strip() == key), "")
     except OSError:

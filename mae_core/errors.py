@@ -13,6 +13,10 @@ class ParameterError(Explained, ValueError):
     """A parameter that cannot be used; the message says which one, why, and what is allowed."""
 
 
+class ExportError(Explained, ValueError):
+    """A notebook that cannot be printed."""
+
+
 class MissingDataError(Explained, FileNotFoundError):
     """A data set that is not there, or not whole."""
 

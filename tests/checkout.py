@@ -37,7 +37,9 @@ class Checkout:
         self.write(study)
 
     def write(self, study):
-        (self.folder / "params" / f"{self.name}.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+        (self.folder / "params" / f"{self.name}.yaml").write_text(
+            yaml.safe_dump(study, sort_keys=False), encoding="utf-8"
+        )
 
     def command(self, *words):
         """The words and the environment of a Snakemake on this study."""
@@ -53,7 +55,7 @@ class Checkout:
 
     def snakemake(self, *words, check=True):
         command, where = self.command(*words)
-        done = subprocess.run(command, **where, capture_output=True, text=True)
+        done = subprocess.run(command, **where, capture_output=True, encoding="utf-8")
         assert not check or done.returncode == 0, done.stderr[-3000:]
         return done.stdout + done.stderr
 

@@ -46,7 +46,7 @@ processes.set_forkserver_preload(["mae_core.training.runs"])
 def train(run: PretrainParameters, folder: Path, limit: int) -> None:
     """What a child does; with a limit, no file may grow beyond so many bytes, as on a full disk."""
     os.chdir(folder)
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
     if limit:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
@@ -133,7 +133,7 @@ class Soak:
         checkout = Checkout(place, self.folder / "data", STUDY)
         words, where = checkout.command()
         quiet = where | {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        recover = [sys.executable, "-m", "mae_core.study.recover", "params/soak.yaml"]
+        recover = [sys.executable, "-m", "mae_core", "recover", "params/soak.yaml"]
         first = subprocess.Popen(words, **quiet)
         while first.poll() is None and not list((place / ".snakemake" / "locks").glob("*")):
             time.sleep(0.05)

@@ -149,7 +149,7 @@ def test_the_command_writes_what_it_measured(monkeypatch, tmp_path, capsys):
     assert all(len(timing["rates"]) == 1 and timing["peak_bytes"] > 2**20 for timing in part["timings"])
     assert {"batch", "random", "block", "grid"} == set(part["masks"])
     assert path.stem == machine_name() + "-tiny"
-    assert "**Ours in detail**" in path.with_suffix(".md").read_text()
+    assert "**Ours in detail**" in path.with_suffix(".md").read_text(encoding="utf-8")
     assert "**Ours in detail**" in capsys.readouterr().out
 
 
@@ -178,7 +178,7 @@ def test_where_the_hardware_has_no_bfloat16_it_does_not_take_part(monkeypatch, c
 def test_it_is_written_as_json_table_and_figure(content, tmp_path):
     summary.write(tmp_path / "machine", content)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".svg"}
-    assert re.search(r"lightly, bfloat16", (tmp_path / "machine.md").read_text())
+    assert re.search(r"lightly, bfloat16", (tmp_path / "machine.md").read_text(encoding="utf-8"))
 
 
 def test_a_contest_has_a_rate_for_every_block():
@@ -215,11 +215,11 @@ def test_the_readme_shows_the_published_results(path):
     content = read_json(path)
     rows = summary.overview(content)
     assert len(rows) > 2
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     assert set(rows) <= set(readme.splitlines())
     assert f"(benchmarks/results/{path.stem}.md)" in readme
     speed = readme.split("## Speed")[1].split("## ")[0]
     tuned = summary.tuned(content["parts"]["tuned"]) if "tuned" in content["parts"] else []
     for told in re.findall(r"\| (\d\.\d\d) \| \d\.\d\d \(", "\n".join(tuned)):
         assert told in speed
-    assert path.with_suffix(".md").read_text() == summary.markdown(content)
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == summary.markdown(content)

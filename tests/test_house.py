@@ -14,6 +14,7 @@ FLOORS = (
     {"evaluation", "report"},
     {"training"},
     {"explore"},
+    {"cli"},
     {"__main__"},
 )
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}

@@ -81,7 +81,9 @@ def test_no_rubbish_is_a_study(content):
 
 def test_an_entry_that_stands_twice_in_a_study_is_refused(tmp_path):
     path = tmp_path / "twice.yaml"
-    path.write_text("study: twice\nseeds: [0]\ncases:\n  a: {mask_ratio: 0.5}\n  a: {mask_ratio: 0.75}\n")
+    path.write_text(
+        "study: twice\nseeds: [0]\ncases:\n  a: {mask_ratio: 0.5}\n  a: {mask_ratio: 0.75}\n", encoding="utf-8"
+    )
     with pytest.raises(ParameterError, match="'a' stands there twice"):
         Study.read(path)
     path.write_bytes(b"study: \xff\xfe")
@@ -209,7 +211,7 @@ def test_without_a_network_it_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_a_data_dir_that_cannot_be_written_is_named(tiny, tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(ParameterError, match=r"data_dir is 'file': shapes-2-batches-py/ cannot be made there"):
         pretrain(PretrainParameters.check({**tiny, "data_dir": "file"}))
 
@@ -244,7 +246,7 @@ def test_a_full_disk_leaves_earlier_results_as_they_were(tiny, tmp_path, checkpo
 
 
 def test_an_output_folder_that_cannot_be_made_is_told(tiny):
-    Path("outputs").write_text("a file where a folder should be")
+    Path("outputs").write_text("a file where a folder should be", encoding="utf-8")
     with pytest.raises(OutputError, match=r"results cannot be written to outputs/notebook/random-75/seed0/pretrain"):
         pretrain(PretrainParameters.check(tiny))
 
@@ -277,13 +279,13 @@ def test_out_of_memory_elsewhere_leaves_earlier_results_as_they_were(tiny, monke
     kind, train = {"pretrain": (PretrainParameters, pretrain), "finetune": (FinetuneParameters, finetune)}[stage]
     folder = Path("outputs/notebook/random-75/seed0") / stage
     folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text("{}")
+    (folder / "metrics.json").write_text("{}", encoding="utf-8")
     monkeypatch.setattr(getattr(runs, part), name, fails)
     with pytest.raises(
         DeviceMemoryError, match="does not hold the data, the model and what its evaluation needs: end other"
     ):
         train(kind.check(tiny))
-    assert (folder / "metrics.json").read_text() == "{}"
+    assert (folder / "metrics.json").read_text(encoding="utf-8") == "{}"
 
 
 def test_other_errors_of_torch_are_not_taken_for_a_lack_of_memory(tiny, monkeypatch):
@@ -309,8 +311,8 @@ def test_what_a_killed_process_left_unfinished_is_swept_away(tiny):
     run = PretrainParameters.check(tiny)
     folder = run.folder / "pretrain"
     (folder / ".unfinished.abc").mkdir(parents=True)
-    (folder / ".unfinished.abc" / "metrics.json").write_text("{}")
-    (folder / ".checkpoint.safetensors.123").write_text("half")
+    (folder / ".unfinished.abc" / "metrics.json").write_text("{}", encoding="utf-8")
+    (folder / ".checkpoint.safetensors.123").write_text("half", encoding="utf-8")
     pretrain(run)
     assert not list(folder.glob(".*"))
 

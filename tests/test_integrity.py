@@ -14,7 +14,9 @@ import scipy.stats
 import yaml
 
 ROOT = Path(__file__).parents[1]
-LISTED = subprocess.run(["git", "ls-files", "report/*/index.html"], cwd=ROOT, capture_output=True, text=True).stdout
+LISTED = subprocess.run(
+    ["git", "ls-files", "report/*/index.html"], cwd=ROOT, capture_output=True, encoding="utf-8"
+).stdout
 STUDIES = [Path(line).parent.name for line in LISTED.split()] or ["laptop"]  # the published ones
 STUDENT = {"random-75": "84.4", "mask-tokens": "80.6", "block-50": "85.1", "block-75": "83.7", "grid-75": "82.0"}
 PAPER = {"random-75": "84.9", "mask-tokens": "84.2", "block-50": "83.9", "block-75": "82.8", "grid-75": "84.0"}
@@ -63,12 +65,16 @@ class Raw:
 
     def __init__(self, folder):
         self.folder = folder
-        self.study = yaml.safe_load((ROOT / "params" / f"{folder.name}.yaml").read_text())
+        self.study = yaml.safe_load((ROOT / "params" / f"{folder.name}.yaml").read_text(encoding="utf-8"))
         self.seeds = self.study["seeds"] + self.study.get("more_seeds", [])
 
     def read(self, case, stage, file):
         paths = {seed: self.folder / case / f"seed{seed}" / stage for seed in self.seeds}
-        return {k: json.loads((p / file).read_text()) for k, p in paths.items() if (p / "metrics.json").exists()}
+        return {
+            k: json.loads((p / file).read_text(encoding="utf-8"))
+            for k, p in paths.items()
+            if (p / "metrics.json").exists()
+        }
 
     def metric(self, case, stage, *keys):
         found = {}
@@ -210,7 +216,7 @@ def check(page, folder):
     for kind in (accuracy, linear):
         for one, other in itertools.permutations(kind.values(), 2):
             pool |= set(re.findall(r"\d+\.\d+", signed(one, other)))
-    provenance = json.dumps([json.loads(path.read_text()) for path in folder.rglob("provenance.json")])
+    provenance = json.dumps([json.loads(path.read_text(encoding="utf-8")) for path in folder.rglob("provenance.json")])
     body = (
         report.text.split("References")[0]
         if report.text.count("References") == 1
@@ -333,7 +339,7 @@ def check_claims(report, raw, accuracy, linear, flops, loss, psnr, memory):
 def published(request, tmp_path):
     """A published report's page, and a copy of its results."""
     shutil.copytree(ROOT / "outputs" / request.param, tmp_path / request.param)
-    return (ROOT / "report" / request.param / "index.html").read_text(), tmp_path / request.param
+    return (ROOT / "report" / request.param / "index.html").read_text(encoding="utf-8"), tmp_path / request.param
 
 
 def test_every_number_of_a_published_report_comes_from_its_runs(published):
@@ -341,7 +347,7 @@ def test_every_number_of_a_published_report_comes_from_its_runs(published):
 
 
 def test_the_readme_leads_with_the_main_table():
-    lines = (ROOT / "README.md").read_text().split("## Two commands")[0].splitlines()
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").split("## Two commands")[0].splitlines()
     header, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
     assert header[:5] == ["case", "fine-tuned", "linear probe", "k-NN", "FLOPs"]
     raw = Raw(ROOT / "outputs" / "laptop")
@@ -370,9 +376,9 @@ def test_there_is_a_published_report():
 def test_another_result_is_noticed(published, stage, key, seeds):
     page, folder = published
     for path in folder.glob(f"block-75/{seeds}/{stage}/metrics.json"):
-        metrics = json.loads(path.read_text())
+        metrics = json.loads(path.read_text(encoding="utf-8"))
         metrics[key] *= 3
-        path.write_text(json.dumps(metrics))
+        path.write_text(json.dumps(metrics), encoding="utf-8")
     with pytest.raises(AssertionError):
         check(page, folder)
 

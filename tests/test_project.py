@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def names(requirements):
@@ -18,7 +18,7 @@ def names(requirements):
 
 
 def test_conda_defers_to_pyproject():
-    content = yaml.safe_load((ROOT / "environment.yml").read_text())
+    content = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     assert content["name"]
     assert content["channels"] == ["conda-forge"]
     (python,) = [d for d in content["dependencies"] if isinstance(d, str) and d.startswith("python=")]
@@ -29,7 +29,9 @@ def test_conda_defers_to_pyproject():
 
 
 def test_every_dependency_has_exact_versions():
-    lines = [x for x in (ROOT / "constraints.txt").read_text().splitlines() if x and not x.startswith("#")]
+    lines = [
+        x for x in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if x and not x.startswith("#")
+    ]
     assert all(re.match(r"[\w.\[\]-]+==[\w.+!]+( ;.*)?$", line) for line in lines)
     extras = PROJECT["optional-dependencies"]
     assert names(extras["bench"]) <= names(extras["dev"])
@@ -44,14 +46,14 @@ def test_what_starts_often_builds_no_grammar():
 
 
 def test_the_makefile_has_what_the_readme_names():
-    readme, makefile = ((ROOT / name).read_text() for name in ("README.md", "Makefile"))
+    readme, makefile = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile"))
     targets = {word for head in re.findall(r"^([\w ]+):(?!=)", makefile, re.M) for word in head.split()}
     named = set(re.findall(r"\bmake (\w+)", readme))
     assert {"report", "test"} <= named <= targets
 
 
 def test_the_readmes_links_lead_somewhere():
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#:]+)\)|src=\"([^\"]+)\"", readme)
     assert links
     for pair in links:
@@ -59,7 +61,7 @@ def test_the_readmes_links_lead_somewhere():
 
 
 def test_no_data_and_no_weights_are_committed():
-    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, encoding="utf-8")
     if done.returncode:
         pytest.skip("not a git checkout")
     files = done.stdout.split()

@@ -39,9 +39,9 @@ def kernels(folder):
 
 
 def recover(checkout):
-    words = [sys.executable, "-m", "mae_core.study.recover", "params/tiny.yaml"]
+    words = [sys.executable, "-m", "mae_core", "recover", "params/tiny.yaml"]
     environment = {**os.environ, "PYTHONPATH": str(checkout.folder)}
-    return subprocess.run(words, cwd=checkout.folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(words, cwd=checkout.folder, env=environment, capture_output=True, encoding="utf-8")
 
 
 def test_after_any_kill_the_study_goes_on_and_repeats_nothing(tmp_path, few_shapes_dir):

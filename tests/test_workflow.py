@@ -43,14 +43,14 @@ def test_a_hostile_study_runs_nothing_and_writes_nothing_elsewhere(checkout):
     pages = list((checkout.folder / "report" / "tiny").rglob("*.html"))
     assert pages
     for page in pages:
-        assert "<script" not in page.read_text()
-        assert "onerror=alert" not in re.sub(r"&lt;.*?&gt;", "", page.read_text())
+        assert "<script" not in page.read_text(encoding="utf-8")
+        assert "onerror=alert" not in re.sub(r"&lt;.*?&gt;", "", page.read_text(encoding="utf-8"))
 
 
 def test_one_command_makes_the_report(checkout):
     report = checkout.folder / "report" / "tiny"
     assert (report / "report.pdf").read_bytes().startswith(b"%PDF")
-    page = (report / "index.html").read_text()
+    page = (report / "index.html").read_text(encoding="utf-8")
     assert (report / "figures" / "fig-reconstructions.png").exists()
     links = set(re.findall(r'href="(notebooks/[^"]+)"', page))
     assert len(links) == 6  # five runs and the ablations
@@ -62,7 +62,7 @@ def test_one_command_makes_the_report(checkout):
             files = ("parameters", "history", "metrics", "provenance")
             assert {*(f"{name}.json" for name in files), "pictures.png", "weights.safetensors"} <= written
             assert not [name for name in written if name.startswith((".", "checkpoint"))]
-    assert (checkout.folder / "outputs" / "tiny" / "results.csv").read_text().count("\n") == 4
+    assert (checkout.folder / "outputs" / "tiny" / "results.csv").read_text(encoding="utf-8").count("\n") == 4
 
 
 def test_a_published_study_is_printed_without_its_notebooks_and_weights(checkout, tmp_path):
@@ -72,12 +72,12 @@ def test_a_published_study_is_printed_without_its_notebooks_and_weights(checkout
     pages = {path: path.read_bytes() for path in folder.glob("report/tiny/**/*") if path.is_file()}
     report = checkout.folder / "outputs" / "tiny" / "report.ipynb"
     shutil.copy(report, folder / "outputs" / "tiny")
-    words = [sys.executable, "-m", "mae_core.report.export", "outputs/tiny/report.ipynb", "report/tiny"]
+    words = [sys.executable, "-m", "mae_core", "render", "outputs/tiny/report.ipynb", "report/tiny"]
     subprocess.run(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, check=True)
     assert {path: path.read_bytes() for path in pages} == pages
     (folder / "report" / "tiny" / "notebooks" / "ablations.html").unlink()
     done = subprocess.run(
-        words, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, capture_output=True, text=True
+        words, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, capture_output=True, encoding="utf-8"
     )
     assert done.returncode != 0
     assert done.stderr.startswith("ExportError: outputs/tiny/ablations.ipynb")
@@ -112,10 +112,10 @@ def test_a_change_of_one_case_runs_that_case_again(checkout):
 )
 def test_a_change_of_the_package_runs_what_imports_it(checkout, module, rules):
     path = checkout.folder / "mae_core" / f"{module}.py"
-    before = path.read_text()
-    path.write_text(f"{before}\n# changed\n")
+    before = path.read_text(encoding="utf-8")
+    path.write_text(f"{before}\n# changed\n", encoding="utf-8")
     plan = checkout.planned()
-    path.write_text(before)
+    path.write_text(before, encoding="utf-8")
     assert set(plan) == rules
     assert checkout.planned() == {}
 

@@ -51,7 +51,7 @@ def download(data_dir: Path) -> None:
 def alone(lock: Path) -> Iterator[None]:
     """Wait until no other process holds ``lock``, and hold it; it is let go even if the process is killed."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "w") as file:
+    with open(lock, "w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

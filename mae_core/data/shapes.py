@@ -34,7 +34,7 @@ class Shapes(CheckedCIFAR10):
         if not (folder / "md5.json").exists():
             self.draw(folder)
         try:
-            md5 = json.loads((folder / "md5.json").read_text())
+            md5 = json.loads((folder / "md5.json").read_text(encoding="utf-8"))
             self.train_list = [[f"data_batch_{i + 1}", md5[f"data_batch_{i + 1}"]] for i in range(self.train_batches)]
             self.test_list = [["test_batch", md5["test_batch"]]]
             self.meta = {"filename": "batches.meta", "key": "label_names", "md5": md5["batches.meta"]}
@@ -60,7 +60,7 @@ class Shapes(CheckedCIFAR10):
                 name = f"data_batch_{batch + 1}" if batch < cls.train_batches else "test_batch"
                 write(name, {"data": rows, "labels": labels_n.tolist()})
             write("batches.meta", {"label_names": list(cls.names)})
-            (Path(unfinished) / "md5.json").write_text(json.dumps(md5, indent=1))
+            (Path(unfinished) / "md5.json").write_text(json.dumps(md5, indent=1), encoding="utf-8")
             os.chmod(unfinished, 0o755)
             try:
                 os.rename(unfinished, folder)

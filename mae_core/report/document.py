@@ -13,6 +13,7 @@ from typing import Any
 
 from nbformat import NotebookNode
 
+from mae_core.errors import ExportError
 from mae_core.report.display import PNG_DPI, TABLE
 
 KINDS = {"figure": "Figure", "table": "Table"}
@@ -115,10 +116,6 @@ class Document:
     blocks: list[Block]
     names: dict[str, str]
     sections: list[Section]
-
-
-class ExportError(ValueError):
-    """A notebook that cannot become a report."""
 
 
 def read(notebook: NotebookNode, show_code: bool = False) -> Document:

@@ -1,9 +1,5 @@
-"""Print an executed notebook: as one HTML file, and as a PDF through Typst. Both are nbconvert exporters.
+"""Print an executed notebook: as one HTML file, and as a PDF through Typst. Both are nbconvert exporters."""
 
-python -m mae_core.report.export outputs/smoke/report.ipynb report/smoke
-"""
-
-import argparse
 import base64
 import datetime
 import functools
@@ -18,13 +14,21 @@ from nbconvert.exporters import HTMLExporter, TemplateExporter
 from nbconvert.filters import Highlight2HTML
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
+from traitlets import Any as AnyTrait
 from traitlets import Bool, Unicode
 
+from mae_core.errors import ExportError
 from mae_core.report import markup
-from mae_core.report.document import KINDS, ExportError, read
+from mae_core.report.document import KINDS, read
+from mae_core.report.summary import found_in
+from mae_core.study.parameters import OUTPUTS
 from mae_core.study.results import whole
 
 HOUSE = Path(__file__).parent
+REPORT_NOTEBOOKS = (
+    HOUSE.parents[1] / "notebooks" / "report.ipynb",
+    HOUSE.parent / "notebooks" / "report.ipynb",
+)  # a wheel's last
 TEMPLATES, FONTS, STYLE = HOUSE / "templates", HOUSE / "fonts", HOUSE / "templates" / "mae" / "style.css"
 TEXT_WIDTH = "156mm"  # of the PDF: A4 less its margins
 
@@ -34,6 +38,7 @@ class ReportHtmlExporter(HTMLExporter):
 
     show_code = Bool(False, help="print sources and streams, too").tag(config=True)
     back = Unicode("", help="a link back to the report").tag(config=True)
+    without = AnyTrait(frozenset(), help="sources that have no page to link to").tag(config=True)
 
     def __init__(self, **options):
         super().__init__(template_name="mae", extra_template_basedirs=[str(TEMPLATES)], **options)
@@ -44,7 +49,7 @@ class ReportHtmlExporter(HTMLExporter):
         self.register_filter("inline", lambda text: re.sub(r"^<p>|</p>\s*$", "", markup.to_html(text, document)))
         self.register_filter("data_uri", lambda panel: markup.data_uri(panel.kind, panel.content))
         self.register_filter("highlight", Highlight2HTML(pygments_lexer="python", parent=self))
-        self.register_filter("links", lambda sources: [(name, page(name)) for name in sources])
+        self.register_filter("links", lambda sources: [(s, "" if s in self.without else page(s)) for s in sources])
         about = {"document": document, "style": style(self.show_code), "show_code": self.show_code, "back": self.back}
         return super().from_notebook_node(nb, {**(resources or {}), **about}, **more)
 
@@ -78,6 +83,11 @@ class ReportTypstExporter(TemplateExporter):
 html_exporter = functools.cache(ReportHtmlExporter)  # a new one compiles its templates anew
 
 
+def open_notebook(path: Path) -> NotebookNode:
+    """Read a notebook, in the current format."""
+    return nbformat.read(path, as_version=4)
+
+
 def page(source: str) -> str:
     """The rendered notebook of a run named ``case/seed0/stage``, or of ``ablations``, relative to the report."""
     return f"notebooks/{source.replace('/', '-')}.html"
@@ -90,7 +100,7 @@ def style(with_code: bool) -> str:
         font = (FONTS / found[1]).read_bytes()
         return f"url(data:font/woff2;base64,{base64.b64encode(font).decode()})"
 
-    css = STYLE.read_text()
+    css = STYLE.read_text(encoding="utf-8")
     if with_code:
         css += HtmlFormatter(style="friendly").get_style_defs("pre.source") + "pre.source { background: var(--paper); }"
     return re.sub(r"url\(([\w-]+\.woff2)\)", embed, css)
@@ -98,17 +108,17 @@ def style(with_code: bool) -> str:
 
 def write_html(notebook: Path, target: Path, **options) -> None:
     """Print a notebook as HTML."""
-    body, _ = html_exporter(**options).from_notebook_node(nbformat.read(notebook, as_version=4))
+    body, _ = html_exporter(**options).from_notebook_node(open_notebook(notebook))
     with whole(target) as temporary:
-        temporary.write_text(body)
+        temporary.write_text(body, encoding="utf-8")
 
 
 def write_pdf(notebook: Path, target: Path) -> None:
     """Print a notebook as tagged PDF (PDF/UA-1); the same notebook gives the same bytes."""
     with tempfile.TemporaryDirectory() as folder:
-        source, _ = ReportTypstExporter().from_notebook_node(nbformat.read(notebook, as_version=4), {"folder": folder})
+        source, _ = ReportTypstExporter().from_notebook_node(open_notebook(notebook), {"folder": folder})
         main = Path(folder) / "report.typ"
-        main.write_text(source)
+        main.write_text(source, encoding="utf-8")
         pdf = typst.compile(
             str(main),
             ignore_system_fonts=True,
@@ -121,7 +131,7 @@ def write_pdf(notebook: Path, target: Path) -> None:
 
 def write_figures(notebook: Path, folder: Path) -> None:
     """Write every panel of every figure as a file named after its label, for use elsewhere."""
-    for block in read(nbformat.read(notebook, as_version=4)).blocks:
+    for block in read(open_notebook(notebook)).blocks:
         for index, panel in enumerate(block.panels if block.kind == "figure" else []):
             suffix = f"-{'abcdefgh'[index]}" if len(block.panels) > 1 else ""
             with whole(folder / f"{block.label}{suffix}.{panel.kind}") as temporary:
@@ -130,43 +140,60 @@ def write_figures(notebook: Path, folder: Path) -> None:
             (folder / f"{block.label}{suffix}.{other}").unlink(missing_ok=True)
 
 
-def write_report(report: Path, folder: Path) -> None:
+def write_report(report: Path, folder: Path, results: Path | None = None) -> None:
     """Print the report as HTML and PDF, and beside it the executed notebook of every run that it names.
 
     Args:
         report: the executed report notebook, ``outputs/<study>/report.ipynb``.
         folder: gets ``index.html``, ``report.pdf``, ``figures/`` and ``notebooks/``.
+        results: folder of the runs, where it is not the report's own; a run without a notebook there gets no link.
 
     Raises:
         ExportError: if a notebook holds an error, or something that must not be printed.
     """
-    document = read(nbformat.read(report, as_version=4))
-    sources = {source for block in document.blocks if block.kind in KINDS for source in block.sources}
-    for source in sorted(sources | {report.stem}):
+    document = read(open_notebook(report))
+    named = {source for block in document.blocks if block.kind in KINDS for source in block.sources}
+    without = set()
+    for source in sorted(named | ({report.stem} if results is None else set())):
         *run, name = source.split("/")
-        notebook = report.parent.joinpath(*run, *([name] if run else []), f"{name}.ipynb")
+        notebook = (results or report.parent).joinpath(*run, *([name] if run else []), f"{name}.ipynb")
         if not notebook.exists() and (folder / page(source)).exists():
             continue  # a published study: its executed notebooks are kept as pages
+        if not notebook.exists() and results:
+            without.add(source)
+            continue
         try:
             write_html(notebook, folder / page(source), show_code=True, back="../index.html")
         except (ExportError, OSError) as error:
             raise ExportError(f"{notebook}: {error}") from error
     write_figures(report, folder / "figures")
     write_pdf(report, folder / "report.pdf")
-    write_html(report, folder / "index.html")
+    write_html(report, folder / "index.html", without=frozenset(without))
 
 
-def main() -> None:
-    """Print an executed report notebook as HTML and PDF."""
-    parser = argparse.ArgumentParser(prog="python -m mae_core.report.export", description=main.__doc__)
-    parser.add_argument("report", type=Path, help="outputs/<study>/report.ipynb")
-    parser.add_argument("folder", type=Path, help="report/<study>")
-    words = parser.parse_args()
-    try:
-        write_report(words.report, words.folder)
-    except ExportError as error:
-        raise SystemExit(f"ExportError: {error}") from error
+def write_report_of_results(results: Path, folder: Path) -> None:
+    """Execute the report notebook on a folder of results, and print it; the results are only read.
 
+    Args:
+        results: ``outputs/<study>``, or a copy of it elsewhere.
+        folder: as for :func:`write_report`.
 
-if __name__ == "__main__":
-    main()
+    Raises:
+        ParameterError: if the folder holds no results.
+        ExportError: as :func:`write_report`, or if the notebook fails.
+    """
+    import papermill  # takes half a second
+
+    run = found_in(results)
+    notebook = next(path for path in REPORT_NOTEBOOKS if path.exists())
+    with tempfile.TemporaryDirectory() as place:
+        link, report = Path(place, OUTPUTS, run.study), Path(place, "report.ipynb")
+        link.parent.mkdir()
+        link.symlink_to(results.absolute())
+        try:
+            papermill.execute_notebook(
+                notebook, report, run.flat(), kernel_name="python3", cwd=place, progress_bar=False
+            )
+        except papermill.PapermillExecutionError as error:
+            raise ExportError(f"{notebook} ended in an error: {error.ename}: {error.evalue}") from error
+        write_report(report, folder, results)

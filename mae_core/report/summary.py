@@ -5,9 +5,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mae_core.errors import ParameterError
 from mae_core.report import published
 from mae_core.report.statistics import Estimate, estimate, paired_difference
-from mae_core.study.parameters import FREE, OUTPUTS, PretrainParameters, ReportParameters
+from mae_core.study.parameters import FREE, OUTPUTS, SWEEP, PretrainParameters, ReportParameters
 from mae_core.study.results import read_json
 
 # What can be asked of a run: name -> (stage, path into metrics.json)
@@ -186,6 +187,26 @@ class Summary:
     def seeds(self) -> list[int]:
         """All seeds with a finished fine-tuning run."""
         return sorted({seed for case in self.all_cases.values() for seed in case.values("accuracy")})
+
+
+def found_in(results: Path) -> ReportParameters:
+    """What a folder of results holds: its cases in the order of its results.csv, its seeds.
+
+    Raises:
+        ParameterError: if it holds none.
+    """
+    runs = sorted(results.glob("*/seed*/*/parameters.json"))
+    if not runs:
+        raise ParameterError(f"{results} holds no results: give a study's folder, such as outputs/laptop")
+    table = results / "results.csv"
+    listed = (
+        [line.split(",")[1] for line in table.read_text(encoding="utf-8").splitlines()[1:]] if table.exists() else []
+    )
+    cases = dict.fromkeys([*listed, *(path.parents[2].name for path in runs)])
+    seeds = {read_json(path)["seed"] for path in runs}
+    sweep = [case for case in cases if case in SWEEP]
+    usual = [case for case in cases if case not in SWEEP]
+    return ReportParameters(study=read_json(runs[0])["study"], cases=usual, sweep=sweep, seeds=sorted(seeds))
 
 
 NOT_RUN = Case("not run", None, False, {})

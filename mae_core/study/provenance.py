@@ -72,7 +72,7 @@ def commit() -> dict[str, Any]:
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True)
+            done = subprocess.run(["git", "-C", folder, *words], capture_output=True, encoding="utf-8", check=True)
         except (OSError, subprocess.CalledProcessError):
             return None
         return done.stdout.strip()

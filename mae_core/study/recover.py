@@ -1,9 +1,5 @@
-"""After a ``kill -9``: end what a study's lost jobs left running, and let Snakemake in again.
+"""After a ``kill -9``: end what a study's lost jobs left running, and let Snakemake in again."""
 
-python -m mae_core.study.recover params/laptop.yaml
-"""
-
-import argparse
 import contextlib
 import subprocess
 import sys
@@ -12,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from mae_core.errors import BusyError, Explained
+from mae_core.errors import BusyError
 from mae_core.study.study import Study
 
 WAIT_SECONDS = 10
@@ -88,21 +84,6 @@ def recover(path: Path, folder: Path) -> None:
     print(f"ended {end(orphans(study.name, folder.resolve()))} lost processes of {study.name}")
     words = [sys.executable, "-m", "snakemake", "--unlock", "--configfile", str(path)]
     check_nobody_runs(folder.resolve())
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(words, cwd=folder, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise BusyError(f"Snakemake's lock could not be taken away: {done.stderr.strip().splitlines()[-1]}")
-
-
-def main() -> None:
-    """End what a killed study left running, and let Snakemake in again."""
-    parser = argparse.ArgumentParser(prog="python -m mae_core.study.recover", description=main.__doc__)
-    parser.add_argument("study", type=Path, help="its file, such as params/laptop.yaml")
-    words = parser.parse_args()
-    try:
-        recover(words.study, Path.cwd())
-    except Explained as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,5 @@
-"""Run a published run again from its provenance, at its commit, and say whether it gives the same weights.
+"""Run a published run again from its provenance, at its commit, and say whether it gives the same weights."""
 
-python -m mae_core.study.reproduce outputs/laptop/random-75/seed0/pretrain/provenance.json
-"""
-
-import argparse
 import contextlib
 import json
 import os
@@ -18,7 +14,7 @@ from typing import Any, Self
 
 from mae_core import devices
 from mae_core.data import images
-from mae_core.errors import Explained, ParameterError
+from mae_core.errors import ParameterError
 from mae_core.study import provenance
 from mae_core.study.parameters import RunParameters
 from mae_core.study.results import metric_rows, read_json
@@ -136,7 +132,9 @@ def checked_out(commit: str | None, clean: bool | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "code"
         done = subprocess.run(
-            ["git", "-C", ROOT, "worktree", "add", "--quiet", "--detach", tree, commit], capture_output=True, text=True
+            ["git", "-C", ROOT, "worktree", "add", "--quiet", "--detach", tree, commit],
+            capture_output=True,
+            encoding="utf-8",
         )
         if done.returncode:
             raise ParameterError(f"commit {commit} is not in this repository ({done.stderr.strip()})")
@@ -194,19 +192,3 @@ def compare(published: dict[str, Any], again: dict[str, Any]) -> Iterator[str]:
     """A line per metric: published, and now."""
     for (name, before), (_, now) in zip(metric_rows(published), metric_rows(again), strict=True):
         yield f"{name}: {before} published, {now} now"
-
-
-def main() -> None:
-    """Run a published run again and say whether it gives the same weights. Exit code 0: the same, bit for bit; 3: not."""
-    parser = argparse.ArgumentParser(prog="python -m mae_core.study.reproduce", description=main.__doc__)
-    parser.add_argument("provenance", type=Path, help="outputs/<study>/<case>/seed<k>/<stage>/provenance.json")
-    words = parser.parse_args()
-    try:
-        same = reproduce(words.provenance)
-    except Explained as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
-    raise SystemExit(0 if same else 3)
-
-
-if __name__ == "__main__":
-    main()

@@ -92,7 +92,7 @@ def claimed(folder: Path) -> Iterator[None]:
         BusyError: if another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{folder.name}.lock"), "a+") as lock:
+    with open(folder.with_name(f".{folder.name}.lock"), "a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -109,17 +109,19 @@ def claimed(folder: Path) -> Iterator[None]:
 def write_json(path: Path, content: Any) -> None:
     """Write ``content``; two writes of equal content give equal bytes."""
     with whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        temporary.write_text(
+            json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
 
 def write_csv(path: Path, rows: list[list[str]]) -> None:
     """Write rows of text cells as comma-separated values."""
-    with whole(path) as temporary, open(temporary, "w", newline="") as file:
+    with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def save_sheet(path: Path, rows: list["Tensor"]) -> None:

@@ -18,14 +18,14 @@ def sources(path: str | Path) -> list[str]:
     """
     path = Path(path)
     if path.suffix == ".ipynb":
-        cells = json.loads(path.read_text())["cells"]
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
         found, queue = set(), imports(re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE))
     else:
         found, queue = set(), {path.resolve()}
     while queue:
         found |= queue
-        queue = set().union(*(imports(module.read_text()) for module in queue)) - found
+        queue = set().union(*(imports(module.read_text(encoding="utf-8")) for module in queue)) - found
     return sorted(str(module.relative_to(PACKAGE.parent)) for module in found)
 
 

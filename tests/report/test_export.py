@@ -11,8 +11,9 @@ import pytest
 import typst
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from mae_core.errors import ExportError
 from mae_core.report import display, figures
-from mae_core.report.document import ExportError, as_on_a_terminal, read
+from mae_core.report.document import as_on_a_terminal, read
 from mae_core.report.export import ReportHtmlExporter, ReportTypstExporter, write_html, write_pdf
 from mae_core.report.markup import literal, to_html, to_typst, typeset
 
@@ -195,7 +196,7 @@ def test_no_text_becomes_markup(monkeypatch, notebook, payload, tmp_path):
         assert not [a for a in page.all("a", "img") if re.match(r"\s*(javascript|https?):", a.get("href") or a["src"])]
         assert "49" not in page.text
     main = tmp_path / "report.typ"
-    main.write_text(as_typst(notebook, tmp_path))
+    main.write_text(as_typst(notebook, tmp_path), encoding="utf-8")
     assert typst.compile(str(main)).startswith(b"%PDF")
 
 

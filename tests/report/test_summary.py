@@ -222,7 +222,9 @@ def test_a_run_of_another_recipe_is_left_out_and_named(run, name, value):
     before = read(seeds=(0, 1, 2))
     assert not before.left_out
     path = Path("outputs/fake") / run / "parameters.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value, "heads": 2}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | {name: value, "heads": 2}), encoding="utf-8"
+    )
     summary = Summary.read(
         ReportParameters(study="fake", cases=list(fake_study.CASES), sweep=list(fake_study.SWEEP), seeds=[0, 1, 2])
     )

@@ -74,9 +74,9 @@ def test_it_says_so_when_the_weights_differ(published, monkeypatch, capsys, tmp_
     shutil.copytree(published / "pretrain", folder / "pretrain")
     values = read_json(folder / "pretrain" / "parameters.json")
     values["base_lr"] *= 1.01  # another run than the one whose checksum stands there
-    (folder / "pretrain" / "parameters.json").write_text(json.dumps(values))
-    words = [sys.executable, "-m", "mae_core.study.reproduce", str(folder / "pretrain" / "provenance.json")]
-    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    (folder / "pretrain" / "parameters.json").write_text(json.dumps(values), encoding="utf-8")
+    words = [sys.executable, "-m", "mae_core", "reproduce", str(folder / "pretrain" / "provenance.json")]
+    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, encoding="utf-8")
     assert done.returncode == 3
     assert "weights: not the same" in done.stdout
 
@@ -93,7 +93,7 @@ def test_what_cannot_be_repeated_is_told(published, monkeypatch, change, message
     folder = published.parent / f"changed-{len(message)}" / "pretrain"
     shutil.copytree(published / "pretrain", folder)
     told = read_json(folder / "provenance.json") | change
-    (folder / "provenance.json").write_text(json.dumps(told))
+    (folder / "provenance.json").write_text(json.dumps(told), encoding="utf-8")
     with pytest.raises(ParameterError, match=message):
         reproduce(folder / "provenance.json")
 

@@ -10,7 +10,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "metrics.json"
     write_json(path, {"a": 1})
     with pytest.raises(RuntimeError), whole(path) as temporary:  # noqa: PT012 (the block is the test)
-        temporary.write_text("half of")
+        temporary.write_text("half of", encoding="utf-8")
         raise RuntimeError
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"a": float("nan")})
@@ -48,7 +48,7 @@ def test_a_sheet_holds_its_images(tmp_path):
 
 def test_a_table_is_quoted_where_it_must_be(tmp_path):
     write_csv(tmp_path / "t.csv", [["a", 'b,"c"'], ["1", ""]])
-    assert (tmp_path / "t.csv").read_text() == 'a,"b,""c"""\n1,\n'
+    assert (tmp_path / "t.csv").read_text(encoding="utf-8") == 'a,"b,""c"""\n1,\n'
 
 
 def test_metrics_are_told_with_their_units():

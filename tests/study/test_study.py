@@ -19,7 +19,7 @@ SIX = {"random-75", "mask-tokens", "block-50", "block-75", "grid-75", "scratch"}
 
 @pytest.fixture
 def smoke():
-    return yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text())
+    return yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", ["smoke", "laptop", "paper"])
@@ -124,7 +124,7 @@ def test_a_study_that_cannot_run_is_refused(smoke, change, message):
 @pytest.mark.parametrize("text", ["- a\n- b", "study: [", ""])
 def test_a_file_that_is_no_study_is_refused(tmp_path, text):
     path = tmp_path / "x.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(ParameterError, match="study file"):
         Study.read(path)
     with pytest.raises(ParameterError, match="cannot be read"):
@@ -139,7 +139,7 @@ def test_a_cases_own_encoder_is_fine_tuned_too(smoke):
 
 def test_a_file_must_have_its_studys_name(tmp_path, smoke):
     path = tmp_path / "copy.yaml"
-    path.write_text(yaml.safe_dump(smoke))
+    path.write_text(yaml.safe_dump(smoke), encoding="utf-8")
     with pytest.raises(ParameterError, match=r"study is 'smoke', but its file is .*copy.yaml"):
         Study.read(path)
 
@@ -151,12 +151,12 @@ def test_flat_yaml_survives_yaml():
 
 
 def test_one_command_prints_the_parameters_of_a_run():
-    words = [sys.executable, "-m", "mae_core", "params/paper.yaml", "block-50", "2", "pretrain"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    words = [sys.executable, "-m", "mae_core", "parameters", "params/paper.yaml", "block-50", "2", "pretrain"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     run = PretrainParameters.check(yaml.safe_load(done.stdout))
     assert (run.study, run.case, run.seed, run.mask_strategy, run.mask_ratio) == ("paper", "block-50", 2, "block", 0.5)
     assert done.stderr == ""
-    wrong = subprocess.run([*words[:4], "blok-50", "0", "pretrain"], cwd=ROOT, capture_output=True, text=True)
+    wrong = subprocess.run([*words[:5], "blok-50", "0", "pretrain"], cwd=ROOT, capture_output=True, encoding="utf-8")
     assert wrong.returncode != 0
     assert wrong.stderr.startswith("ParameterError: case is 'blok-50'")
     assert "Traceback" not in wrong.stderr

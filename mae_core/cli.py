@@ -1,0 +1,108 @@
+"""The console command ``mae-core``, which is also ``python -m mae_core``."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from mae_core.errors import Explained
+
+EPILOG = """examples:
+  mae-core parameters params/paper.yaml block-50 0 pretrain > run.yaml
+  mae-core render outputs/laptop my-report
+  mae-core reproduce outputs/laptop/random-75/seed0/pretrain/provenance.json
+  mae-core recover params/laptop.yaml
+"""
+
+
+def parameters(words: argparse.Namespace) -> int:
+    """Print the parameters of one run of a study, as YAML for papermill's option -f."""
+    import yaml
+
+    from mae_core.study.study import Study
+
+    run = Study.read(words.file).run(words.case, words.seed, words.stage)
+    print(yaml.safe_dump(run.flat(), sort_keys=False), end="")
+    return 0
+
+
+def render(words: argparse.Namespace) -> int:
+    """Print a study's report as HTML and PDF, from its folder of results or from its executed report notebook."""
+    from mae_core.report.export import write_report, write_report_of_results
+
+    write = write_report_of_results if words.results.is_dir() else write_report
+    write(words.results, words.folder)
+    print(f"the report: {words.folder / 'index.html'} and {words.folder / 'report.pdf'}")
+    return 0
+
+
+def reproduce(words: argparse.Namespace) -> int:
+    """Run a published run again, at its commit, and say whether it gives the same weights.
+
+    The exit code is 0 if the weights are the same bit for bit, and 3 if not.
+    """
+    from mae_core.study.reproduce import reproduce
+
+    return 0 if reproduce(words.provenance) else 3
+
+
+def recover(words: argparse.Namespace) -> int:
+    """After a kill -9 of Snakemake: end the processes that it left running, and remove its lock."""
+    from mae_core.study.recover import recover
+
+    recover(words.study, Path.cwd())
+    return 0
+
+
+def schema(words: argparse.Namespace) -> int:
+    """Print the JSON Schema of study files, as it stands in params/study.schema.json."""
+    from mae_core.study.schema import schema
+
+    print(json.dumps(schema(), indent=1, ensure_ascii=False))
+    return 0
+
+
+COMMANDS: dict[Callable[[argparse.Namespace], int], dict[str, dict]] = {
+    parameters: {
+        "file": {"help": "a study file, such as params/paper.yaml"},
+        "case": {"help": "one of its cases, such as random-75"},
+        "seed": {"help": "one of its seeds, such as 0", "type": int},
+        "stage": {"help": "pretrain or finetune", "choices": ["pretrain", "finetune"]},
+    },
+    render: {
+        "results": {"help": "outputs/<study>, or outputs/<study>/report.ipynb", "type": Path},
+        "folder": {"help": "where index.html and report.pdf go, such as report/<study>", "type": Path},
+    },
+    reproduce: {
+        "provenance": {"help": "outputs/<study>/<case>/seed<k>/<stage>/provenance.json", "type": Path},
+    },
+    recover: {
+        "study": {"help": "the study file, such as params/laptop.yaml", "type": Path},
+    },
+    schema: {},
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the command line and do what it says; an error that explains itself is printed without a traceback."""
+    parser = argparse.ArgumentParser(
+        prog="mae-core",
+        description="Masked autoencoders on small images: a reproducible study.",
+        epilog=EPILOG,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=16, width=100),
+    )
+    commands = parser.add_subparsers(title="commands", metavar="command", required=True)
+    for command, options in COMMANDS.items():
+        summary = (command.__doc__ or "").split("\n")[0]
+        sub = commands.add_parser(command.__name__, help=summary, description=command.__doc__)
+        for name, about in options.items():
+            sub.add_argument(name, **about)
+        sub.set_defaults(command=command)
+    words = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # in a locale that lacks a sign
+    try:
+        sys.exit(words.command(words))
+    except Explained as error:
+        sys.exit(f"{type(error).__name__}: {error}")

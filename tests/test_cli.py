@@ -1,0 +1,47 @@
+"""The console command; what its commands do is tested beside what they call."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mae_core import cli
+
+
+def test_help_names_every_command_and_what_it_does(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--help"])
+    assert ended.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    for command in cli.COMMANDS:
+        assert f"{command.__name__} {command.__doc__.splitlines()[0]}" in told
+
+
+@pytest.mark.parametrize("command", [command.__name__ for command in cli.COMMANDS])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: mae-core {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["recove"], ["parameters", "params/smoke.yaml", "a", "0", "pretrian"]])
+def test_a_command_that_is_not_there_is_told_with_what_is(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+    assert "usage: mae-core" in capsys.readouterr().err
+
+
+def test_an_error_is_one_sentence(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["recover", "missing.yaml"])
+    assert ended.value.code == "ParameterError: the study file missing.yaml cannot be read: No such file or directory"
+
+
+def test_help_starts_without_torch():
+    script = (
+        "import sys; from mae_core import cli\ntry: cli.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr

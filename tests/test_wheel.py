@@ -1,0 +1,98 @@
+"""What is installed from a wheel, far from a checkout: it prints a report from a folder of results."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel of the project's tracked files: nothing that only lies about here gets into it."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
+    for name in tracked.stdout.split("\0"):
+        if name.startswith(("mae_core/", "notebooks/")) or name in ("pyproject.toml", "README.md", "LICENSE"):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    words = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source]
+    subprocess.run([sys.executable, *words], check=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """A new environment, in a path with a space, that has the wheel; its dependencies are those of this environment."""
+    folder = tmp_path_factory.mktemp("an environment") / "with a space"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    python = folder / "bin" / "python"
+    words = ["-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
+    subprocess.run([sys.executable, *words], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    where = [python, "-c", "import mae_core; print(mae_core.__file__)"]
+    told = subprocess.run(where, cwd=folder, capture_output=True, encoding="utf-8", env=clean(), check=True)
+    assert Path(told.stdout.strip()).is_relative_to(site)
+    return folder
+
+
+def clean(**more):
+    """This process's environment without what leads to the checkout, and with the templates of its nbconvert."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return kept | {"JUPYTER_PATH": f"{sys.prefix}/share/jupyter"} | more
+
+
+@pytest.fixture(params=["UTF-8", "ISO-8859-1"])
+def locale(request, tmp_path):
+    """Variables that choose a locale with this encoding."""
+    if request.param == "UTF-8":
+        return {"LC_ALL": "C.UTF-8"}
+    words = ["localedef", "-i", "en_US", "-f", request.param, tmp_path / f"en_US.{request.param}"]
+    if not shutil.which("localedef") or subprocess.run(words, capture_output=True).returncode > 1:
+        pytest.skip("localedef, or its source of en_US, is not installed (Debian: locales)")
+    return {"LC_ALL": f"en_US.{request.param}", "LOCPATH": str(tmp_path)}
+
+
+def test_a_wheel_holds_what_it_needs_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    package = [name for name in names if ".dist-info/" not in name]
+    assert {name.split("/")[0] for name in package} == {"mae_core"}
+    for needed in ("notebooks/report.ipynb", "report/templates/mae/style.css", "report/fonts/LICENSE", "cli.py"):
+        assert f"mae_core/{needed}" in package
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "mae_core").rglob("*.py")} <= set(package)
+
+
+def test_it_prints_a_report_from_a_copy_of_results(installed, locale, tmp_path):
+    results, report = tmp_path / "my results", tmp_path / "my report"
+    shutil.copytree(ROOT / "outputs" / "laptop", results)
+    before = {path: path.stat().st_mtime_ns for path in results.rglob("*")}
+    words = [installed / "bin" / "mae-core", "render", results, report]
+    done = subprocess.run(words, cwd=tmp_path, env=clean(**locale), capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {path: path.stat().st_mtime_ns for path in results.rglob("*")} == before
+    page = (report / "index.html").read_text(encoding="utf-8")
+    assert (report / "report.pdf").read_bytes().startswith(b"%PDF")
+    published = (ROOT / "report" / "laptop" / "index.html").read_text(encoding="utf-8")
+    numbers = re.findall(r"\d+\.\d+ ± \d+\.\d+", published)
+    assert numbers
+    assert re.findall(r"\d+\.\d+ ± \d+\.\d+", page) == numbers
+    assert "font/woff2;base64," in page
+    assert not re.search(r'href="notebooks/', page)  # there are none: no link leads nowhere
+
+
+def test_a_folder_without_results_is_told(installed, tmp_path):
+    words = [installed / "bin" / "mae-core", "render", tmp_path, tmp_path / "report"]
+    done = subprocess.run(words, env=clean(), capture_output=True, encoding="utf-8")
+    assert done.returncode == 1
+    assert (
+        done.stderr == f"ParameterError: {tmp_path} holds no results: give a study's folder, such as outputs/laptop\n"
+    )
