@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torchvision.transforms.v2.functional import crop, hflip, pad
 
 from mae_core.data.images import augment, checksum, load, to_unit
 from mae_core.data.shapes import Shapes, draw_shapes
@@ -35,6 +36,34 @@ def test_crop_flip_shifts_and_mirrors():
         mirrored += turned and not straight
     assert 8 <= mirrored <= 32
     assert not views.equal(batch)
+
+
+def test_every_shift_and_both_directions_are_drawn_equally_often_and_are_torchvisions_crops():
+    """Coordinates as pixels: each view tells which crop it is; torchvision's pad, crop and flip give the same one."""
+    image = torch.arange(32 * 32, dtype=torch.int32).reshape(1, 1, 32, 32)
+    padded = pad(image.float(), [4, 4, 4, 4], padding_mode="reflect").to(image.dtype)
+    n = 81 * 2 * 50
+    views = augment(image.expand(n, 1, 32, 32), "crop-flip", torch.Generator().manual_seed(0))
+    counts = {}
+    for top in range(9):
+        for left in range(9):
+            view = crop(padded, top, left, 32, 32)
+            for flip, expected in ((False, view), (True, hflip(view))):
+                counts[top, left, flip] = int((views == expected).flatten(1).all(1).sum())
+    assert sum(counts.values()) == n  # every view is one of them
+    assert min(counts.values()) > 20  # of 50 expected; fewer than 21 in one case of a million
+    assert max(counts.values()) < 90
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_images_of_a_batch_are_cropped_each_by_itself_and_keep_their_type(dtype):
+    batch = torch.randint(256, (64, 3, 32, 32)).to(dtype)
+    views = augment(batch, "crop-flip", torch.Generator().manual_seed(0))
+    assert views.dtype == dtype
+    assert views.shape == batch.shape
+    again = augment(batch, "crop-flip", torch.Generator().manual_seed(0))
+    assert views.equal(again)
+    assert not views.equal(augment(batch, "crop-flip", torch.Generator().manual_seed(1)))
 
 
 def test_no_augmentation_changes_nothing():

@@ -1,7 +1,14 @@
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 
-from mae_core.evaluation.probes import knn, linear_probe, nearest
+from mae_core.data.images import Split
+from mae_core.evaluation.probes import features, knn, linear_probe, nearest
+from mae_core.model.config import ModelConfig
+from mae_core.model.mae import Encoder
+from mae_core.study.parameters import FinetuneParameters
 
 
 def clusters(n=600, classes=3, width=8, seed=0):
@@ -52,3 +59,68 @@ def test_neighbours_are_those_of_the_smallest_angle():
     cosine, ids = nearest(train, torch.tensor([[2.0, 0.1], [0.1, 0.9]]), k=2)
     assert ids.tolist() == [[0, 3], [1, 3]]
     assert cosine[0, 0].item() == pytest.approx(2 / (4.01**0.5))
+
+
+def overlapping(seed, n=400, classes=4, width=6, apart=1.0):
+    """Classes that overlap, so that votes, weights and the penalty decide many images."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = apart * torch.randn(classes, width, generator=torch.Generator().manual_seed(7))
+    labels = torch.randint(classes, (n,), generator=generator)
+    return centres[labels] + torch.randn(n, width, generator=generator), labels
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.07, 0.5])
+@pytest.mark.parametrize("k", [1, 20, 60])
+def test_neighbours_vote_as_scikit_learns_do(k, temperature):
+    """Cosine distance, each vote weighted by exp(cosine / temperature)."""
+    train, test = overlapping(0), overlapping(1, n=1500)
+    reference = KNeighborsClassifier(
+        n_neighbors=k, metric="cosine", algorithm="brute",
+        weights=lambda distance: np.exp((1 - distance) / temperature),
+    )  # fmt: skip
+    reference.fit(*(part.double().numpy() for part in train))
+    predicted = reference.predict(test[0].double().numpy())
+    expected = 100 * (predicted == test[1].numpy()).mean()
+    assert knn(*train, *test, k=k, temperature=temperature) == pytest.approx(expected, abs=0.07)  # one image
+
+
+def test_the_weights_of_the_votes_decide():
+    """Two neighbours of one class at a right angle lose against one of another class in the same direction."""
+    train = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    labels = torch.tensor([1, 0, 0])
+    assert knn(train, labels, torch.tensor([[1.0, 0.0]]), torch.tensor([1]), k=3) == 100
+
+
+@pytest.mark.parametrize("penalty", [1e-4, 1e-2, 1.0])
+def test_the_linear_probe_classifies_as_scikit_learns_logistic_regression(penalty):
+    """Its objective is mean cross-entropy + penalty * sum of squares; scikit-learn's is C * sum + half of the squares."""
+    train, test = overlapping(0), overlapping(1, n=2000)
+    reference = LogisticRegression(C=1 / (2 * penalty * len(train[1])), tol=1e-8, max_iter=10000)
+    reference.fit(*(part.double().numpy() for part in train))
+    expected = 100 * reference.score(*(part.double().numpy() for part in test))
+    assert linear_probe(*train, *test, penalty=penalty) == pytest.approx(expected, abs=0.15)  # three images
+
+
+def test_the_penalty_of_the_linear_probe_counts():
+    """With fewer images than features, weights without a penalty fit the noise."""
+    train, test = overlapping(0, n=60, width=80, apart=0.2), overlapping(1, n=2000, width=80, apart=0.2)
+    by_penalty = [linear_probe(*train, *test, penalty=penalty) for penalty in (0.0, 1e-4, 1e-1)]
+    assert len(set(by_penalty)) == 3
+    assert linear_probe(*train, *test) == by_penalty[1]  # the default
+
+
+def test_features_are_mean_patch_tokens_standardized_by_the_training_split():
+    torch.manual_seed(0)
+    encoder = Encoder(ModelConfig(patch_size=8, width=24, depth=1, heads=2, decoder_width=24, decoder_heads=2))
+    run = FinetuneParameters(patch_size=8, width=24, depth=1, decoder_width=24, precision="float32")
+    cpu = torch.device("cpu")
+    train, test = (
+        Split(torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), torch.zeros(n, dtype=torch.int64), ("a",))
+        for n in (300, 150)
+    )
+    with torch.no_grad():
+        raw = [encoder(split.images_nCHW.float() / 127.5 - 1)[:, 1:].mean(1) for split in (train, test)]
+    mean, deviation = raw[0].mean(0), raw[0].std(0)
+    found = features(encoder, train, test, run, cpu)
+    for part, expected in zip(found, raw, strict=True):
+        torch.testing.assert_close(part, (expected - mean) / deviation, rtol=1e-3, atol=1e-3)
