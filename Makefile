@@ -7,19 +7,23 @@
 # make recover STUDY=laptop    after a kill -9: end what was left running, let the next `make report` in
 # make soak                ten minutes of kills, damage and full disks: what was lost
 # make bench               speed against transformers and lightly, and against the machine's limits
-# make lint                ruff
+# make lint                ruff and mypy
 # make lab                 JupyterLab
 # make env                 only the environment, in .venv/
+# make env TORCH=cpu       without CUDA's libraries, for a machine without a GPU (with report and test, too, the first time)
+# make help                these lines
 
 PYTHON ?= python3
 STUDY  ?= smoke
 VENV   ?= .venv
+TORCH  ?=
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+WANTED := -c constraints.txt -e ".[dev]"
 
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: report sweep seeds test recover soak bench lint lab env
+.PHONY: report sweep seeds test recover soak bench lint lab env help
 report: $(READY)
 	snakemake $(if $(AGAIN),--forceall) --configfile params/$(STUDY).yaml
 	@echo "the report: report/$(STUDY)/index.html and report/$(STUDY)/report.pdf"
@@ -43,16 +47,25 @@ bench: $(READY)
 lint: $(READY)
 	ruff check .
 	ruff format --check .
+	mypy
 
 lab: $(READY)
 	jupyter lab notebooks
 
 env: $(READY)
 
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+# uv installs the same versions as pip in a third of the time; pip remains for where uv cannot be had or finds no index.
+# TORCH names a backend of torch, such as cpu or cu130: https://docs.astral.sh/uv/guides/integration/pytorch/
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	python -m pip install --quiet --upgrade pip
-	python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@if python -m pip install --quiet -c constraints.txt uv && \
+	  uv pip install --quiet --python $(BIN)/python $(if $(TORCH),--torch-backend $(TORCH)) $(WANTED); then :; else \
+	  echo "uv could not install the environment; pip tries" >&2; \
+	  python -m pip install --quiet $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH)) $(WANTED); \
+	fi
 	@touch $@

@@ -16,18 +16,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pydantic
 import torch
 
 from benchmarks import summary
-from benchmarks.contestants import Contestant, Shape
+from benchmarks.contestants import Contestant, Shape, of_size
 from benchmarks.measure import Timing, take_turns
 from mae_core import devices
 from mae_core.evaluation import flops
 from mae_core.model.config import STRATEGIES
 from mae_core.model.masking import sample_mask
 from mae_core.study import provenance, results
-from mae_core.study.parameters import FinetuneParameters, PretrainParameters
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters, RunParameters
 
 VIT_T2, TINY = Shape(), Shape(patch_size=8, width=24, depth=1, heads=2, decoder_depth=1, batch_size=32)
 PEERS = ("transformers", "lightly")
@@ -124,8 +123,8 @@ def training_flops(who: Contestant) -> int:
     )
 
 
-def sized(kind: type, who: Contestant, values: dict[str, Any]) -> Any:
-    return pydantic.create_model("Sized", __base__=kind, image_size=(int, who.shape.image_size))(**values)
+def sized(kind: type[RunParameters], who: Contestant, values: dict[str, Any]) -> Any:
+    return of_size(kind, who.shape.image_size)(**values)
 
 
 def mask_seconds(shape: Shape, batch: int = 4096, repeats: int = 5) -> dict[str, Any]:

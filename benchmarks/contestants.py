@@ -15,7 +15,9 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pydantic
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ from mae_core import devices
 from mae_core.data.images import Split, to_unit
 from mae_core.evaluation.classification import class_scores
 from mae_core.model.mae import Classifier, MaskedAutoencoder
-from mae_core.study.parameters import FinetuneParameters, PretrainParameters
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters, RunParameters
 from mae_core.training import loop, runs
 from mae_core.training.objective import CLASSIFICATION, reconstruction
 from mae_core.training.plan import choose_plan
@@ -82,21 +84,23 @@ def build(contestant: Contestant) -> Callable[[], object]:
     return peer(contestant, data, device)
 
 
-def parameters(contestant: Contestant) -> PretrainParameters | FinetuneParameters:
+def parameters(contestant: Contestant) -> Any:
     """Ours, as the notebooks would run it."""
     kind = FinetuneParameters if contestant.task in ("finetune", "evaluate") else PretrainParameters
-
-    class Sized(kind):  # the data sets' images have 32 pixels a side, and so have the notebooks'
-        image_size: int = 32
 
     shape = dataclasses.asdict(contestant.shape)
     more = {"decoder_width": shape["width"], "decoder_heads": shape["heads"], "augment": "crop-flip"}
     if contestant.task == "mask tokens":
         more["mask_tokens_in_encoder"] = True
-    return Sized(
+    return of_size(kind, shape.pop("image_size"))(
         **shape, **more, precision=contestant.precision, compile="on" if contestant.compiled else "off",
         threads=contestant.threads, device=contestant.device,
     )  # fmt: skip
+
+
+def of_size(kind: type[RunParameters], image_size: int) -> Any:
+    """Parameters with images of that side; the notebooks' are always 32 pixels, as their data sets' are."""
+    return pydantic.create_model("Sized", __base__=kind, image_size=(int, image_size))
 
 
 def ours(contestant: Contestant, data: Split, device: torch.device) -> Callable[[], object]:
@@ -138,7 +142,7 @@ def peer(contestant: Contestant, data: Split, device: torch.device) -> Callable[
     forward = torch.compile(model) if contestant.compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     if contestant.precision == "float32":
-        autocast = contextlib.nullcontext
+        autocast: Callable = contextlib.nullcontext
     else:
         autocast = lambda: torch.autocast(device.type, torch.bfloat16)  # noqa: E731
 
@@ -172,6 +176,7 @@ def tune(model: nn.Module, peer: Contestant) -> None:
     if peer.task == "evaluate":
         model.to(getattr(torch, peer.precision))
     elif devices.choose_device(peer.device).type == "cpu":
+        module: Any
         for module in model.modules():
             if hasattr(module, "config"):  # of transformers, whose decoder has one of its own
                 module.config._attn_implementation = "eager"
@@ -208,7 +213,7 @@ class TransformersClassifier(nn.Module):
         from transformers import ViTConfig, ViTForImageClassification
 
         self.model = ViTForImageClassification(
-            ViTConfig(
+            ViTConfig(  # type: ignore[call-arg]
                 image_size=shape.image_size, patch_size=shape.patch_size, num_labels=10,
                 hidden_size=shape.width, intermediate_size=MLP_RATIO * shape.width,
                 num_hidden_layers=shape.depth, num_attention_heads=shape.heads,

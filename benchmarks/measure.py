@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 
@@ -112,9 +113,11 @@ def take_turns(
     Raises:
         RuntimeError: if a contestant fails, naming it.
     """
-    timings, connections, children = [], [], []
+    timings: list[Timing] = []
+    connections: list[Connection] = []
+    children: list[Any] = []
 
-    def ask(index: int, word: object) -> object:
+    def ask(index: int, word: object) -> Any:
         if word is not None:
             connections[index].send(word)
         try:

@@ -1,6 +1,7 @@
 """The console command ``mae-core``, which is also ``python -m mae_core``."""
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -101,7 +102,8 @@ def main(arguments: list[str] | None = None) -> None:
         sub.set_defaults(command=command)
     words = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # in a locale that lacks a sign
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # in a locale that lacks a sign
     try:
         sys.exit(words.command(words))
     except Explained as error:

@@ -77,12 +77,15 @@ class CheckedCIFAR10(CIFAR10):
         self.classes = meta[self.meta["key"]]
 
 
+RECONSTRUCT = np.zeros(0).__reduce__()[0]  # what NumPy's pickles call, wherever its version keeps it
+
+
 class ArraysOnly(pickle.Unpickler):
     """Unpickles numbers, text, lists, mappings and arrays; nothing that could run code."""
 
     ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+        ("numpy.core.multiarray", "_reconstruct"): RECONSTRUCT,
+        ("numpy._core.multiarray", "_reconstruct"): RECONSTRUCT,
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
         ("_codecs", "encode"): codecs.encode,

@@ -155,3 +155,4 @@ def signed_distance(label: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
             lobes = np.hypot(a - 0.42, b - 0.25) - 0.48
             point = a * 0.78 - (b + 0.95) * 0.62
             return np.minimum(lobes, np.maximum(point, b - 0.28))
+    raise IndexError(f"there is no shape {label}")

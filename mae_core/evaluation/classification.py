@@ -69,9 +69,9 @@ def class_attention(encoder: Encoder, images_BCHW: Tensor) -> Tensor:
     """
     encoder.eval()
     tokens_BTD = encoder.embed_tokens(images_BCHW)
-    *blocks, last = encoder.blocks
-    for block in blocks:
+    for block in encoder.blocks[:-1]:
         tokens_BTD = block(tokens_BTD)
+    last: Any = encoder.blocks[-1]
     weights_BN = last.attention.class_weights(last.norm1(tokens_BTD)).mean(dim=1)[:, 1:]
     low, high = weights_BN.amin(1, keepdim=True), weights_BN.amax(1, keepdim=True)
     grid_BN = 2 * (weights_BN - low) / (high - low).clamp(min=1e-12) - 1

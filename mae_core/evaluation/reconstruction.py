@@ -39,8 +39,8 @@ def reconstruct(
         The images with the hidden patches grey, and with the predicted ones in their place; both images_BCHW in
         [-1, 1]. With ``norm_pix`` the true mean and deviation of each patch are put back, as in the paper's figures.
     """
-    model = devices.cast(model, devices.choose_precision(run.precision, images_BCHW.device))
-    return paint(model(images_BCHW, mask, run.mask_tokens_in_encoder).float(), images_BCHW, mask, run)
+    fast = devices.cast(model, devices.choose_precision(run.precision, images_BCHW.device))
+    return paint(fast(images_BCHW, mask, run.mask_tokens_in_encoder).float(), images_BCHW, mask, run)
 
 
 def paint(pred_BNP: Tensor, images_BCHW: Tensor, mask: Mask, run: PretrainParameters) -> tuple[Tensor, Tensor]:
@@ -62,11 +62,11 @@ def reconstruction_metrics(
     """Masked loss (as trained) and PSNR in decibels over the hidden pixels, of the whole test split."""
     model.eval()
     masks = fixed_masks(run, len(test), device)
-    model = devices.cast(model, devices.choose_precision(run.precision, device))
+    fast = devices.cast(model, devices.choose_precision(run.precision, device))
     loss, quality = [], []
     for batch in batches(len(test), device):
         images, mask = to_unit(test.images_nCHW[batch]), masks[batch]
-        pred = model(images, mask, run.mask_tokens_in_encoder).float()
+        pred = fast(images, mask, run.mask_tokens_in_encoder).float()
         loss.append(masked_error(pred, images, mask, run.patch_size, run.norm_pix) * len(images))
         _, painted = paint(pred, images, mask, run)
         quality.append(psnr(painted, images, mask))

@@ -1,6 +1,6 @@
 """Weights between this package and ``transformers.ViTMAEForPreTraining`` (the paper's variant)."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def from_transformers(theirs: "ViTMAEForPreTraining", gradients: bool = False) -
     Raises:
         ValueError: for a setting that this package does not have.
     """
-    c = theirs.config
+    c: Any = theirs.config
     if c.hidden_act != "gelu" or not c.qkv_bias or c.num_channels != 3:
         raise ValueError("only exact GELU, qkv bias and three colours can be taken over")
     ratio = c.intermediate_size / c.hidden_size
@@ -41,7 +41,8 @@ def from_transformers(theirs: "ViTMAEForPreTraining", gradients: bool = False) -
         mlp_ratio=ratio,
         norm_eps=c.layer_norm_eps,
     )
-    values = {name: p.grad if gradients else p.detach() for name, p in theirs.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in theirs.named_parameters() if p.requires_grad}
+    values: dict[str, Any] = {name: p.grad if gradients else p.detach() for name, p in trained.items()}
     renamed = rename(values, config)
     if gradients:
         return renamed

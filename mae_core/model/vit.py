@@ -4,7 +4,7 @@ Shapes: B batch, T tokens, N patches (a square grid), D width, H heads, P values
 """
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +61,7 @@ class Linear(nn.Linear):
         return output if added is None else added + output
 
 
-def onednn_linear() -> Callable[..., Tensor] | None:
+def onednn_linear() -> Any:
     """The call of oneDNN that torch's own compiler makes for a linear layer; None where it cannot be made in bfloat16."""
     operators = torch.ops.mkldnn
     there = hasattr(operators, "_linear_pointwise") and hasattr(operators, "_is_mkldnn_bf16_supported")

@@ -37,8 +37,9 @@ def claims(summary: Summary) -> list[Claim]:
     def above(statement: str, source: str, quantity: str, *pairs: tuple[Case, Case]) -> Claim:
         """The claim that of each pair the first exceeds the second; of several, what decides is told."""
         one_below = pairs[0][1] is pairs[-1][1]
-        differences = [(a.beats(b, quantity), f"{(a if one_below else b).label}: ") for a, b in pairs]
-        if any(difference is None for difference, _ in differences):
+        found = [(a.beats(b, quantity), f"{(a if one_below else b).label}: ") for a, b in pairs]
+        differences = [(difference, against) for difference, against in found if difference]
+        if len(differences) < len(pairs):
             return Claim(statement, source, "–", "not run")
         decisive, against = min(differences, key=lambda pair: (RANK[judge(pair[0]).split(" (")[0]], pair[0].mean))
         told = measured(decisive, quantity)
@@ -107,10 +108,10 @@ def flops_ratio(tokens: Case, default: Case) -> Claim:
     """What mask tokens in the encoder cost: counted, so one run decides."""
     student, paper = published.STUDENT_FLOPS_RATIO, published.PAPER_FLOPS_RATIO
     statement = f"They cost more FLOPs (student's model: {student:g}×; paper's: {paper:g}×)"
-    a, b = tokens.estimate("flops"), default.estimate("flops")
-    if not a or not b:
+    ratio = tokens.ratio(default, "flops")
+    if not ratio:
         return Claim(statement, "both", "–", "not run")
-    return Claim(statement, "both", f"{a.mean / b.mean:.2f}×", "supported" if a.mean > b.mean else "contradicted")
+    return Claim(statement, "both", f"{ratio:.2f}×", "supported" if ratio > 1 else "contradicted")
 
 
 def judge(difference: Estimate | None) -> str:

@@ -69,11 +69,14 @@ def show_table(
         align: a letter for each column, ``l`` or ``r``; default: the first to the left, others to the right.
     """
     cells = [[str(cell) for cell in row] for row in rows]
-    content = {"header": list(header), "rows": cells, "align": align or "l" + "r" * (len(header) - 1)}
+    sides = align or "l" + "r" * (len(header) - 1)
+    content = {"header": list(header), "rows": cells, "align": sides}
     about = {"kind": "table", "label": label, "caption": caption, "notes": notes, "sources": list(sources)}
     plain = "\n".join("  ".join(row) for row in [header, *cells])
     display(
-        {TABLE: content, "text/html": table_html(**content), "text/plain": plain}, metadata={"report": about}, raw=True
+        {TABLE: content, "text/html": table_html(header, cells, sides), "text/plain": plain},
+        metadata={"report": about},
+        raw=True,
     )
 
 

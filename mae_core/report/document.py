@@ -141,21 +141,26 @@ def read(notebook: NotebookNode, show_code: bool = False) -> Document:
             if label in names:
                 raise ExportError(f"the label {label} stands twice")
             names[label] = name
-    title = re.match(r"# +(.+)", blocks[0].markdown) if blocks and isinstance(blocks[0], Text) else None
-    if not title:
+    first = blocks[0] if blocks else None
+    title = re.match(r"# +(.+)", first.markdown) if isinstance(first, Text) else None
+    if not isinstance(first, Text) or not title:
         raise ExportError("the notebook must begin with a title: a Markdown cell with '# ...'")
-    blocks[0].markdown = blocks[0].markdown[title.end() :].strip()
+    first.markdown = first.markdown[title.end() :].strip()
     blocks = [block for block in blocks if not isinstance(block, Text) or block.markdown]
     return Document(title[1].strip(), blocks, names, list(number_sections(blocks)))
+
+
+def floats(document: Document) -> list[Float]:
+    """The figures and tables of a document."""
+    return [block for block in document.blocks if isinstance(block, Float)]
 
 
 def number_sections(blocks: list[Block]) -> Iterator[Section]:
     """Number the headings of all Markdown blocks; sections from the references on have none."""
     numbers, numbered = [0, 0], True
     for block in blocks:
-        for marks, heading in re.findall(
-            r"^(##|###) +(.+)$", block.markdown if block.kind == "text" else "", re.MULTILINE
-        ):
+        markdown = block.markdown if isinstance(block, Text) else ""
+        for marks, heading in re.findall(r"^(##|###) +(.+)$", markdown, re.MULTILINE):
             level = len(marks)
             numbers = [numbers[0] + 1, 0] if level == 2 else [numbers[0], numbers[1] + 1]
             numbered = numbered and heading.strip() != "References"
@@ -178,7 +183,6 @@ def read_blocks(notebook: NotebookNode, show_code: bool) -> Iterator[Block]:
             continue
         if show_code and cell.source.strip():
             yield Code(cell.source, "source")
-        unfinished: Float | None = None
         for output in joined_streams(cell.outputs):
             if output.output_type == "error":
                 raise ExportError(f"cell {index} ended in an error: {ANSI.sub('', output.evalue)}")
@@ -189,10 +193,10 @@ def read_blocks(notebook: NotebookNode, show_code: bool) -> Iterator[Block]:
             about, data = output.metadata.get("report", {}), output.data
             if about.get("kind") == "figure":
                 if about["panel"] == 0:
-                    unfinished = numbered(about, columns=int(about["columns"]))
-                unfinished.panels.append(panel(data, about["alt"]))
+                    panels: list[Panel] = []
+                panels.append(panel(data, about["alt"]))
                 if about["panel"] == about["panels"] - 1:
-                    yield unfinished
+                    yield numbered(about, panels=panels, columns=int(about["columns"]))
             elif about.get("kind") == "table":
                 yield numbered(about, table=checked_table(data[TABLE]), notes=about["notes"])
             elif about.get("kind") == "references":
@@ -266,10 +270,10 @@ def panel(data: dict[str, Any], alt: str) -> Panel:
     svg = data["image/svg+xml"]
     if MORE_THAN_A_DRAWING.search(svg):
         raise ExportError("a figure's SVG holds a script, a handler or a remote reference")
-    size = [re.search(rf'{side}="([\d.]+)pt"', svg) for side in ("width", "height")]
-    if None in size:
+    size = [float(found[1]) / 72 for side in ("width", "height") if (found := re.search(rf'{side}="([\d.]+)pt"', svg))]
+    if len(size) < 2:
         raise ExportError("a figure's SVG does not say how large it is")
-    return Panel("svg", svg.encode(), alt, *(float(found[1]) / 72 for found in size))
+    return Panel("svg", svg.encode(), alt, *size)
 
 
 def as_on_a_terminal(text: str) -> str:

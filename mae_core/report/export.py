@@ -19,7 +19,7 @@ from traitlets import Bool, Unicode
 
 from mae_core.errors import ExportError
 from mae_core.report import markup
-from mae_core.report.document import KINDS, read
+from mae_core.report.document import floats, read
 from mae_core.report.summary import found_in
 from mae_core.study.parameters import OUTPUTS
 from mae_core.study.results import whole
@@ -131,8 +131,8 @@ def write_pdf(notebook: Path, target: Path) -> None:
 
 def write_figures(notebook: Path, folder: Path) -> None:
     """Write every panel of every figure as a file named after its label, for use elsewhere."""
-    for block in read(open_notebook(notebook)).blocks:
-        for index, panel in enumerate(block.panels if block.kind == "figure" else []):
+    for block in floats(read(open_notebook(notebook))):
+        for index, panel in enumerate(block.panels):
             suffix = f"-{'abcdefgh'[index]}" if len(block.panels) > 1 else ""
             with whole(folder / f"{block.label}{suffix}.{panel.kind}") as temporary:
                 temporary.write_bytes(panel.content)
@@ -152,7 +152,7 @@ def write_report(report: Path, folder: Path, results: Path | None = None) -> Non
         ExportError: if a notebook holds an error, or something that must not be printed.
     """
     document = read(open_notebook(report))
-    named = {source for block in document.blocks if block.kind in KINDS for source in block.sources}
+    named = {source for block in floats(document) for source in block.sources}
     without = set()
     for source in sorted(named | ({report.stem} if results is None else set())):
         *run, name = source.split("/")

@@ -22,7 +22,7 @@ from mae_core.study.results import load_sheet, read_json
 
 INK, GREY, ACCENT = "#222222", "#8a8a8a", "#7a1f1f"
 COLOURS = ("#7a1f1f", "#00635a", "#94541b", "#3b528b", "#8a4f9e", "#5b6b1f", "#2f7fb5", "#b05a7a")
-STYLE = {
+STYLE: Any = {
     "font.family": "STIXGeneral",
     "mathtext.fontset": "stix",
     "font.size": 10,
@@ -84,7 +84,8 @@ def curves(
         )
         if len(values) > 1:
             axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    locator: Any = axes.xaxis.get_major_locator()
+    locator.set_params(integer=True)
     if len(series) > 1:
         axes.legend(handlelength=1.2)
     return figure
@@ -119,8 +120,10 @@ def image_rows(
                 axes.set_title(titles[j], fontsize=9, pad=3)
             if i in notes:
                 outlined = [withStroke(linewidth=1.8, foreground=INK)]
-                place = {"x": 0.97, "y": 0.04, "transform": axes.transAxes, "ha": "right", "va": "bottom"}
-                axes.text(s=notes[i][j], **place, color="white", fontsize=7.5, path_effects=outlined)
+                axes.text(
+                    0.97, 0.04, notes[i][j], transform=axes.transAxes, ha="right", va="bottom", color="white",
+                    fontsize=7.5, path_effects=outlined,
+                )  # fmt: skip
     return figure
 
 
@@ -147,7 +150,8 @@ def samplings(folders: Mapping[str, Path], n_images: int = 8) -> Figure:
     """The same test images under several maskings, each with its reconstruction and its PSNR; the original last."""
     if not folders:
         return not_run(7.0)
-    rows, notes = [], {}
+    rows: list[tuple[str, np.ndarray]] = []
+    notes = {}
     for name, folder in folders.items():
         original, masked, painted = load_sheet(folder / "pictures.png", 3)[:, :n_images]
         run = PretrainParameters.check(read_json(folder / "parameters.json"))
@@ -283,7 +287,7 @@ def ratios(rows: Mapping[float, Mapping[str, Estimate | None]], quantity: str, l
         quantity: which of them.
         label: of the vertical axis.
     """
-    points = {ratio: values[quantity] for ratio, values in rows.items() if values[quantity]}
+    points = {ratio: point for ratio, values in rows.items() if (point := values[quantity])}
     if len(points) < 2:
         return not_run(3.3)
     figure = new_figure(3.3, 2.4)

@@ -10,6 +10,7 @@ import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import matplotlib
 import mistune
@@ -45,7 +46,7 @@ def typeset(tex: str) -> Formula:
     with matplotlib.rc_context(STYLE):
         depth = mathtext.math_to_image(f"${tex.strip()}$", file, prop=properties, dpi=72, format="svg")
     svg = re.sub(rb"<metadata>.*?</metadata>", b"", file.getvalue(), flags=re.DOTALL)
-    width, height = (float(re.search(rb'%s="([\d.]+)pt"' % name, svg)[1]) for name in (b"width", b"height"))
+    width, height = (float(found) for found in re.findall(rb'(?:width|height)="([\d.]+)pt"', svg)[:2])
     return Formula(svg, width / MATH_SIZE, height / MATH_SIZE, float(depth) / MATH_SIZE)
 
 
@@ -101,7 +102,7 @@ class TypstRenderer(mistune.HTMLRenderer):
         folder: where images of formulas are written.
     """
 
-    NAME = "typst"
+    NAME: ClassVar[Any] = "typst"
 
     def __init__(self, document: Document, folder: Path):
         super().__init__(escape=True)
@@ -111,7 +112,11 @@ class TypstRenderer(mistune.HTMLRenderer):
     def text(self, text: str) -> str:
         return f"#{literal(text)};"
 
-    inline_html = block_html = text
+    def inline_html(self, html: str) -> str:
+        return self.text(html)
+
+    def block_html(self, html: str) -> str:
+        return self.text(html)
 
     def emphasis(self, text: str) -> str:
         return f"#emph[{text}];"
@@ -193,12 +198,12 @@ class TypstRenderer(mistune.HTMLRenderer):
 
 def to_html(markdown: str, document: Document) -> str:
     """Markdown as HTML."""
-    return mistune.create_markdown(renderer=HtmlRenderer(document), plugins=[math, table])(markdown)
+    return str(mistune.create_markdown(renderer=HtmlRenderer(document), plugins=[math, table])(markdown))
 
 
 def to_typst(markdown: str, document: Document, folder: Path) -> str:
     """Markdown as Typst; pictures of formulas go into ``folder``."""
-    tokens = mistune.create_markdown(renderer=None, plugins=[math])(markdown)
+    tokens: Any = mistune.create_markdown(renderer=None, plugins=[math])(markdown)
     return TypstRenderer(document, folder)(tokens, mistune.BlockState())
 
 

@@ -129,7 +129,7 @@ def sensitivity(summary: Summary) -> str:
     elif len(best) > 1:
         told = "; ".join(f"seed {k}: {label}" for k, label in best.items())
         named = f"Each seed alone would have named a best case, and not the same ({told}). "
-    differences = {case.label: case.beats(default, "accuracy").values for case in others}
+    differences = {case.label: found.values for case in others if (found := case.beats(default, "accuracy"))}
     repeated = {label: values for label, values in differences.items() if len(values) > 1}
     if not repeated:
         return "No case has run with several seeds of random 75 %, so that no difference's scatter is known."
@@ -170,8 +170,8 @@ def discussion(summary: Summary) -> str:
             f"**Pre-training** changes the accuracy against scratch by {measured(gain, 'accuracy')}{also}. The claim that "
             f"it helps is {verdicts[0]}; that it helps after every epoch of fine-tuning, {verdicts[1]}."
         )
-    if change := tokens.beats(default, "accuracy"):
-        ratio = tokens.estimate("flops").mean / default.estimate("flops").mean
+    change, ratio = tokens.beats(default, "accuracy"), tokens.ratio(default, "flops")
+    if change and ratio:
         theirs = published.STUDENT["random", 0.75, True] - published.STUDENT["random", 0.75, False]
         paragraphs.append(
             f"**Mask tokens in the encoder** change the accuracy by {measured(change, 'accuracy')} and multiply the FLOPs "
@@ -181,15 +181,14 @@ def discussion(summary: Summary) -> str:
     changes = {case.label: case.beats(default, "accuracy") for case in (block50, block75, grid)}
     if told := ", ".join(f"{label} by {measured(change, 'accuracy')}" for label, change in changes.items() if change):
         paragraphs.append(f"**Mask sampling** changes the accuracy against random 75 %: {told}.")
-    if block50.estimate("flops") and default.estimate("flops"):
-        ratio = block50.estimate("flops").mean / default.estimate("flops").mean
+    if ratio := block50.ratio(default, "flops"):
         paragraphs.append(
             f"An epoch of block 50 % costs {ratio:.2f} times the FLOPs of one of random 75 %, for its encoder sees twice "
             f"as many patches: equal epochs are not equal work. {equal_work(summary)}"
         )
     if told := best_ratios(summary):
         paragraphs.append(told)
-    losses = [(case.estimate("loss"), case.label) for case in (grid, default, block75) if case.estimate("loss")]
+    losses = [(loss, case.label) for case in (grid, default, block75) if (loss := case.estimate("loss"))]
     if len(losses) > 1:
         told = ", ".join(
             f"{label} {number(value, 4)}" for value, label in sorted(losses, key=lambda pair: pair[0].mean)
@@ -207,7 +206,7 @@ def equal_work(summary: Summary) -> str:
     """Block 50 % against a random 75 % that was trained until both had done the same work."""
     longer, block50 = summary.equal_work(), summary.find("block", 0.5)
     change, probe = (block50.beats(longer, quantity) for quantity in ("accuracy", "linear"))
-    if not change:
+    if not change or not longer.pretrained or not longer.work or not block50.work:
         return "Random 75 % at equal work has not run."
     also = f", and the linear probe by {measured(probe, 'linear')}" if probe else ""
     return (
@@ -220,11 +219,11 @@ def best_ratios(summary: Summary) -> str:
     """Which ratio of random masking came out highest, fine-tuned and frozen; empty with fewer than three."""
     told = []
     for quantity, name in (("accuracy", "fine-tuning"), ("linear", "the linear probe")):
-        means = {ratio: case.estimate(quantity) for ratio, case in summary.ratios().items()}
-        means = {ratio: estimate.mean for ratio, estimate in means.items() if estimate}
+        ratios = summary.ratios().items()
+        means = {ratio: found.mean for ratio, case in ratios if (found := case.estimate(quantity))}
         if len(means) < 3:
             return ""
-        best, worst = max(means, key=means.get), min(means, key=means.get)
+        best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
         lowest = f"lowest at {100 * worst:g} % with {number(means[worst])} %"
         told.append(f"{name} at {100 * best:g} % ({number(means[best])} %; {lowest})")
     return f"**The ratio** of random masking, highest in these runs: {', '.join(told)}."

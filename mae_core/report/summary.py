@@ -97,6 +97,11 @@ class Case:
         """By how much a quantity is above another case's, paired by seed; None where one of them has not run."""
         return paired_difference(self.values(quantity), other.values(quantity))
 
+    def ratio(self, other: "Case", quantity: str) -> float | None:
+        """A quantity's mean as a multiple of another case's; None where one of them has not run."""
+        own, others = self.estimate(quantity), other.estimate(quantity)
+        return own.mean / others.mean if own and others else None
+
     @cached_property
     def label(self) -> str:
         """The case in words."""
@@ -212,9 +217,9 @@ def found_in(results: Path) -> ReportParameters:
 NOT_RUN = Case("not run", None, False, {})
 
 
-def masks_of(run: PretrainParameters) -> tuple[str, float, bool] | None:
+def masks_of(run: PretrainParameters | None) -> tuple[str, float, bool] | None:
     """Strategy, ratio, mask tokens in the encoder; None where the target is another than pixels."""
-    return None if run.norm_pix else (run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder)
+    return None if run is None or run.norm_pix else (run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder)
 
 
 def shared_seeds(cases: list[Case]) -> list[Case]:
@@ -240,10 +245,13 @@ def of_one_recipe(case: Case, pattern: Case | None, left_out: list[str]) -> dict
     folders = dict(case.folders)
     for stage in ("pretrain", "finetune"):
         swept = NOT_THE_RECIPE | SWEPT if stage == "pretrain" else NOT_THE_RECIPE
-        wanted = [(next(iter(pattern.read(stage, "parameters").values()), {}), swept)] if pattern else []
+        wanted: list[tuple[dict[str, Any], set[str]]] = []
+        if pattern:
+            wanted.append((next(iter(pattern.read(stage, "parameters").values()), {}), swept))
         for seed, values in case.read(stage, "parameters").items():
             told = [words for recipe, free in wanted if (words := difference(values, recipe, free))]
-            if told and folders.pop(seed, None):
+            if told and seed in folders:
+                del folders[seed]
                 left_out.append(f"{case.name}/seed{seed}/{stage}: {told[0]}")
             elif not told and len(wanted) == bool(pattern):
                 wanted.append((values, NOT_THE_RECIPE))

@@ -1,5 +1,7 @@
 """The study's tables, as rows of text made from saved results; a dash stands for what was not run."""
 
+from typing import Any
+
 from mae_core.report import published
 from mae_core.report.claims import claims
 from mae_core.report.statistics import Estimate, deviation, signed
@@ -145,7 +147,7 @@ def work_rows(summary: Summary) -> list[list[str]]:
     rows = []
     for name, case in zip(("random 75 %", "block 50 %", "random 75 %"), cases, strict=True):
         work, epochs = NOT_RUN, NOT_RUN
-        if case.work and base.work:
+        if case.pretrained and case.work and base.work:
             work, epochs = f"{case.work / base.work:.2f}×", str(case.pretrained.epochs)
         rows.append([name, epochs, work, number(case.estimate("accuracy")), number(case.estimate("linear"))])
     return rows
@@ -180,7 +182,8 @@ def recipe_rows(summary: Summary) -> list[list[str]]:
         "dataset", "augment", "variant", "patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth",
         "decoder_heads", "epochs", "warmup_epochs", "batch_size", "base_lr", "beta2", "weight_decay",
     )  # fmt: skip
-    first, second = (next(iter(default.read(s, "parameters").values()), {}) for s in ("pretrain", "finetune"))
+    first: dict[str, Any] = next(iter(default.read("pretrain", "parameters").values()), {})
+    second: dict[str, Any] = next(iter(default.read("finetune", "parameters").values()), {})
     second = {name: value for name, value in second.items() if not name.startswith("decoder")}
     return [[name, *(str(values.get(name, NOT_RUN)) for values in (first, second))] for name in names]
 

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 
 from annotated_types import Ge, Le
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -48,7 +48,8 @@ class Checked(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan
     @classmethod
     def explain(cls, error: ErrorDetails, values: dict[str, Any]) -> str:
         """The sentence for one of pydantic's errors."""
-        kind, where, value = error["type"], [part for part in error["loc"] if part != "[key]"], error["input"]
+        kind, value = error["type"], error["input"]
+        where: list[Any] = [part for part in error["loc"] if part != "[key]"]
         if kind == "value_error":
             return str(error["ctx"]["error"])
         name = where[0] if "[key]" in error["loc"] else where[-1]
@@ -67,7 +68,7 @@ class Checked(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan
         if kind == "too_short":
             return f"{name} is {value!r}: it must list at least one"
         if kind == "literal_error":
-            choices = known[name].annotation.__args__
+            choices = get_args(known[name].annotation)
             return f"{name} is {value!r}: it must be one of {', '.join(choices)}{nearest(value, choices)}"
         if kind in ("greater_than_equal", "less_than_equal"):
             limits = known[name].metadata

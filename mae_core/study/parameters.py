@@ -219,10 +219,10 @@ def assigned_last(sources: list[str]) -> list[str]:
 def assigned(source: str) -> list[str]:
     """The names that a cell sets, if it does nothing but set names to literals; else none."""
     try:
-        statements = ast.parse(source).body
+        statements: list[Any] = ast.parse(source).body
         for statement in statements:
             ast.literal_eval(statement.value)
-        targets = [s.target if isinstance(s, ast.AnnAssign) else s.targets[0] for s in statements]
+        targets: list[Any] = [s.target if isinstance(s, ast.AnnAssign) else s.targets[0] for s in statements]
         return [target.id for target in targets]
     except (SyntaxError, ValueError, TypeError, AttributeError):
         return []

@@ -16,7 +16,7 @@ from mae_core import devices
 from mae_core.data import images
 from mae_core.errors import ParameterError
 from mae_core.study import provenance
-from mae_core.study.parameters import RunParameters
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.results import metric_rows, read_json
 from mae_core.study.study import STAGES
 from mae_core.study.tensors import tensors_sha256
@@ -39,7 +39,7 @@ class Published:
 
     stage: str
     parameters: dict[str, Any]  # as the file holds them: later versions know more
-    run: RunParameters
+    run: PretrainParameters | FinetuneParameters
     provenance: dict[str, Any]
     metrics: dict[str, Any]
 
@@ -56,7 +56,7 @@ class Published:
             for key in ("commit", "clean", "platform", "versions", "device", "precision", "data_md5", "weights_sha256"):
                 _ = told[key]
             parameters = read_json(path.with_name("parameters.json"))
-            run = STAGES[stage].check(parameters)
+            run = STAGES[stage](**parameters)
             if ".." in Path(run.data_dir).parts:
                 raise ValueError("its data_dir leads upwards")
             return cls(stage, parameters, run, told, read_json(path.with_name("metrics.json")))
@@ -150,7 +150,7 @@ def provide_weights(published: Published, path: Path, place: Path) -> None:
     Raises:
         ParameterError: if they are not there, and pre-training does not give them again.
     """
-    wanted = Path(published.run.weights)
+    wanted = Path(getattr(published.run, "weights", ""))
     beside = path.absolute().parents[1] / "pretrain" / "provenance.json"
     if not beside.exists():
         raise ParameterError(f"{path} was fine-tuned, and its pre-training's provenance is not there: {beside}")

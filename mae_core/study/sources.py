@@ -20,9 +20,10 @@ def sources(path: str | Path) -> list[str]:
     if path.suffix == ".ipynb":
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-        found, queue = set(), imports(re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE))
+        queue = set(imports(re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE)))
     else:
-        found, queue = set(), {path.resolve()}
+        queue = {path.resolve()}
+    found: set[Path] = set()
     while queue:
         found |= queue
         queue = set().union(*(imports(module.read_text(encoding="utf-8")) for module in queue)) - found

@@ -133,7 +133,7 @@ class Study(Checked):
             values |= {name: value for name, value in masks.items() if name in ENCODER}
             values["weights"] = str(self.run(case, seed, "pretrain").folder / "pretrain" / "weights.safetensors")
         try:
-            run = STAGES[stage].check(values)
+            run = STAGES[stage](**values)
             check_data_dir(run.dataset, run.data_dir)
             return run
         except ParameterError as error:

@@ -21,8 +21,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) 
     with whole(path) as temporary:
         try:
             # One entry only: safetensors writes several in random order, and equal weights must give equal bytes.
-            about = json.dumps({"about": note, "crc32": checksum(tensors, note)})
-            save_file(tensors, temporary, metadata={"mae_core": about})
+            told = json.dumps({"about": note, "crc32": checksum(tensors, note)})
+            save_file(tensors, temporary, metadata={"mae_core": told})
         except SafetensorError as error:
             raise OSError(str(error)) from error
 
@@ -57,7 +57,7 @@ def checksum(tensors: dict[str, Tensor], note: str) -> int:
     for name in sorted(tensors):
         tensor = tensors[name]
         crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
-        crc = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), crc)
+        crc = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, crc)
     return crc
 
 

@@ -23,19 +23,19 @@ class Position:
 
     Attributes:
         losses_S: the losses of this epoch's steps so far.
+        order_n: the order of the images in this epoch; empty before its first step.
         epoch: epochs that are complete.
         step: steps of this epoch that are complete.
         spent: seconds that these steps took.
-        order_n: the order of the images in this epoch.
         history: a list per curve, an entry per complete epoch.
         seconds: of training, an entry per complete epoch; not in the history, which the same seed gives again.
     """
 
     losses_S: Tensor
+    order_n: Tensor
     epoch: int = 0
     step: int = 0
     spent: float = 0.0
-    order_n: Tensor | None = None
     history: dict[str, list[float]] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
 

@@ -68,7 +68,8 @@ def fit(
     generator = torch.Generator(device).manual_seed(run.seed)
     take_step = new_step(model, objective, train, run, plan, optimizer, generator)
     checkpoint = Checkpoint(folder, model, optimizer, generator, run, provenance.ingredients(run, device))
-    at = checkpoint.restore(Position(losses_S=torch.zeros(steps, device=device)))
+    start = Position(torch.zeros(steps, device=device), torch.zeros(0, dtype=torch.int64, device=device))
+    at = checkpoint.restore(start)
 
     devices.reset_peak_memory(device)
     bar = progress(total=run.epochs * steps, initial=at.epoch * steps + at.step, desc=folder.name)

@@ -34,7 +34,7 @@ class Replicas:
         n_workers: int,
         loss_of: Callable[[nn.Module, Tensor, Any], Tensor],
     ):
-        self.weights = list(model.parameters())
+        self.weights: list[Tensor] = list(model.parameters())
         self.copies = [copy.deepcopy(model).to(precision).train() for _ in range(n_workers)]
         self.pool = ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,))
         self.loss_of = loss_of
@@ -57,16 +57,17 @@ class Replicas:
         def work(worker: int) -> tuple[Tensor, list[Tensor]]:
             """The summed loss of every ``n_workers``-th part, and its gradients in float32."""
             model = self.copies[worker]
-            weights = list(model.parameters())
+            weights: list[Tensor] = list(model.parameters())
             with torch.no_grad():
                 torch._foreach_copy_(weights, self.weights)
-            losses, total = [], []
+            losses: list[Tensor] = []
+            total: list[Tensor] = []
             for part in parts[worker::n_workers]:
                 images = images_BCHW[part]
                 loss = self.loss_of(model, images, drawn[part]) * (len(images) / n_images)
                 gradients = torch.autograd.grad(loss, weights)
                 if total:
-                    torch._foreach_add_(total, gradients)
+                    torch._foreach_add_(total, list(gradients))
                 else:
                     total = [gradient.to(torch.float32, copy=True) for gradient in gradients]
                 losses.append(loss.detach())
