@@ -193,10 +193,10 @@ def read_blocks(notebook: NotebookNode, show_code: bool) -> Iterator[Block]:
             about, data = output.metadata.get("report", {}), output.data
             if about.get("kind") == "figure":
                 if about["panel"] == 0:
-                    panels: list[Panel] = []
-                panels.append(panel(data, about["alt"]))
+                    figure = numbered(about, columns=int(about["columns"]))
+                figure.panels.append(panel(data, about["alt"]))
                 if about["panel"] == about["panels"] - 1:
-                    yield numbered(about, panels=panels, columns=int(about["columns"]))
+                    yield figure
             elif about.get("kind") == "table":
                 yield numbered(about, table=checked_table(data[TABLE]), notes=about["notes"])
             elif about.get("kind") == "references":
