@@ -129,6 +129,14 @@ def read(notebook: NotebookNode, show_code: bool = False) -> Document:
         ExportError: if a cell ended in an error, a label stands twice, or the title is missing.
     """
     blocks = list(read_blocks(notebook, show_code))
+    for block in blocks:
+        if isinstance(block, Text):
+            block.markdown = together(block.markdown)
+        elif isinstance(block, Float):
+            block.caption, block.notes = together(block.caption), together(block.notes)
+            if block.table:
+                cells = [[together(cell) for cell in row] for row in (block.table["header"], *block.table["rows"])]
+                block.table |= {"header": cells[0], "rows": cells[1:]}
     names: dict[str, str] = {}
     for block in blocks:
         entries = []
@@ -148,6 +156,11 @@ def read(notebook: NotebookNode, show_code: bool = False) -> Document:
     first.markdown = first.markdown[title.end() :].strip()
     blocks = [block for block in blocks if not isinstance(block, Text) or block.markdown]
     return Document(title[1].strip(), blocks, names, list(number_sections(blocks)))
+
+
+def together(text: str) -> str:
+    """The text with a number and its per cent sign on one line, wherever the line breaks."""
+    return re.sub(r"(\d) %", "\\1\N{NO-BREAK SPACE}%", text)
 
 
 def floats(document: Document) -> list[Float]:
