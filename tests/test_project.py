@@ -1,6 +1,8 @@
 """The files around the package agree with each other."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -67,3 +69,96 @@ def test_no_data_and_no_weights_are_committed():
     files = done.stdout.split()
     assert not [f for f in files if f.endswith((".safetensors", ".pt", ".pth", ".pkl", ".tar.gz"))]
     assert not [f for f in files if "batches-py" in f]
+
+
+def pinned():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split(" ;")[0].split("==") for line in lines if line and not line.startswith("#"))
+
+
+def test_pre_commit_has_the_versions_of_the_environment():
+    repos = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    revisions = {repo["repo"].rsplit("/", 1)[1]: repo["rev"].removeprefix("v") for repo in repos}
+    assert revisions["ruff-pre-commit"] == pinned()["ruff"]
+    assert revisions["nbstripout"] == pinned()["nbstripout"]
+
+
+def test_the_workflow_runs_what_ci_runs():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    (loop,) = re.findall(r"for target in ([\w ]+); do", script)
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    (job,) = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["make env", *(f"make {t}" for t in loop.split())]
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+    assert workflow["permissions"] == {"contents": "read"}
+
+
+def test_the_citation_names_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+    assert f"## {PROJECT['version']} (" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+class Installed:
+    """A copy of the Makefile whose python and uv only write down what they are asked to do."""
+
+    def __init__(self, folder, uv="exit 0", pip="exit 0"):
+        self.folder, self.calls = folder, folder / "calls.txt"
+        folder.mkdir()
+        for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+            shutil.copy(ROOT / name, folder)
+        # `python3 -m venv` makes an environment with a python and a uv that are scripts, too.
+        fake = '#!/bin/sh\necho "$(basename "$0") $*" >> "$CALLS"\n'
+        got = uv.split("|")[0]
+        tool = f'{fake}case "$*" in *"--quiet -c constraints.txt uv") {got};; *install*) {pip};; esac\n'
+        self.write("fakes/python", tool)
+        self.write("fakes/uv", fake + uv.split("|")[-1] + "\n")
+        place = f'"{folder}/fakes/python" "{folder}/fakes/uv" "$3/bin/"'
+        venv = f'{fake}test "$2" = venv && mkdir -p "$3/bin" && cp {place}\nexit 0\n'
+        self.write("python3", venv)
+
+    def write(self, name, text):
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o755)
+
+    def make(self, *words):
+        kept = {name: value for name, value in os.environ.items() if name not in ("VENV", "TORCH", "MAKEFLAGS")}
+        env = kept | {"CALLS": str(self.calls)}
+        words = ["make", "env", "PYTHON=./python3", *words]
+        done = subprocess.run(words, cwd=self.folder, env=env, capture_output=True, encoding="utf-8")
+        return done, self.calls.read_text(encoding="utf-8").splitlines()
+
+
+def test_uv_installs_what_the_constraints_say(tmp_path):
+    done, calls = Installed(tmp_path / "a path with spaces").make()
+    assert done.returncode == 0, done.stderr
+    assert calls[-2:] == [
+        "python -m pip install --quiet -c constraints.txt uv",
+        "uv pip install --quiet --python .venv/bin/python -c constraints.txt -e .[dev]",
+    ]
+    assert (tmp_path / "a path with spaces" / ".venv" / ".ready").exists()
+
+
+@pytest.mark.parametrize("uv", ["exit 1", "exit 0|exit 1"], ids=["uv cannot be had", "uv fails"])
+@pytest.mark.parametrize("torch", ["", "cpu"])
+def test_pip_installs_where_uv_cannot(tmp_path, uv, torch):
+    done, calls = Installed(tmp_path / "project", uv=uv).make(*([f"TORCH={torch}"] if torch else []))
+    assert done.returncode == 0, done.stderr
+    assert "uv could not install the environment; pip tries" in done.stderr
+    index = f"--extra-index-url https://download.pytorch.org/whl/{torch} " if torch else ""
+    assert calls[-1] == f"python -m pip install --quiet {index}-c constraints.txt -e .[dev]"
+
+
+def test_without_a_gpu_uv_gets_torchs_backend(tmp_path):
+    done, calls = Installed(tmp_path / "project").make("TORCH=cpu")
+    assert done.returncode == 0, done.stderr
+    assert calls[-1].startswith("uv pip install --quiet --python .venv/bin/python --torch-backend cpu -c constraints")
+
+
+def test_an_environment_that_could_not_be_installed_is_tried_again(tmp_path):
+    done, _ = Installed(tmp_path / "project", uv="exit 1", pip="exit 1").make()
+    assert done.returncode != 0
+    assert not (tmp_path / "project" / ".venv" / ".ready").exists()

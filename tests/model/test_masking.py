@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -112,3 +114,56 @@ def test_ratios_that_binary_fractions_miss_are_exact():
 def test_masks_that_cannot_be_are_refused(strategy, ratio, grid, message):
     with pytest.raises(ValueError, match=message):
         sample_mask(strategy, ratio, 2, grid)
+
+
+def reference_block_mask(grid, n_masked, area, aspect, top, left, side, topping):
+    """One image's mask, patch by patch: rectangles are added until the count is reached, and the last one is trimmed.
+
+    Args:
+        area, aspect, top, left: of each rectangle, in [0, 1).
+        side: from which each is masked, line by line: 0 top, 1 bottom, 2 left, 3 right.
+        topping: of each patch, in [0, 1): the order in which patches outside all rectangles are masked.
+    """
+    masked, smallest = [], min(16 / 196 * grid**2, n_masked)
+    for r in range(len(area)):
+        size = smallest + area[r] * (n_masked - smallest)
+        ratio = math.exp(math.log(0.3) + aspect[r] * (math.log(1 / 0.3) - math.log(0.3)))
+        height = min(max(round(math.sqrt(size * ratio)), 1), grid)
+        width = min(max(round(size / height), 1), grid)
+        first_row, first_column = int(top[r] * (grid - height + 1)), int(left[r] * (grid - width + 1))
+        patches = [(first_row + i, first_column + j) for i in range(height) for j in range(width)]
+        patches.sort(key=lambda place: place if side[r] < 2 else place[::-1], reverse=side[r] in (1, 3))
+        masked += [patch for patch in patches if patch not in masked]
+    outside = [(i, j) for i in range(grid) for j in range(grid) if (i, j) not in masked]
+    masked += sorted(outside, key=lambda place: topping[place[0] * grid + place[1]])
+    return {i * grid + j for i, j in masked[:n_masked]}
+
+
+@pytest.mark.parametrize(("grid", "ratio"), [(8, 0.5), (8, 0.75), (16, 0.75), (8, 0.95), (8, 0.05), (3, 0.5), (4, 0.3)])
+def test_block_masks_are_those_of_a_plain_loop(grid, ratio):
+    n, n_masked = 300, grid**2 - count_kept(grid**2, ratio)
+    generator = torch.Generator().manual_seed(5)
+    drawn = [torch.rand(n, 32, generator=generator).tolist() for _ in range(4)]
+    side = torch.randint(4, (n, 32), generator=generator).tolist()
+    topping = torch.rand(n, grid**2, generator=generator).tolist()
+    mask = draws("block", ratio, grid, n, seed=5)
+    for image, masked_N in enumerate(mask.masked_BN):
+        expected = reference_block_mask(grid, n_masked, *(part[image] for part in (*drawn, side, topping)))
+        assert set(masked_N.nonzero()[:, 0].tolist()) == expected, image
+
+
+def test_random_and_grid_masks_are_what_the_drawn_numbers_say():
+    noise = torch.rand(50, 64, generator=torch.Generator().manual_seed(3))
+    kept = draws("random", 0.75, 8, n=50, seed=3).ids_keep_BK
+    assert kept.equal(noise.argsort(dim=1)[:, :16])  # He et al. 2021: the smallest noise stays visible
+    place = torch.randint(4, (50, 1), generator=torch.Generator().manual_seed(3))
+    rows, columns = torch.arange(8)[:, None] % 2, torch.arange(8)[None] % 2
+    visible = (2 * rows + columns).flatten() == place
+    assert (~draws("grid", 0.75, 8, n=50, seed=3).masked_BN).equal(visible)
+
+
+def test_a_slice_and_a_copy_are_masks_too():
+    mask = draws("random", 0.75, 8, n=10)
+    assert mask[2:5].ids_keep_BK.equal(mask.ids_keep_BK[2:5])
+    assert mask[2:5].n_kept == mask.to("cpu").n_kept == 16
+    assert mask.to("cpu").ids_shuffle_BN.equal(mask.ids_shuffle_BN)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mae_core.report.statistics import estimate, paired_difference
+from mae_core.report.statistics import deviation, estimate, paired_difference, signed
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])
@@ -43,3 +43,15 @@ def test_differences_pair_the_seeds_that_both_have():
     difference = paired_difference({0: 80.0, 1: 90.0, 2: 70.0}, {1: 85.0, 2: 60.0, 5: 0.0})
     assert difference.values == (5.0, 10.0)
     assert paired_difference({0: 1.0}, {1: 1.0}) is None
+
+
+def test_the_deviation_is_the_samples():
+    assert deviation([1.0, 2.0, 4.0]) == pytest.approx(np.std([1.0, 2.0, 4.0], ddof=1))
+    assert deviation([1.0, 3.0]) == pytest.approx(2**0.5)
+    assert deviation([1.0]) is None
+
+
+@pytest.mark.parametrize(("value", "told"), [(1.0, "+1.00"), (-1.234, "−1.23"), (0.0, "+0.00")])
+def test_a_signed_number_has_two_digits(value, told):
+    assert signed(value) == told
+    assert signed(12.345, 1) == "+12.3"
