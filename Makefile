@@ -19,7 +19,7 @@ VENV   ?= .venv
 TORCH  ?=
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-WANTED := -c constraints.txt -e ".[dev]"
+DEV    := $(VENV)/.ready-dev
 
 export PATH := $(abspath $(BIN)):$(PATH)
 
@@ -32,19 +32,19 @@ sweep seeds: $(READY)
 	snakemake $@ $(if $(AGAIN),--forceall) --configfile params/$(STUDY).yaml
 	snakemake --forcerun ablations report --configfile params/$(STUDY).yaml
 
-test: $(READY)
+test: $(DEV)
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 recover: $(READY)
 	mae-core recover params/$(STUDY).yaml
 
-soak: $(READY)
+soak: $(DEV)
 	python tests/soak.py
 
-bench: $(READY)
+bench: $(DEV)
 	python -m benchmarks
 
-lint: $(READY)
+lint: $(DEV)
 	ruff check .
 	ruff format --check .
 	mypy
@@ -52,20 +52,27 @@ lint: $(READY)
 lab: $(READY)
 	jupyter lab notebooks
 
-env: $(READY)
+env: $(DEV)
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 # uv installs the same versions as pip in a third of the time; pip remains for where uv cannot be had or finds no index.
 # TORCH names a backend of torch, such as cpu or cu130: https://docs.astral.sh/uv/guides/integration/pytorch/
+define install
+@python -m pip install --quiet -c constraints.txt uv && \
+  uv pip install --quiet --python $(BIN)/python --compile-bytecode $(if $(TORCH),--torch-backend $(TORCH)) $(1) || \
+  { echo "uv could not install the environment; pip tries" >&2; \
+    python -m pip install --quiet $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH)) $(1); }
+@touch $@
+endef
+
+# The report needs less than the tests: peers of the benchmark, a type checker and the like come with the first test.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	@if python -m pip install --quiet -c constraints.txt uv && \
-	  uv pip install --quiet --python $(BIN)/python $(if $(TORCH),--torch-backend $(TORCH)) $(WANTED); then :; else \
-	  echo "uv could not install the environment; pip tries" >&2; \
-	  python -m pip install --quiet $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH)) $(WANTED); \
-	fi
-	@touch $@
+	$(call install,-c constraints.txt -e .)
+
+$(DEV): $(READY)
+	$(call install,-c constraints.txt -e ".[dev]")
