@@ -346,19 +346,32 @@ def test_every_number_of_a_published_report_comes_from_its_runs(published):
     check(*published)
 
 
-def test_the_readme_leads_with_the_main_table():
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").split("## Two commands")[0].splitlines()
-    header, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
-    assert header[:5] == ["case", "fine-tuned", "linear probe", "k-NN", "FLOPs"]
-    raw = Raw(ROOT / "outputs" / "laptop")
-    assert {LABELS[row[0]] for row in rows} == set(LABELS.values())
-    for label, *told in rows:
-        case = LABELS[label]
+def table_under(path, heading):
+    """Head and rows of the first table of cases below a heading; the rows by case, numbers by column."""
+    lines = (ROOT / path).read_text(encoding="utf-8").split(heading, 1)[1].splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("| case |"))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[start : start + 8]]
+    header, _, *rows = rows
+    return {LABELS[row[0]]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
+
+
+@pytest.mark.parametrize(("path", "heading"), [("README.md", ""), ("docs/science.md", "### `laptop`")])
+def test_the_main_table_stands_in_the_readme_and_the_docs(path, heading):
+    raw, found = Raw(ROOT / "outputs" / "laptop"), table_under(path, heading or "# ")
+    assert set(found) == set(LABELS.values())
+    for case, told in found.items():
         flops = [raw.metric(which, "pretrain", "flops_per_image") for which in (case, "random-75")]
-        expected = [raw.metric(case, "finetune", "last_epoch_accuracy")]
-        expected += [raw.metric(case, "finetune", "probes", which) for which in ("linear", "knn")]
-        assert told[:4] == [*(cell(values) for values in expected), times(*flops)]
-        assert told[4:] == [minutes(raw, case), STUDENT.get(case, "–"), PAPER.get(case, "–")]
+        expected = {
+            "fine-tuned (%)": cell(raw.metric(case, "finetune", "last_epoch_accuracy")),
+            "linear probe (%)": cell(raw.metric(case, "finetune", "probes", "linear")),
+            "k-NN (%)": cell(raw.metric(case, "finetune", "probes", "knn")),
+            "FLOPs": times(*flops),
+            "minutes": minutes(raw, case),
+            "student's ViT-T/2 (%)": STUDENT.get(case, "–"),
+            "paper's ViT-L (%)": PAPER.get(case, "–"),
+        }
+        assert told == {column: expected[column] for column in told}
+        assert len(told) >= 5
 
 
 def test_there_is_a_published_report():

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mae_core.cli import COMMANDS
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -47,19 +49,44 @@ def test_what_starts_often_builds_no_grammar():
     assert subprocess.run([sys.executable, "-c", told]).returncode == 0
 
 
-def test_the_makefile_has_what_the_readme_names():
-    readme, makefile = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile"))
-    targets = {word for head in re.findall(r"^([\w ]+):(?!=)", makefile, re.M) for word in head.split()}
-    named = set(re.findall(r"\bmake (\w+)", readme))
-    assert {"report", "test"} <= named <= targets
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_readmes_links_lead_somewhere():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)#:]+)\)|src=\"([^\"]+)\"", readme)
+def anchors(page):
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_of_the_docs_leads_somewhere(page):
+    text = re.sub(r"```.*?```|`[^`\n]*\]\([^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
     assert links
-    for pair in links:
-        assert (ROOT / (pair[0] or pair[1])).exists(), pair
+    for link in links:
+        if not link.startswith("https://"):
+            name, _, anchor = link.partition("#")
+            target = (page.parent / name).resolve() if name else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_the_docs_exists(page):
+    text, makefile = page.read_text(encoding="utf-8"), (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = {word for head in re.findall(r"^([\w ]+):(?!=)", makefile, re.M) for word in head.split()}
+    code = "\n".join(block or inline for block, inline in re.findall(r"```\n(.*?)```|`([^`\n]+)`", text, re.S))
+    assert set(re.findall(r"^make (?!PYTHON)(\w+)", code, re.M)) <= targets
+    assert set(re.findall(r"\bmae-core (\w+)", code)) <= {command.__name__ for command in COMMANDS}
+
+
+def test_the_readmes_first_screen_has_the_picture_and_both_commands():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150
+    first = "\n".join(lines[:40])
+    assert {"make report", "make test"} <= {line.split("  ")[0] for line in lines[:40]}
+    assert re.search(r"!\[[^]]{40,}\]\(report/laptop/figures/\S+\)", first)
+    assert "| case |" in first
 
 
 def test_no_data_and_no_weights_are_committed():
@@ -154,7 +181,9 @@ def test_pip_installs_where_uv_cannot(tmp_path, uv, torch):
 def test_without_a_gpu_uv_gets_torchs_backend(tmp_path):
     done, calls = Installed(tmp_path / "project").make("TORCH=cpu")
     assert done.returncode == 0, done.stderr
-    assert calls[-1].startswith("uv pip install --quiet --python .venv/bin/python --compile-bytecode --torch-backend cpu")
+    assert calls[-1].startswith(
+        "uv pip install --quiet --python .venv/bin/python --compile-bytecode --torch-backend cpu"
+    )
 
 
 def test_an_environment_that_could_not_be_installed_is_tried_again(tmp_path):
