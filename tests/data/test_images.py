@@ -2,8 +2,9 @@ import pytest
 import torch
 from torchvision.transforms.v2.functional import crop, hflip, pad
 
-from mae_core.data.images import augment, checksum, load, to_unit
+from mae_core.data.images import augment, batches, checksum, load, to_unit
 from mae_core.data.shapes import Shapes, draw_shapes
+from mae_core.errors import MissingDataError
 
 
 def test_an_unknown_data_set_is_refused():
@@ -77,3 +78,23 @@ def test_the_checksum_names_the_data(few_shapes_dir, draws_few, tmp_path):
     path = tmp_path / Shapes.base_folder / "test_batch"
     path.write_bytes(path.read_bytes() + b" ")
     assert checksum("shapes", tmp_path) != checksum("shapes", few_shapes_dir)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("n", [1, 127, 128, 1000, 10000])
+def test_batches_cover_every_image_once(n, device):
+    slices = batches(n, torch.device(device))
+    assert [i for part in slices for i in range(n)[part]] == list(range(n))
+    assert max(part.stop - part.start for part in slices) == (128 if device == "cpu" else 500)
+
+
+def test_a_damaged_file_is_told_as_such_and_an_unwritable_folder_too(tmp_path, draws_few):
+    load("shapes", tmp_path)
+    (tmp_path / Shapes.base_folder / "test_batch").write_bytes(b"")
+    with pytest.raises(MissingDataError, match=r"^.*test_batch is damaged"):
+        load("shapes", tmp_path, train=False)
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    with pytest.raises(
+        MissingDataError, match=r"shapes-2-batches-py/ cannot be made there \(.*; see to its permissions"
+    ):
+        load("shapes", tmp_path / "file")
