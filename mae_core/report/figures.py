@@ -22,24 +22,9 @@ from mae_core.study.results import load_sheet, read_json
 
 INK, GREY, ACCENT = "#222222", "#8a8a8a", "#7a1f1f"
 COLOURS = ("#7a1f1f", "#00635a", "#94541b", "#3b528b", "#8a4f9e", "#5b6b1f", "#2f7fb5", "#b05a7a")
-STYLE: Any = {
-    "font.family": "STIXGeneral",
-    "mathtext.fontset": "stix",
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.edgecolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.6,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "svg.hashsalt": "mae",
-}
+STYLE: Any = matplotlib.rc_params_from_file(
+    Path(__file__).parent / "templates" / "mae" / "figures.mplstyle", use_default_template=False
+)
 
 
 def new_figure(width: float, height: float) -> Figure:
