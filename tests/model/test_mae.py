@@ -6,8 +6,9 @@ from mae_core.evaluation.flops import count_parameters, of_classifier, of_pretra
 from mae_core.evaluation.reconstruction import psnr, reconstruct
 from mae_core.model.config import ModelConfig
 from mae_core.model.exchange import from_transformers
-from mae_core.model.mae import Classifier, MaskedAutoencoder, masked_error
+from mae_core.model.mae import Classifier, MaskedAutoencoder, masked_error, normalize_patches
 from mae_core.model.masking import Mask, mask_from_priority, sample_mask
+from mae_core.model.vit import patchify
 from mae_core.study.parameters import PretrainParameters
 
 VIT_T2 = {
@@ -190,3 +191,75 @@ def test_the_classifier_reads_the_class_token():
 def test_impossible_shapes_are_refused_by_name(shape, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig(**shape)
+
+
+COARSE = {
+    "patch_size": 8,
+    "width": 24,
+    "depth": 2,
+    "heads": 2,
+    "decoder_width": 24,
+    "decoder_depth": 2,
+    "decoder_heads": 2,
+}
+
+
+def small(variant="report"):
+    """A model of 16 patches, and 16 images: as many as patches, so that a confusion of the two would be hidden nowhere."""
+    torch.manual_seed(0)
+    return MaskedAutoencoder(ModelConfig(variant=variant, **COARSE)), torch.rand(16, 3, 32, 32) * 2 - 1
+
+
+def test_a_token_is_a_patch_embedded_plus_its_position():
+    model, images = small()
+    encoder, mask = model.encoder, sample_mask("random", 0.75, 16, 4)
+    every = encoder.embed(patchify(images, 8)) + encoder.positions
+    kept, masked = mask.ids_keep_BK[..., None].expand(-1, -1, 24), mask.ids_masked_BM
+    classes = encoder.class_token.expand(16, 1, 24)
+    torch.testing.assert_close(encoder.embed_tokens(images), torch.cat([classes, every], 1))
+    torch.testing.assert_close(encoder.embed_tokens(images, mask), torch.cat([classes, every.gather(1, kept)], 1))
+    with_tokens = torch.cat([classes, every.gather(1, kept), model.mask_token + encoder.positions[masked]], 1)
+    torch.testing.assert_close(encoder.embed_tokens(images, mask, model.mask_token), with_tokens)
+
+
+@pytest.mark.parametrize("variant", ["report", "paper"])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_predictions_of_masked_patches_alone_are_those_of_all(variant, tokens):
+    model, images = small(variant)
+    mask = sample_mask("random", 0.75, 16, 4)
+    everything, masked_only = (model(images, mask, tokens, masked_only=only) for only in (False, True))
+    ids = mask.ids_masked_BM[..., None].expand(-1, -1, 192)
+    torch.testing.assert_close(masked_only, everything.gather(1, ids), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [12, 16])
+def test_the_error_takes_predictions_of_all_patches_or_of_the_masked_ones(n):
+    images, mask, pred = torch.rand(n, 3, 32, 32), sample_mask("random", 0.75, n, 4), torch.rand(n, 16, 192)
+    masked = pred.gather(1, mask.ids_masked_BM[..., None].expand(-1, -1, 192))
+    target = patchify(images, 8).gather(1, mask.ids_masked_BM[..., None].expand(-1, -1, 192))
+    expected = (masked - target).square().mean()  # of pixels, unless asked to normalize them
+    torch.testing.assert_close(masked_error(pred, images, mask, 8), expected)
+    torch.testing.assert_close(masked_error(masked, images, mask, 8), expected)
+
+
+def test_a_flat_patch_is_normalized_to_zeros():
+    assert normalize_patches(torch.full((1, 2, 12), 0.3)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("variant", ["report", "paper"])
+def test_every_weight_is_initialized_as_the_papers_code_does(variant):
+    """Xavier-uniform matrices, zero biases, norms that change nothing, tokens and positions from N(0, 0.02)."""
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(ModelConfig(variant=variant, patch_size=4, width=192, decoder_width=192))
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            assert (weight == (1 if name.endswith("weight") else 0)).all(), name
+        elif name.endswith("bias"):
+            assert (weight == 0).all(), name
+        elif name.endswith("weight"):
+            limit = (6 / sum(weight.shape)) ** 0.5
+            assert weight.abs().max() <= limit, name
+            assert weight.std().item() == pytest.approx(limit / 3**0.5, rel=0.05), name
+        else:
+            assert weight.std().item() == pytest.approx(0.02, rel=0.25), name
+            assert weight.mean().abs() < 0.006, name
