@@ -82,7 +82,7 @@ def test_fine_tuning_learns_and_tells_what_it_measured(tiny):
 def test_a_folder_takes_one_process_at_a_time(tiny):
     run = PretrainParameters.check(tiny)
     (run.folder / "pretrain").mkdir(parents=True)
-    script = "import sys, time; from mae_core.results import claimed; from pathlib import Path\n"
+    script = "import sys, time; from mae_core.study.results import claimed; from pathlib import Path\n"
     script += "with claimed(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     words = [sys.executable, "-c", script, run.folder / "pretrain"]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as other:
