@@ -114,7 +114,7 @@ def image_rows(
 
 @styled
 def mask_overview(masks: Mapping[str, np.ndarray]) -> Figure:
-    """Masks as black (hidden) and white (visible) squares.
+    """Masks as black (masked) and white (visible) squares.
 
     Args:
         masks: name to masked_BGG, booleans on the grid of patches.
@@ -124,7 +124,7 @@ def mask_overview(masks: Mapping[str, np.ndarray]) -> Figure:
 
 
 def reconstructions(folder: Path | None, n_images: int = 8) -> Figure:
-    """What a pre-training run makes of the first test images: masked, reconstructed, original."""
+    """The first test images of a pre-training run: masked, reconstructed, original."""
     if folder is None:
         return not_run(7.0)
     original, masked, painted = load_sheet(folder / "pictures.png", 3)[:, :n_images]
@@ -132,7 +132,7 @@ def reconstructions(folder: Path | None, n_images: int = 8) -> Figure:
 
 
 def samplings(folders: Mapping[str, Path], n_images: int = 8) -> Figure:
-    """The same test images under several maskings, each with its reconstruction and its PSNR; the original last."""
+    """The same test images under several kinds of masks, with reconstructions and PSNR; the originals last."""
     if not folders:
         return not_run(7.0)
     rows: list[tuple[str, np.ndarray]] = []
@@ -147,10 +147,10 @@ def samplings(folders: Mapping[str, Path], n_images: int = 8) -> Figure:
 
 
 def psnr(painted_nHWC: np.ndarray, original_nHWC: np.ndarray, hidden_share: float) -> np.ndarray:
-    """Peak signal-to-noise ratio of each picture over its hidden pixels, in decibels: psnr_n.
+    """Peak signal-to-noise ratio of each picture over its masked pixels, in decibels: psnr_n.
 
     Args:
-        painted_nHWC: uint8; where nothing was hidden it equals ``original_nHWC``.
+        painted_nHWC: uint8; equal to it in visible patches: ``original_nHWC``.
         hidden_share: of the pixels, in (0, 1).
     """
     difference = painted_nHWC.astype(float) - original_nHWC
@@ -159,7 +159,7 @@ def psnr(painted_nHWC: np.ndarray, original_nHWC: np.ndarray, hidden_share: floa
 
 
 def attention(folder: Path | None, n_images: int = 8) -> Figure:
-    """Where the class token of a fine-tuned encoder looks: test images, and the attention of its last block."""
+    """Test images and the attention of the class token in the last block of a fine-tuned encoder."""
     if folder is None:
         return not_run(7.0, "not recorded")
     images, maps = load_sheet(folder / "attention.png", 2)[:, :n_images]
@@ -167,7 +167,7 @@ def attention(folder: Path | None, n_images: int = 8) -> Figure:
 
 
 def neighbours(folder: Path | None, n_images: int = 8) -> Figure:
-    """Test images, and below each the training images whose frozen features are most like its own."""
+    """Test images, and below each its nearest training images in the features of the frozen encoder."""
     if folder is None:
         return not_run(7.0, "not recorded")
     n_rows = 1 + len(read_json(folder / "metrics.json")["neighbours"]["labels"][0])
@@ -186,7 +186,7 @@ def predictions(folder: Path | None) -> Figure:
 
 @styled
 def mistakes(folder: Path | None) -> Figure:
-    """The test images that a fine-tuned model is surest to name wrongly, as :func:`predictions` shows them."""
+    """The misclassified test images with the highest confidence, drawn as in :func:`predictions`."""
     if folder is None:
         return not_run(6.2, "not recorded")
     metrics = read_json(folder / "metrics.json")
@@ -213,7 +213,7 @@ def named_images(images: Sequence[np.ndarray], told: Mapping[str, Any], metrics:
 
 @styled
 def confusion(folder: Path | None) -> Figure:
-    """Share of each true class (row) that was given each label (column), in per cent, by a fine-tuning run."""
+    """Confusion matrix of a fine-tuning run: per cent of each true class (row) predicted as each class (column)."""
     if folder is None:
         return not_run(4.2)
     told = read_json(folder / "metrics.json")["predictions"]
@@ -289,7 +289,7 @@ def ratios(rows: Mapping[float, Mapping[str, Estimate | None]], quantity: str, l
 
 @styled
 def environment(provenance: Mapping[str, Any], dataset: str) -> Figure:
-    """How a study runs, and on what: from parameters to report, with the versions that did it."""
+    """The pipeline of a study from parameters to report, with versions and machine."""
     if not provenance:
         return not_run(7.2)
     versions = provenance["versions"]
@@ -326,7 +326,7 @@ def environment(provenance: Mapping[str, Any], dataset: str) -> Figure:
 
 @styled
 def not_run(width: float, why: str = "not run") -> Figure:
-    """What stands in the place of a figure whose runs do not exist."""
+    """A placeholder for a figure without runs."""
     figure = Figure(figsize=(width, 0.6))
     figure.text(0.5, 0.5, why, ha="center", va="center", color=GREY, fontsize=12)
     return figure

@@ -132,9 +132,9 @@ class RunParameters(Parameters):
 class PretrainParameters(RunParameters):
     """One pre-training run."""
 
-    mask_strategy: Strategy = Field("random", description="which patches to hide")
-    mask_ratio: float = Field(0.75, description="share of patches to hide, in (0, 1); grid: 0.75", ge=0, le=1)
-    mask_tokens_in_encoder: bool = Field(False, description="true: hidden patches enter the encoder as mask tokens")
+    mask_strategy: Strategy = Field("random", description="which patches to mask")
+    mask_ratio: float = Field(0.75, description="share of patches to mask, in (0, 1); grid: 0.75", ge=0, le=1)
+    mask_tokens_in_encoder: bool = Field(False, description="true: masked patches enter the encoder as mask tokens")
     norm_pix: bool = Field(False, description="true: predict each patch normalized to mean 0, variance 1")
     epochs: int = Field(3, description="passes over the training images", ge=1, le=100000)
     warmup_epochs: float = Field(1.0, description="of linear rise of the learning rate", ge=0)
