@@ -32,7 +32,7 @@ class Report(HTMLParser):
     def __init__(self, page):
         super().__init__()
         self.tables, self.text, self.links, self.id, self.cell, self.skip = {}, "", [], "", None, 0
-        self.feed(page)
+        self.feed(page.replace("\N{NO-BREAK SPACE}", " "))
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
