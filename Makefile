@@ -1,17 +1,17 @@
-# make report              the smoke study and its report, in report/smoke/
-# make report STUDY=laptop the same for another file of params/; where results are committed, from these
-# make report STUDY=laptop AGAIN=1      its cases anew, although there are results
-# make sweep STUDY=laptop  the study's other ratios and lengths of pre-training, then its report again
-# make seeds STUDY=laptop  the study's cases with more seeds, then its report again
-# make test                all tests
-# make recover STUDY=laptop    after a kill -9: end what was left running, let the next `make report` in
-# make soak                ten minutes of kills, damage and full disks: what was lost
-# make bench               speed against transformers and lightly, and against the machine's limits
-# make lint                ruff and mypy
-# make lab                 JupyterLab
-# make env                 only the environment, in .venv/
-# make env TORCH=cpu       without CUDA's libraries, for a machine without a GPU (with report and test, too, the first time)
-# make help                these lines
+# make report              run the smoke study and write its report to report/smoke/
+# make report STUDY=laptop the same for another file in params/; reuses results that are committed
+# make report STUDY=laptop AGAIN=1      run its cases again, even if results exist
+# make sweep STUDY=laptop  run the study's other masking ratios and pre-training lengths, then update its report
+# make seeds STUDY=laptop  run the study's cases with more seeds, then update its report
+# make test                run all tests
+# make recover STUDY=laptop    after a kill -9: end leftover processes so that the next `make report` can start
+# make soak                inject kills, damage and full disks for ten minutes; report what was lost
+# make bench               measure speed against transformers, lightly and the machine's limits
+# make lint                run ruff and mypy
+# make lab                 start JupyterLab
+# make env                 only create the environment, in .venv/
+# make env TORCH=cpu       the same without CUDA's libraries; also works for the first `make report` or `make test`
+# make help                print these lines
 
 PYTHON ?= python3
 STUDY  ?= smoke
@@ -26,7 +26,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 .PHONY: report sweep seeds test recover soak bench lint lab env help
 report: $(READY)
 	snakemake $(if $(AGAIN),--forceall) --configfile params/$(STUDY).yaml
-	@echo "the report: report/$(STUDY)/index.html and report/$(STUDY)/report.pdf"
+	@echo "report: report/$(STUDY)/index.html and report/$(STUDY)/report.pdf"
 
 sweep seeds: $(READY)
 	snakemake $@ $(if $(AGAIN),--forceall) --configfile params/$(STUDY).yaml
@@ -57,12 +57,12 @@ env: $(DEV)
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
-# uv installs the same versions as pip in a third of the time; pip remains for where uv cannot be had or finds no index.
-# TORCH names a backend of torch, such as cpu or cu130: https://docs.astral.sh/uv/guides/integration/pytorch/
+# uv installs the same versions as pip in a third of the time. pip is the fallback if uv is unavailable or finds no index.
+# TORCH selects torch's backend, such as cpu or cu130: https://docs.astral.sh/uv/guides/integration/pytorch/
 define install
 @python -m pip install --quiet -c constraints.txt uv && \
   uv pip install --quiet --python $(BIN)/python --compile-bytecode $(if $(TORCH),--torch-backend $(TORCH)) $(1) || \
-  { echo "uv could not install the environment; pip tries" >&2; \
+  { echo "uv could not install the environment; trying pip" >&2; \
     python -m pip install --quiet $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH)) $(1); }
 @touch $@
 endef
@@ -70,7 +70,7 @@ endef
 # The report needs less than the tests: peers of the benchmark, a type checker and the like come with the first test.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.12 ..." >&2; exit 1; }
+	  { echo "Python 3.11 or newer is needed, but $(PYTHON) is older: use make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(call install,-c constraints.txt -e .)
 

@@ -1,10 +1,10 @@
-# A study, from its parameters to its report.  From the repository root:
+# Runs a study, from its parameters to its report. From the repository root:
 #
 #   snakemake -n --configfile params/paper.yaml      what would run, and why
 #   snakemake    --configfile params/paper.yaml      run it
 #
-# Every notebook is executed by papermill. The executed copy is a log and not an output: Snakemake deletes the outputs of
-# a failed job, and keeps its logs.
+# papermill executes every notebook. The executed copy is a log, not an output: Snakemake deletes the outputs of a failed
+# job but keeps its logs.
 
 import shutil
 import sys
@@ -22,7 +22,7 @@ if not config:
 try:
     study = Study.check(config)
     for path in workflow.configfiles:
-        Study.read(path)  # what Snakemake's own reader lets pass: an entry that stands there twice, another file's name
+        Study.read(path)  # rejects what Snakemake accepts: a duplicate entry, a file name that is not the study's
 except ParameterError as error:
     raise WorkflowError(f"ParameterError: {error}") from None
 
@@ -32,12 +32,12 @@ CHOSEN = {"cases": list(study.cases), "sweep": list(study.sweep), "seeds": list(
 COMPARED = flat_yaml({"study": study.name, **CHOSEN})
 FINETUNED = expand(f"{RUN}/finetune/metrics.json", case=study.cases, seed=study.seeds)
 
-# Runs on request are no input of the report, which shows those that there are: only `sweep` and `seeds` train them.
+# Runs on request are not inputs of the report, which shows those that exist. Only `sweep` and `seeds` train them.
 SWEPT = expand(f"{RUN}/finetune/metrics.json", case=study.sweep, seed=study.seeds)
 REPEATED = expand(f"{RUN}/finetune/metrics.json", case=study.cases, seed=study.more_seeds)
 MORE = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT + REPEATED if Path(path).exists()}
 
-# Jobs that compute share the machine: each takes its threads, and on a GPU they take turns (resources: gpu=1).
+# Training jobs share the machine: each reserves its threads, and on a GPU they take turns (resources: gpu=1).
 DEVICE = study.shared.get("device", "auto")
 THREADS = study.shared.get("threads", 0) or workflow.cores
 HAS_GPU = shutil.which("nvidia-smi") is not None or sys.platform == "darwin"
@@ -50,7 +50,7 @@ PAPERMILL = (
 )
 
 
-# What `params` reads must be a function of wildcards alone: Snakemake does not track one that also takes input.
+# A function under `params` must take only wildcards: Snakemake does not track one that also takes input.
 def flat(stage):
     return lambda wildcards: flat_yaml(study.run(wildcards.case, int(wildcards.seed), stage).flat())
 
@@ -89,7 +89,7 @@ rule pretrain:
         text=f"{RUN}/pretrain/log.txt",
     params:
         flat=flat("pretrain"),
-    priority: 1  # the longest chains begin here: two cores finish sooner if these start first
+    priority: 1  # start the longest chains first: two cores then finish sooner
     threads: THREADS
     resources:
         gpu=GPUS,
@@ -121,7 +121,7 @@ rule train:
         FINETUNED,
 
 
-# On request, and without the report: the cases under `sweep`, and all cases with `more_seeds`.
+# On request, without the report: the cases under `sweep`, and all cases with `more_seeds`.
 if SWEPT:
 
     rule sweep:

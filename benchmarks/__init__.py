@@ -1,1 +1,1 @@
-"""Speed against peers from PyPI and against the machine's own limits: ``make bench`` or ``python -m benchmarks``."""
+"""Benchmarks against peers from PyPI and the machine's own limits: ``make bench`` or ``python -m benchmarks``."""

@@ -1,8 +1,8 @@
 """Run the benchmark and write its results.
 
-python -m benchmarks                       everything, an hour or more on two cores
-python -m benchmarks --tasks pretrain      one comparison
-python -m benchmarks --tiny                a small model, to see that it works
+python -m benchmarks                       all tasks, an hour or more on two cores
+python -m benchmarks --tasks pretrain      one task
+python -m benchmarks --tiny                a small model, to check that it works
 """
 
 import argparse
@@ -42,15 +42,15 @@ SCALED = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument("--tasks", nargs="+", choices=(*COMPARED, *MORE), help="default: all")
-    parser.add_argument("--blocks", type=int, default=5, help="timed blocks of each contestant (default: 5)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of a block, about (default: 4)")
-    parser.add_argument("--tiny", action="store_true", help="a small model, in a minute or two")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the results")
+    parser.add_argument("--blocks", type=int, default=5, help="timed blocks per contestant (default: 5)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="approximate seconds per block (default: 4)")
+    parser.add_argument("--tiny", action="store_true", help="use a small model; takes a minute or two")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
     words = parser.parse_args()
     tasks = words.tasks or [*COMPARED, *MORE]
     shape = TINY if words.tiny else VIT_T2
     path = words.out / (machine_name() + "-tiny" * words.tiny)
-    # A part that runs again takes its place among the parts that are there.
+    # A part that runs again replaces its earlier results; other parts stay.
     content = results.read_json(path.with_suffix(".json")) if path.with_suffix(".json").exists() else {"parts": {}}
     for task in tasks:
         print(f"== {task}", flush=True)
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def contestants(task: str, shape: Shape, tiny: bool) -> Iterator[Contestant | str]:
-    """Who takes turns in one part of the benchmark: the machine's limits first."""
+    """The contestants of one part of the benchmark, after the machine's limits."""
     precisions = multiplied()
     yield from (f"{precision} matrix product" for precision in precisions)
     yield "memory copy"
@@ -90,9 +90,9 @@ def contestants(task: str, shape: Shape, tiny: bool) -> Iterator[Contestant | st
 
 
 def multiplied() -> tuple[str, ...]:
-    """The precisions that take part, the fastest first: bfloat16 only where ``precision: auto`` takes it.
+    """The precisions to measure, the fastest first: bfloat16 only where ``precision: auto`` chooses it.
 
-    A CPU without it emulates it, hundreds of times slower than float32 (LOG.md): no step would end in time.
+    A CPU without bfloat16 emulates it hundreds of times slower than float32 (LOG.md): a step would take too long.
     """
     fastest = devices.choose_precision("auto", devices.choose_device())
     return ("bfloat16", "float32") if fastest == torch.bfloat16 else ("float32",)
@@ -109,9 +109,9 @@ def as_plain(timing: Timing) -> dict[str, Any]:
 
 
 def training_flops(who: Contestant) -> int:
-    """FLOPs of the model that an image costs: forward, and twice as much backward where it trains.
+    """The model's FLOPs per image: the forward pass, plus twice as much for the backward pass when training.
 
-    The same for every contestant, whatever it computes beyond or spares: the published model predicts all patches.
+    They are the same for every contestant, whatever it adds or skips: the published model predicts all patches.
     """
     shape = {k: v for k, v in dataclasses.asdict(who.shape).items() if k not in ("image_size", "batch_size")}
     shape |= {"decoder_width": who.shape.width, "decoder_heads": who.shape.heads}
@@ -128,7 +128,7 @@ def sized(kind: type[RunParameters], who: Contestant, values: dict[str, Any]) ->
 
 
 def mask_seconds(shape: Shape, batch: int = 4096, repeats: int = 5) -> dict[str, Any]:
-    """Time to sample the masks of a batch, by strategy."""
+    """Median time in seconds to sample the masks of a batch, per strategy."""
     device, grid_size = devices.choose_device(), shape.image_size // shape.patch_size
     found: dict[str, Any] = {"batch": batch}
     for strategy in STRATEGIES:
@@ -142,7 +142,7 @@ def mask_seconds(shape: Shape, batch: int = 4096, repeats: int = 5) -> dict[str,
 
 
 def about() -> dict[str, Any]:
-    """The machine and the versions, for the reader of the results."""
+    """The machine and the package versions of the results."""
     packages, device = ("torch", "transformers", "lightly", "timm"), devices.choose_device()
     return {
         **provenance.commit(),
@@ -154,13 +154,13 @@ def about() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Which of the processors of one name this is, where Linux tells it: ``family 25, model 1``."""
+    """Family and model, which distinguish processors of the same name, on Linux: ``family 25, model 1``."""
     family, model = devices.cpu_fact("cpu family"), devices.cpu_fact("model")
     return f"family {family}, model {model}" if family and model else ""
 
 
 def machine_name() -> str:
-    """A file name for this machine's results; processors of one name differ in age and in what they multiply."""
+    """A file name for this machine's results; processors of the same name can differ in age and instructions."""
     device = devices.choose_device()
     name = devices.describe(device)
     if device.type == "cpu":

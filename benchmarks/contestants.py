@@ -1,9 +1,9 @@
 """The contestants: one training step of each model, as its users would write it.
 
-Every contestant is given the same: images as uint8 in memory, a batch of random indices, the same width, depth, patch
-and batch. Ours takes the steps that the notebooks take; a peer gets the plainest loop around its own model and loss
-(no data loader, and no augmentation, where ours crops and flips), with the optimizer's fused step, and otherwise as it
-comes. A tuned peer is given what of ours a line or two can switch on: see :func:`tune`. lightly has no classifier of its
+All contestants use uint8 images in memory, random batch indices, and the same width, depth, patch size and batch size.
+Ours runs the training steps of the notebooks. A peer runs a minimal loop around its own model and loss, with a fused
+optimizer step and otherwise default settings; it has no data loader and no augmentation, whereas ours crops and flips.
+A tuned peer also uses those of our settings that take a line or two: see :func:`tune`. lightly has no classifier of its
 own; it fine-tunes timm's.
 
 Shapes: B batch, C = 3 colours, H = W pixels.
@@ -33,13 +33,13 @@ from mae_core.training.plan import choose_plan
 from mae_core.training.replicas import Replicas
 
 N_IMAGES = 4096  # in memory; steps draw their batches from these
-EPOCH_STEPS = 16  # of the task "epoch": what starts and ends an epoch weighs a tenth of it at 4, and CIFAR-10 has 390
+EPOCH_STEPS = 16  # of the task "epoch": with 4, starting and ending an epoch takes a tenth of it; CIFAR-10 has 390
 MLP_RATIO = 4
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and a batch; the defaults are the report's ViT-T/2."""
+    """Sizes of a model, its images (pixels) and a batch; the defaults are the report's ViT-T/2."""
 
     image_size: int = 32
     patch_size: int = 2
@@ -52,7 +52,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Contestant:
-    """Who runs what, and how."""
+    """An implementation, its task and its settings."""
 
     name: str  # ours, transformers, lightly
     task: str  # pretrain, mask tokens, finetune, evaluate, epoch, steps alone
@@ -61,7 +61,7 @@ class Contestant:
     shape: Shape = Shape()
     threads: int = 0
     device: str = "auto"
-    tuned: bool = False  # of a peer: with what :func:`tune` does
+    tuned: bool = False  # a peer, after :func:`tune`
 
     @property
     def label(self) -> str:
@@ -69,7 +69,7 @@ class Contestant:
 
 
 def build(contestant: Contestant) -> Callable[[], object]:
-    """A function that takes one step of ``contestant`` (evaluates one batch, trains for one epoch)."""
+    """Return a function that runs one step of ``contestant`` (or evaluates one batch, or trains for one epoch)."""
     torch.manual_seed(0)
     device = devices.choose_device(contestant.device)
     data = Split(
@@ -85,7 +85,7 @@ def build(contestant: Contestant) -> Callable[[], object]:
 
 
 def parameters(contestant: Contestant) -> Any:
-    """Ours, as the notebooks would run it."""
+    """Parameters of ours, as the notebooks would set them."""
     kind = FinetuneParameters if contestant.task in ("finetune", "evaluate") else PretrainParameters
 
     shape = dataclasses.asdict(contestant.shape)
@@ -99,7 +99,7 @@ def parameters(contestant: Contestant) -> Any:
 
 
 def of_size(kind: type[RunParameters], image_size: int) -> Any:
-    """Parameters with images of that side; the notebooks' are always 32 pixels, as their data sets' are."""
+    """A parameter class for images of this side in pixels; the notebooks always use their data sets' 32 pixels."""
     return pydantic.create_model("Sized", __base__=kind, image_size=(int, image_size))
 
 
@@ -120,7 +120,7 @@ def ours(contestant: Contestant, data: Split, device: torch.device) -> Callable[
         some = Split(data.images_nCHW[:size], data.labels_n[:size], data.classes)
 
         def epoch() -> None:
-            with tempfile.TemporaryDirectory() as folder:  # a new one, where no checkpoint says that all is done
+            with tempfile.TemporaryDirectory() as folder:  # a new one has no checkpoint of a finished run
                 loop.fit(model, objective, some, once, Path(folder), device)
 
         return epoch
@@ -167,10 +167,10 @@ def peer(contestant: Contestant, data: Split, device: torch.device) -> Callable[
 
 
 def tune(model: nn.Module, peer: Contestant) -> None:
-    """Give a peer what of ours its users can switch on.
+    """Give a peer those of our settings that its users can enable.
 
-    The allocator keeps freed memory (glibc's alone); on a CPU, attention that trains is explicit (with a softmax in float32
-    in transformers); a model that does not train is as a whole in the precision of the products.
+    The allocator keeps freed memory (glibc only). Training on a CPU uses explicit attention (transformers computes its
+    softmax in float32). Evaluation casts the whole model to the precision of the matrix products.
     """
     devices.set_up()
     if peer.task == "evaluate":
@@ -178,14 +178,14 @@ def tune(model: nn.Module, peer: Contestant) -> None:
     elif devices.choose_device(peer.device).type == "cpu":
         module: Any
         for module in model.modules():
-            if hasattr(module, "config"):  # of transformers, whose decoder has one of its own
+            if hasattr(module, "config"):  # transformers; its decoder has a separate config
                 module.config._attn_implementation = "eager"
-            if hasattr(module, "fused_attn"):  # of timm
+            if hasattr(module, "fused_attn"):  # timm
                 module.fused_attn = False
 
 
 class TransformersMAE(nn.Module):
-    """``transformers.ViTMAEForPreTraining``: its loss."""
+    """The loss of ``transformers.ViTMAEForPreTraining``."""
 
     def __init__(self, shape: Shape):
         super().__init__()
@@ -206,7 +206,7 @@ class TransformersMAE(nn.Module):
 
 
 class TransformersClassifier(nn.Module):
-    """``transformers.ViTForImageClassification``: its class scores."""
+    """The class scores of ``transformers.ViTForImageClassification``."""
 
     def __init__(self, shape: Shape):
         super().__init__()
@@ -234,7 +234,7 @@ def timm_vit(shape: Shape, n_classes: int) -> nn.Module:
 
 
 class LightlyMAE(nn.Module):
-    """lightly's parts of an MAE, put together as its documentation shows: its loss."""
+    """The loss of an MAE built from lightly's modules, as its documentation shows."""
 
     def __init__(self, shape: Shape):
         super().__init__()

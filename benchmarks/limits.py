@@ -1,6 +1,6 @@
-"""The machine's yardsticks: products of large square matrices, and copying memory.
+"""The machine's limits: products of large square matrices, and memory copies.
 
-Other shapes can be faster by up to a fifth (LOG.md): a share of them is a measure of a machine's use, not of what is left.
+Other shapes can be up to a fifth faster (LOG.md): a share of a limit measures utilization, not the possible speed-up.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ SIDE = 4096
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit's unit, a function that builds its step, and how many units a step is."""
+    """A limit's unit, a function that builds its step, and the number of units per step."""
 
     unit: str
     build: Callable[[], Callable[[], object]]
@@ -33,7 +33,7 @@ def product(precision: torch.dtype) -> Callable[[], Callable[[], object]]:
 
 
 def copy() -> Callable[[], object]:
-    source = torch.randn(64 << 20, device=devices.choose_device())  # 256 MiB: no cache holds it
+    source = torch.randn(64 << 20, device=devices.choose_device())  # 256 MiB: larger than any cache
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
 

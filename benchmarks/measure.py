@@ -1,7 +1,7 @@
-"""Turns: every contestant lives in a process of its own and runs only when it is told to, while all others wait.
+"""Timing in turns: every contestant has its own process and runs only on request, while all others wait.
 
-So each has its own allocator, threads and compiled code, its peak memory is its own, and a slow spell of the machine
-that lasts longer than a round meets all of them.
+Each therefore has its own allocator, threads, compiled code and peak memory, and a slow period of the machine that
+lasts longer than a round affects all of them.
 """
 
 import ctypes
@@ -28,14 +28,14 @@ processes = multiprocessing.get_context("spawn")
 
 @dataclass
 class Timing:
-    """What was measured of one contestant.
+    """The measurements of one contestant.
 
     Attributes:
         who: the contestant, or the name of a limit.
-        unit: of the rates.
-        rates: one a block: units a second.
-        first_seconds: of the first step, which compiles, warms up and fills caches; not among the rates.
-        peak_bytes: the most memory that its process held, all in all (on CUDA: on the device).
+        unit: unit of the rates.
+        rates: units per second, one for each block.
+        first_seconds: duration of the first step, which compiles, warms up and fills caches; not in the rates.
+        peak_bytes: peak memory of its process in bytes (on CUDA: of the device).
     """
 
     who: Contestant | str
@@ -57,17 +57,17 @@ def synchronize() -> None:
 
 
 def release() -> None:
-    """Give back what the allocator keeps: the contestants who wait should not hold the memory of the one who runs."""
+    """Return the allocator's free memory to the system: waiting contestants should not hold it."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU C library
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # GNU C library only
     if trim:
         trim(0)
 
 
 def serve(who: Contestant | str, seconds: float, connection: Connection) -> None:
-    """What a contestant's process does: build, take a first step, then a block of steps each time it is asked."""
+    """Run a contestant's process: build it, run a first step, then one block of steps per request."""
     warnings.filterwarnings("ignore")
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a pool of compilers would stay, and hold memory
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a pool of compile workers would stay and hold memory
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
     try:
         began = time.perf_counter()
@@ -85,12 +85,12 @@ def serve(who: Contestant | str, seconds: float, connection: Connection) -> None
         release()
         connection.send(first - began)
         while connection.recv():
-            step()  # not timed: it gets back the memory that was released
+            step()  # not timed: it allocates the released memory again
             synchronize()
             began = time.perf_counter()
             for _ in range(n_steps):
                 step()
-            synchronize()  # a GPU is waited for once a block, not at every step
+            synchronize()  # wait for the GPU once per block, not after every step
             rate = n_steps * per_step / (time.perf_counter() - began)
             release()
             connection.send(rate)
@@ -102,16 +102,16 @@ def serve(who: Contestant | str, seconds: float, connection: Connection) -> None
 def take_turns(
     whos: list[Contestant | str], blocks: int, seconds: float, tell: Callable[[str], None] = print
 ) -> list[Timing]:
-    """Time all contestants in one run, in turns.
+    """Time all contestants in turns, in one run.
 
     Args:
         whos: contestants and names of limits.
-        blocks: timed blocks of each; the order is turned round from round to round.
-        seconds: length of a block, about, and one step at least.
-        tell: gets a line of progress.
+        blocks: number of timed blocks per contestant; every second round runs in reverse order.
+        seconds: approximate length of a block in seconds; a block has at least one step.
+        tell: receives lines of progress.
 
     Raises:
-        RuntimeError: if a contestant fails, naming it.
+        RuntimeError: if a contestant fails; the message names it.
     """
     timings: list[Timing] = []
     connections: list[Connection] = []
@@ -123,7 +123,7 @@ def take_turns(
         try:
             answer = connections[index].recv()
         except EOFError:
-            answer = RuntimeError("its process ended; for lack of memory?")
+            answer = RuntimeError("its process ended, possibly out of memory")
         if isinstance(answer, Exception):
             raise RuntimeError(f"{whos[index]} failed: {answer}")
         return answer
@@ -133,7 +133,7 @@ def take_turns(
             here, there = processes.Pipe()
             child = processes.Process(target=serve, args=(who, seconds, there), daemon=True)
             child.start()
-            there.close()  # so that the end of the process is noticed
+            there.close()  # so that ``recv`` notices when the process ends
             connections.append(here)
             children.append(child)
             unit = limits.LIMITS[who].unit if isinstance(who, str) else "images"
@@ -149,5 +149,5 @@ def take_turns(
     finally:
         for child in children:
             child.kill()
-            child.join()  # its memory is free for those who come next
+            child.join()  # frees its memory for the next part
     return timings

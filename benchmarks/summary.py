@@ -1,4 +1,4 @@
-"""The benchmark's results as JSON, as a table and as a figure, all from the same content."""
+"""The benchmark's results as JSON, tables and a figure, all from the same content."""
 
 import statistics
 from pathlib import Path
@@ -18,7 +18,7 @@ OURS, PEER = COLOURS[0], "#c9c4bb"
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write ``path`` with the suffixes .json, .md and .svg."""
+    """Write ``content`` to ``path`` with the suffixes .json, .md and .svg."""
     results.write_json(path.with_suffix(".json"), content)
     with results.whole(path.with_suffix(".md")) as temporary:
         temporary.write_text(markdown(content), encoding="utf-8")
@@ -28,7 +28,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """The tables, as Markdown: an overview, then all that was timed."""
+    """The tables as Markdown: an overview, then all measurements."""
     lines = [*overview(content), ""]
     for task, title in TITLES.items():
         if task in content["parts"]:
@@ -52,7 +52,7 @@ def limit(part: dict[str, Any], name: str) -> float:
 
 
 def share(timing: dict[str, Any], part: dict[str, Any]) -> float:
-    """What part of the machine's matrix products, in its precision, the model's FLOPs take up."""
+    """The model's FLOP rate as a share of the machine's matrix-product rate in the same precision."""
     return timing["flops_per_image"] * timing["median"] / limit(part, f"{timing['precision']} matrix product")
 
 
@@ -61,13 +61,13 @@ def spread(timing: dict[str, Any]) -> str:
 
 
 def block_by_block(ours: dict[str, Any], other: dict[str, Any]) -> str:
-    """The median of the ratios of the blocks that ran in the same turn, with the least and the most of them."""
+    """The median, minimum and maximum of the ratios between blocks of the same round."""
     ratios = [a / b for a, b in zip(ours["rates"], other["rates"], strict=True)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} – {max(ratios):.2f})"
 
 
 def comparison(part: dict[str, Any]) -> list[str]:
-    """A row per contestant, fastest first."""
+    """One row per contestant, fastest first."""
     own = max((timing for timing in racers(part) if timing["name"] == "ours"), key=lambda timing: timing["median"])
     ours = own["median"]
     batch = racers(part)[0]["shape"]["batch_size"]
@@ -87,7 +87,7 @@ def comparison(part: dict[str, Any]) -> list[str]:
 
 
 def overview(content: dict[str, Any]) -> list[str]:
-    """A row per comparison: the fastest mode of ours, that of the peers, and transformers in float32 as it comes."""
+    """One row per comparison: our fastest mode, the fastest peer, and transformers in eager float32."""
     rows = [
         "| images/s | ours | of the limit | best peer | ours ÷ it | transformers, float32 | ours ÷ it |",
         "|---|---|---|---|---|---|---|",
@@ -126,7 +126,7 @@ def limits_sentence(part: dict[str, Any]) -> str:
 
 
 def tuned(part: dict[str, Any]) -> list[str]:
-    """A row per comparison: ours, and each peer with what of ours its users can switch on; a dash for one not timed."""
+    """One row per comparison: ours, and each peer after ``tune``; a dash for a peer that was not timed."""
     peers = list(dict.fromkeys(timing["name"] for timing in racers(part) if timing["name"] != "ours"))
     heads = [f"{name}, tuned | ours ÷ it | by blocks" for name in peers]
     rows = [f"| images/s | ours | {' | '.join(heads)} |", "|---|---|" + "---|---|---|" * len(peers)]
@@ -183,7 +183,7 @@ def scaling(part: dict[str, Any]) -> list[str]:
 
 @styled
 def figure(content: dict[str, Any]) -> Figure:
-    """A panel per task: a bar per contestant, with all its blocks as dots."""
+    """One panel per task: a bar per contestant for the median, with its blocks as ticks."""
     tasks = [task for task in TITLES if task in content["parts"]]
     heights = [len(racers(content["parts"][task])) for task in tasks]
     drawn = new_figure(7, 0.9 + 0.27 * sum(heights))

@@ -1,10 +1,9 @@
-"""Masked autoencoders on small images: the model, the maskings, the training, the evidence."""
+"""Masked autoencoders on small images: model, masking, training and evaluation."""
 
 from importlib import import_module
 from typing import Any
 
-# Where each name lives. A module is loaded with the first use of a name of it: what only plans or reports does not wait
-# for torch.
+# The module of each name, imported on first use: planning and reporting do not wait for torch.
 HOMES = {
     "Classifier": "model.mae",
     "FinetuneParameters": "study.parameters",

@@ -1,4 +1,4 @@
-"""The console command ``mae-core``, which is also ``python -m mae_core``."""
+"""The console command ``mae-core``, also available as ``python -m mae_core``."""
 
 import argparse
 import io
@@ -18,7 +18,7 @@ EPILOG = """examples:
 
 
 def parameters(words: argparse.Namespace) -> int:
-    """Print the parameters of one run of a study, as YAML for papermill's option -f."""
+    """Print the parameters of one run of a study as YAML, for papermill's option -f."""
     import yaml
 
     from mae_core.study.study import Study
@@ -29,19 +29,19 @@ def parameters(words: argparse.Namespace) -> int:
 
 
 def render(words: argparse.Namespace) -> int:
-    """Print a study's report as HTML and PDF, from its folder of results or from its executed report notebook."""
+    """Create a study's report as HTML and PDF, from its results folder or its executed report notebook."""
     from mae_core.report.export import write_report, write_report_of_results
 
     write = write_report_of_results if words.results.is_dir() else write_report
     write(words.results, words.folder)
-    print(f"the report: {words.folder / 'index.html'} and {words.folder / 'report.pdf'}")
+    print(f"report: {words.folder / 'index.html'} and {words.folder / 'report.pdf'}")
     return 0
 
 
 def reproduce(words: argparse.Namespace) -> int:
-    """Run a published run again, at its commit, and say whether it gives the same weights.
+    """Repeat a published run at its commit, and report whether it gives the same weights.
 
-    The exit code is 0 if the weights are the same bit for bit, and 3 if not.
+    The exit code is 0 if the weights are identical bit for bit, and 3 if not.
     """
     from mae_core.study.reproduce import reproduce
 
@@ -49,7 +49,7 @@ def reproduce(words: argparse.Namespace) -> int:
 
 
 def recover(words: argparse.Namespace) -> int:
-    """After a kill -9 of Snakemake: end the processes that it left running, and remove its lock."""
+    """After a kill -9 of Snakemake, end the processes that it left running and remove its lock."""
     from mae_core.study.recover import recover
 
     recover(words.study, Path.cwd())
@@ -57,7 +57,7 @@ def recover(words: argparse.Namespace) -> int:
 
 
 def schema(words: argparse.Namespace) -> int:
-    """Print the JSON Schema of study files, as it stands in params/study.schema.json."""
+    """Print the JSON Schema of study files, as saved in params/study.schema.json."""
     from mae_core.study.schema import schema
 
     print(json.dumps(schema(), indent=1, ensure_ascii=False))
@@ -73,7 +73,7 @@ COMMANDS: dict[Callable[[argparse.Namespace], int], dict[str, dict]] = {
     },
     render: {
         "results": {"help": "outputs/<study>, or outputs/<study>/report.ipynb", "type": Path},
-        "folder": {"help": "where index.html and report.pdf go, such as report/<study>", "type": Path},
+        "folder": {"help": "folder for index.html and report.pdf, such as report/<study>", "type": Path},
     },
     reproduce: {
         "provenance": {"help": "outputs/<study>/<case>/seed<k>/<stage>/provenance.json", "type": Path},
@@ -86,7 +86,7 @@ COMMANDS: dict[Callable[[argparse.Namespace], int], dict[str, dict]] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Read the command line and do what it says; an error that explains itself is printed without a traceback."""
+    """Run the command line; an :class:`~mae_core.errors.Explained` error is printed without a traceback."""
     parser = argparse.ArgumentParser(
         prog="mae-core",
         description="Masked autoencoders on small images: a reproducible study.",
@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     words = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # in a locale that lacks a sign
+            stream.reconfigure(errors="replace")  # for a locale that cannot encode a character
     try:
         sys.exit(words.command(words))
     except Explained as error:

@@ -1,4 +1,4 @@
-"""Live reconstructions for the explore notebook: a trained model, an image, a mask, and the picture of all three."""
+"""Live reconstructions for the explore notebook: a trained model reconstructs a masked image."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,26 +23,26 @@ from mae_core.training.runs import pretrain
 
 
 class ExploreParameters(Parameters):
-    """What to look at."""
+    """The model and the images to explore."""
 
-    weights: str = Field("", description="path of pre-trained weights (.safetensors); empty: train a small model here")
-    dataset: Dataset = Field("shapes", description="images to look at")
-    data_dir: str = Field("data", description="folder that holds the data set")
-    epochs: int = Field(2, description="of the small model's training, where it is needed", ge=1, le=1000)
-    device: Device = Field("auto", description="auto: cuda, else mps, else cpu")
+    weights: str = Field("", description="path of pre-trained weights (.safetensors); empty: train a small model")
+    dataset: Dataset = Field("shapes", description="data set of the images to show")
+    data_dir: str = Field("data", description="folder that contains the data set")
+    epochs: int = Field(2, description="training epochs of the small model, if weights is empty", ge=1, le=1000)
+    device: Device = Field("auto", description="where to compute; auto: cuda if available, else mps, else cpu")
 
     def check_together(self) -> None:
         check_data_dir(self.dataset, self.data_dir)
 
 
 def open_model(run: ExploreParameters) -> tuple[MaskedAutoencoder, PretrainParameters]:
-    """The pre-trained model in ``run.weights``, or a small one trained here and now on the chosen images.
+    """Open the pre-trained model in ``run.weights``, or train a small one on the chosen images.
 
     Returns:
         The model, on the device, and the parameters it was trained with.
 
     Raises:
-        ParameterError: if there is no such file, or it holds no pre-trained model of this package.
+        ParameterError: if the file does not exist, or contains no pre-trained model of this package.
     """
     if not run.weights:
         trained = PretrainParameters(
@@ -59,36 +59,36 @@ def open_model(run: ExploreParameters) -> tuple[MaskedAutoencoder, PretrainParam
         model = MaskedAutoencoder(trained.model)
         model.load_state_dict(tensors)
     except (ValueError, RuntimeError) as error:
-        raise ParameterError(f"weights is {run.weights!r}: it cannot be opened here ({error})") from error
+        raise ParameterError(f"weights is {run.weights!r}: it cannot be opened ({error})") from error
     return model.to(device).eval(), trained.model_copy(update={"device": run.device})
 
 
 @dataclass(frozen=True)
 class Painter:
-    """Draws what a model paints into hidden patches."""
+    """Draws a model's reconstructions of masked patches."""
 
     model: MaskedAutoencoder
     trained: PretrainParameters
     images: Split
 
     def paint(self, image: int, strategy: str, ratio: float, seed: int) -> Figure:
-        """Masked, reconstructed, original, side by side.
+        """Draw the masked, the reconstructed and the original image side by side.
 
         Args:
-            image: index into the images.
+            image: index of the image.
             strategy: ``random``, ``block`` or ``grid``.
-            ratio: share of patches to hide; grid masks have one ratio, 0.75, whatever is asked.
-            seed: of the mask.
+            ratio: fraction of patches to mask; ``grid`` always uses 0.75.
+            seed: seed of the mask.
         """
         return image_rows(
             [("", self.rows(image, strategy, ratio, seed))], titles=["masked", "reconstructed", "original"]
         )
 
     def follow(self, controls: dict[str, Widget]) -> Image:
-        """:meth:`paint` as a widget that follows controls.
+        """Return a widget that shows :meth:`paint` and updates when a control changes.
 
-        An image widget, and no output widget (``interactive_output``): nbclient, and with it papermill, answers what an
-        output widget captures while it waits for the cell's end, and can then wait forever
+        It is an image widget, not an output widget (``interactive_output``): nbclient, which papermill uses, handles
+        what an output widget captures while it waits for the cell to end, and can then wait forever
         (https://github.com/jupyter/nbclient/issues/312).
 
         Args:
@@ -106,7 +106,7 @@ class Painter:
         return picture
 
     def comparison(self, image: int, seed: int = 0) -> Figure:
-        """One image under the three maskings at 75 %: a column each."""
+        """Draw one image under the three masking strategies at 75 %, one column each."""
         columns = [self.rows(image, strategy, 0.75, seed) for strategy in ("random", "block", "grid")]
         rows = [
             (name, [column[i] for column in columns]) for i, name in enumerate(("masked", "reconstructed", "original"))
@@ -114,7 +114,7 @@ class Painter:
         return image_rows(rows, titles=["random", "block", "grid"])
 
     def rows(self, image: int, strategy: str, ratio: float, seed: int) -> list:
-        """The three pictures as arrays_HWC, uint8."""
+        """The masked, reconstructed and original image as arrays_HWC, uint8."""
         ratio = 0.75 if strategy == "grid" else ratio
         device = next(self.model.parameters()).device
         generator = torch.Generator(device).manual_seed(seed)

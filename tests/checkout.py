@@ -1,4 +1,4 @@
-"""A copy of the project with a small study of its own, for tests of whole studies."""
+"""A copy of the project with its own small study, for tests of whole studies."""
 
 import os
 import re
@@ -23,7 +23,7 @@ STUDY = {
 
 
 class Checkout:
-    """A copy of the project's files, with a study of its own."""
+    """A copy of the project's files with its own study."""
 
     def __init__(self, folder, shapes_dir, study):
         self.folder, self.name = folder, study["study"]
@@ -42,14 +42,14 @@ class Checkout:
         )
 
     def command(self, *words):
-        """The words and the environment of a Snakemake on this study."""
+        """The command and the environment that run Snakemake on this study."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         env = {**os.environ, "PATH": path, "PYTHONPATH": str(self.folder)}
         given = ["--cores", "2", "--rerun-incomplete", *words, "--configfile", f"params/{self.name}.yaml"]
         return [sys.executable, "-m", "snakemake", *given], {"cwd": self.folder, "env": env}
 
     def start(self, *words):
-        """A Snakemake in the background."""
+        """Start Snakemake in the background."""
         command, where = self.command(*words)
         return subprocess.Popen(command, **where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -60,7 +60,7 @@ class Checkout:
         return done.stdout + done.stderr
 
     def planned(self, *words):
-        """What a dry run would do: ``{rule: [its outputs' cases]}``."""
+        """The jobs of a dry run: ``{rule: {cases of its outputs}}``."""
         told = self.snakemake("-n", *words)
         jobs = re.findall(r"(?:local)?rule (\w+):\n(.*?)(?=\n\n|\n\[|\Z)", told, re.S)
         plan = {}

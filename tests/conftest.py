@@ -12,7 +12,7 @@ TINY = {"width": 24, "depth": 1, "decoder_width": 24, "train_images": 512, "epoc
 
 
 def pytest_collection_modifyitems(items):
-    """The files of long tests first: two workers that share the files then end at nearly the same time."""
+    """Run the files with long tests first: two workers that share the files then finish at nearly the same time."""
     items.sort(
         key=lambda item: item.path.stem not in ("test_notebooks", "test_reproduce", "test_survival", "test_workflow")
     )
@@ -25,7 +25,7 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def shapes_dir(tmp_path_factory):
-    """A folder with the drawn data set."""
+    """A folder with the synthetic data set."""
     from mae_core.data.images import load
 
     folder = tmp_path_factory.mktemp("shapes")
@@ -35,7 +35,7 @@ def shapes_dir(tmp_path_factory):
 
 @pytest.fixture
 def draws_few(monkeypatch):
-    """The data set is drawn with fewer images: 2,000 for training, 400 for tests."""
+    """Draw the synthetic data set with fewer images: 2,000 for training, 400 for testing."""
     from mae_core.data.shapes import Shapes
 
     monkeypatch.setattr(Shapes, "images_per_batch", 400)
@@ -43,7 +43,7 @@ def draws_few(monkeypatch):
 
 @pytest.fixture(scope="session")
 def few_shapes_dir(tmp_path_factory):
-    """A folder with fewer of them: in a run of a second, most of it would go into reading and evaluating the whole."""
+    """A folder with fewer images: reading and evaluating all of them would dominate a run of one second."""
     from mae_core.data.images import load
     from mae_core.data.shapes import Shapes
 
@@ -56,19 +56,19 @@ def few_shapes_dir(tmp_path_factory):
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch, few_shapes_dir):
-    """Parameters of a run that takes half a second; results go below a temporary folder."""
+    """Parameters of a run that takes half a second; results go to a temporary folder."""
     monkeypatch.chdir(tmp_path)
     return {**TINY, "data_dir": str(few_shapes_dir)}
 
 
 @pytest.fixture(scope="session")
 def cifar10_dir():
-    """A folder with CIFAR-10, or a skip that says why."""
+    """A folder with CIFAR-10; skips the test with a reason if there is none."""
     from mae_core.data.cifar import alone
 
     folder = ROOT / "data"
     with alone(folder / ".unpack.lock"):
-        if not (folder / "cifar-10-batches-py" / "batches.meta").exists():  # the last that is written
+        if not (folder / "cifar-10-batches-py" / "batches.meta").exists():  # the last file that is written
             if not UNPACK.exists():
                 pytest.skip("CIFAR-10 is not in data/, and there is no ../shared/data to unpack it from")
             subprocess.run([sys.executable, UNPACK, folder], check=True)
@@ -77,7 +77,7 @@ def cifar10_dir():
 
 @pytest.fixture(scope="session")
 def vitmae():
-    """transformers' ViTMAE at a small size, with the settings of its configuration."""
+    """A function that builds a small ViTMAE of transformers, with more settings of its configuration."""
     if importlib.util.find_spec("transformers") is None:
         pytest.skip("transformers is not installed: pip install -e '.[dev]'")
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
@@ -96,7 +96,7 @@ def vitmae():
         model = ViTMAEForPreTraining(config)
         positions = model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed
         for done in (*positions, model.vit.embeddings.patch_embeddings.projection):
-            done._is_hf_initialized = False  # transformers 5 leaves positions at zero unless asked again
+            done._is_hf_initialized = False  # otherwise transformers 5 leaves positions at zero
         model.vit.embeddings.initialize_weights()
         model.decoder.initialize_weights(64)
         assert all(fixed.any() for fixed in positions)

@@ -1,4 +1,4 @@
-"""A finished study with numbers of our choosing, written as training.py writes it."""
+"""A finished study with chosen numbers, in the file format of real runs."""
 
 import torch
 
@@ -27,7 +27,7 @@ WOBBLE = (0.0, 0.03, -0.02)
 
 
 def write(study="fake", seeds=(0,), skip=(), cases=CASES | SWEEP, accuracy=ACCURACY, classes=tuple("abcdefghij")):
-    """Write ``outputs/<study>`` below the working folder."""
+    """Write ``outputs/<study>`` in the working folder."""
     for index, (case, masks) in enumerate(cases.items()):
         for seed in seeds:
             if (case, seed) in skip or case in skip:

@@ -1,8 +1,8 @@
-"""Ten minutes of faults: ``make soak`` or ``python tests/soak.py --minutes 10``.
+"""Inject faults for ten minutes: ``make soak`` or ``python tests/soak.py --minutes 10``.
 
-One run after another is pre-trained while it is killed at random instants, started twice at once, given a full disk,
-or has its newest checkpoint damaged; each must end with the bits of an undisturbed run. Beside it, whole studies lose
-their Snakemake and are recovered. The last lines count what was done and what was lost.
+Pre-train one run after another. Kill it at random times, start it twice at once, fill its disk, or damage its newest
+checkpoint; its final weights and curves must be bit for bit those of an undisturbed run. Between these runs, kill the
+Snakemake of a whole study and recover the study. The last lines count the faults and list what was lost.
 """
 
 import argparse
@@ -44,7 +44,7 @@ processes.set_forkserver_preload(["mae_core.training.runs"])
 
 
 def train(run: PretrainParameters, folder: Path, limit: int) -> None:
-    """What a child does; with a limit, no file may grow beyond so many bytes, as on a full disk."""
+    """Train in a child process; with a ``limit`` in bytes, no file may grow beyond it, as on a full disk."""
     os.chdir(folder)
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
     if limit:
@@ -72,7 +72,7 @@ def outcome(folder: Path, run: PretrainParameters) -> str:
 
 
 class Soak:
-    """The faults, counted."""
+    """Injects faults, counts them, and records what was lost."""
 
     def __init__(self, folder: Path, seed: int):
         self.folder, self.chance = folder, random.Random(seed)
@@ -84,7 +84,7 @@ class Soak:
         self.expected = outcome(folder, self.whole)
 
     def one_run(self) -> None:
-        """Disturb a run until it has had its share of faults, let it end, and compare."""
+        """Disturb a run several times, let it finish, and compare."""
         self.runs += 1
         run = PretrainParameters.check({**VALUES, "case": f"run-{self.runs}"})
         folder = self.folder / run.folder / "pretrain"
@@ -102,10 +102,10 @@ class Soak:
             if fault == "twice":
                 second = start(run, self.folder)
                 second.join()
-                self.expect(second.exitcode == BUSY, f"a second start ended with {second.exitcode}")
+                self.expect(second.exitcode == BUSY, f"a second start exited with {second.exitcode}")
             if fault == "full disk":
                 child.join()
-                self.expect(child.exitcode == FULL, f"a full disk ended with {child.exitcode}")
+                self.expect(child.exitcode == FULL, f"a run on a full disk exited with {child.exitcode}")
             else:
                 time.sleep(self.chance.uniform(0, 0.2))
                 child.kill()
@@ -120,14 +120,14 @@ class Soak:
             self.injected[fault] += 1
         child = start(run, self.folder)
         child.join()
-        self.expect(child.exitcode == 0, f"run {self.runs} ended with {child.exitcode}")
+        self.expect(child.exitcode == 0, f"run {self.runs} exited with {child.exitcode}")
         self.expect(
-            child.exitcode == 0 and outcome(self.folder, run) == self.expected, f"run {self.runs} has other weights"
+            child.exitcode == 0 and outcome(self.folder, run) == self.expected, f"run {self.runs} has different weights"
         )
         shutil.rmtree(self.folder / run.folder.parent, ignore_errors=True)
 
     def one_study(self) -> None:
-        """Kill a study's Snakemake, start it twice, recover it, and let it end."""
+        """Start a study twice, kill its Snakemake, recover it, and let it finish."""
         place = self.folder / "study"
         shutil.rmtree(place, ignore_errors=True)
         checkout = Checkout(place, self.folder / "data", STUDY)
@@ -142,12 +142,12 @@ class Soak:
             second = subprocess.run(words, **quiet)
             self.expect(second.returncode != 0, "two studies ran at once")
             self.injected["second study"] += 1
-            self.expect(subprocess.run(recover, **quiet).returncode != 0, "a living study was taken for lost")
+            self.expect(subprocess.run(recover, **quiet).returncode != 0, "recover did not refuse a running study")
             first.kill()
             first.wait()
             self.injected["Snakemake killed"] += 1
         self.expect(subprocess.run(recover, **quiet).returncode == 0, "a study could not be recovered")
-        self.expect(subprocess.run(words, **quiet).returncode == 0, "a recovered study did not end")
+        self.expect(subprocess.run(words, **quiet).returncode == 0, "a recovered study did not finish")
         self.expect((place / "report" / "soak" / "report.pdf").exists(), "a recovered study has no report")
 
     def expect(self, held: bool, otherwise: str) -> None:

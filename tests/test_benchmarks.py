@@ -1,4 +1,4 @@
-"""The benchmark's tables say what was timed; an epoch of ours is a whole one."""
+"""The benchmark's tables show what was timed; an epoch of ours is a complete epoch."""
 
 import contextlib
 import dataclasses
@@ -83,7 +83,7 @@ def test_every_contestant_takes_a_step(name, task):
 
 
 class Spy(TorchDispatchMode):
-    """Notes which operations run, and of which precision layer norms are."""
+    """Counts fused attention, and records the precision of layer norms."""
 
     def __init__(self):
         super().__init__()
@@ -108,7 +108,7 @@ def test_a_tuned_peer_runs_with_settings_of_ours(monkeypatch, name, task):
         with Spy() as seen[tuned]:
             step()
     n_attentions = TINY.depth + TINY.decoder_depth * (task == "pretrain")
-    assert seen[False].fused == n_attentions * (1 if task == "evaluate" else 2)  # and its backward pass
+    assert seen[False].fused == n_attentions * (1 if task == "evaluate" else 2)  # the backward pass too
     assert seen[True].fused == (n_attentions if task == "evaluate" else 0)
     assert seen[False].norms == {torch.float32}
     assert seen[True].norms == {torch.bfloat16 if task == "evaluate" else torch.float32}
@@ -130,9 +130,9 @@ def test_flops_are_those_of_the_published_model():
     of = {task: training_flops(Contestant("ours", task, "float32", False)) for task in (*COMPARED, "mask tokens")}
     assert of["finetune"] == 3 * of["evaluate"]
     tokens, width, depth = 257, 192, 12
-    products = tokens * (12 * width**2 + 2 * tokens * width) * 2  # a block's, without what is not a matrix product
+    products = tokens * (12 * width**2 + 2 * tokens * width) * 2  # of one block, matrix products only
     assert of["evaluate"] == pytest.approx(depth * products, rel=0.02)
-    visible = 65  # a quarter of the patches, and the class token
+    visible = 65  # a quarter of the patches plus the class token
     fewer = visible * (12 * width**2 + 2 * visible * width) * 2
     assert of["pretrain"] == pytest.approx(3 * (depth * fewer + 4 * products), rel=0.02)
     assert of["mask tokens"] == pytest.approx(3 * (depth + 4) * products, rel=0.02)

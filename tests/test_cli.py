@@ -1,4 +1,4 @@
-"""The console command; what its commands do is tested beside what they call."""
+"""The console command; the functions that its commands call have their own tests."""
 
 import subprocess
 import sys

@@ -39,7 +39,7 @@ def test_what_is_loaded_by_the_first_call_stays():
     devices.set_up()
     frozen = gc.get_freeze_count()
     assert frozen > 10_000
-    devices.set_up()  # in a notebook's second run: what the first left is still looked through
+    devices.set_up()  # as in a notebook's second run: objects of the first can still be collected
     assert gc.get_freeze_count() == frozen
 
 
@@ -57,7 +57,7 @@ def test_memory_and_name_are_told():
     devices.reset_peak_memory(cpu)
     before = devices.peak_memory(cpu)
     assert before > 2**20
-    with mmap.mmap(-1, 2**28) as block:  # fresh pages, which torch's own freed memory cannot serve
+    with mmap.mmap(-1, 2**28) as block:  # fresh pages, which torch's freed memory cannot provide
         for start in range(0, 2**28, mmap.PAGESIZE):
             block[start] = 1
         assert devices.peak_memory(cpu) >= before + 2**27

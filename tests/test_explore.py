@@ -60,5 +60,5 @@ def test_what_cannot_be_opened_is_told_in_one_sentence(weights, tiny, tmp_path):
         open_model(ExploreParameters(weights=str(damaged)))
     run = FinetuneParameters.check(tiny)
     finetune(run)
-    with pytest.raises(ParameterError, match="cannot be opened here"):
+    with pytest.raises(ParameterError, match="cannot be opened"):
         open_model(ExploreParameters(weights=str(run.folder / "finetune" / "weights.safetensors")))

@@ -1,4 +1,4 @@
-"""The folders of the package are floors: what lies on one may import what lies below it, and nothing above."""
+"""The package's folders are floors: a module may import from lower floors, but not from higher ones."""
 
 import ast
 from pathlib import Path
@@ -27,7 +27,7 @@ def room(module: str) -> str:
 
 
 def imported(path: Path) -> set[str]:
-    """The package's modules that a file imports, wherever in the file it does."""
+    """The package's modules that a file imports, anywhere in the file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -48,8 +48,8 @@ def test_imports_run_down_only(path):
     for module in imported(path):
         there = room(module)
         assert there == here or HEIGHT[there] < HEIGHT[here], (
-            f"{path.relative_to(PACKAGE)} imports {module}, which lies above it or beside it: move what both need further "
-            f"down (the floors are in {Path(__file__).name})"
+            f"{path.relative_to(PACKAGE)} imports {module}, which is not on a lower floor: move what both need to a "
+            f"lower one (the floors are in {Path(__file__).name})"
         )
 
 
@@ -65,7 +65,7 @@ def test_no_module_imports_itself_through_others():
     }
     while leaves := {name for name, modules in edges.items() if not modules}:
         edges = {name: modules - leaves for name, modules in edges.items() if name not in leaves}
-    assert not edges, f"these import each other in a circle: {', '.join(sorted(edges))}"
+    assert not edges, f"these modules have circular imports: {', '.join(sorted(edges))}"
 
 
 def test_a_report_is_made_of_saved_results_and_never_of_a_model():

@@ -1,4 +1,4 @@
-"""Bad input: one sentence that names the thing, before any training, and earlier results stay as they are."""
+"""Bad input gives one sentence that names its cause, before any training, and leaves earlier results unchanged."""
 
 import hashlib
 import http.server
@@ -45,7 +45,7 @@ RUBBISH = st.one_of(
 
 
 def is_fine(name, value):
-    """Whether a single changed value is allowed, told by rules written out here once more."""
+    """Whether a single changed value is allowed, by independent rules."""
     kind = type(GOOD[name])
     if kind is float and type(value) is int:
         value = float(value)
@@ -84,7 +84,7 @@ def test_an_entry_that_stands_twice_in_a_study_is_refused(tmp_path):
     path.write_text(
         "study: twice\nseeds: [0]\ncases:\n  a: {mask_ratio: 0.5}\n  a: {mask_ratio: 0.75}\n", encoding="utf-8"
     )
-    with pytest.raises(ParameterError, match="'a' stands there twice"):
+    with pytest.raises(ParameterError, match="'a' appears twice"):
         Study.read(path)
     path.write_bytes(b"study: \xff\xfe")
     with pytest.raises(ParameterError, match="cannot be read: it is not text"):
@@ -96,7 +96,7 @@ def test_an_entry_that_stands_twice_in_a_study_is_refused(tmp_path):
 )
 def test_a_name_that_is_no_plain_name_is_refused(name):
     for change in ({"study": name}, {"case": name}):
-        with pytest.raises(ParameterError, match="a name is letters, digits"):
+        with pytest.raises(ParameterError, match="a name consists of letters, digits"):
             PretrainParameters.check(change)
     with pytest.raises(ParameterError):
         Study.check({"study": "s", "seeds": [0], "cases": {name: None}})
@@ -112,12 +112,12 @@ def test_nothing_is_written_to_a_data_dir_outside_the_project(tmp_path, monkeypa
             lambda: PretrainParameters.from_namespace({"In": [f"data_dir = {outside!r}"], "data_dir": outside}),  # noqa: B023
             lambda: Study.check({"study": "s", "seeds": [0], "cases": {"a": {}}, "shared": {"data_dir": outside}}),  # noqa: B023
         ):
-            with pytest.raises(ParameterError, match="outside the project it must hold shapes-2-batches-py/ already"):
+            with pytest.raises(ParameterError, match="it must already contain shapes-2-batches-py/"):
                 start()
     (tmp_path / "project" / "data").symlink_to(tmp_path / "elsewhere")
     check_data_dir("shapes", "data")
     with pytest.raises(ParameterError, match="outside the project"):
-        check_data_dir("shapes", "data/../more")  # where that is, only the link knows
+        check_data_dir("shapes", "data/../more")  # where that is depends on the link
     (tmp_path / "elsewhere" / "shapes-2-batches-py").mkdir()
     check_data_dir("shapes", str(tmp_path / "elsewhere"))
     assert not (tmp_path / "project" / "outputs").exists()
@@ -178,7 +178,7 @@ def test_cifar10_is_read_as_torchvision_reads_it(cifar10_dir):
 
 
 class Truncated(http.server.BaseHTTPRequestHandler):
-    """Promises an archive, sends a little of it, and hangs up."""
+    """Announces an archive, sends a little of it, and closes the connection."""
 
     def do_GET(self):
         self.send_response(200)
@@ -203,7 +203,7 @@ def test_an_interrupted_download_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_without_a_network_it_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar.tar.gz")  # nobody listens there
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar.tar.gz")  # no server listens there
     with pytest.raises(
         MissingDataError, match=r"could not be downloaded .*: put its folder cifar-10-batches-py/ there"
     ):
@@ -220,7 +220,7 @@ def test_a_data_dir_that_cannot_be_written_is_named(tiny, tmp_path):
 
 
 def train_with_little_space(run, folder, limit):
-    """In a child: no file may grow beyond ``limit`` bytes, as on a full disk."""
+    """Train in a child process, where no file may grow beyond ``limit`` bytes, as on a full disk."""
     os.chdir(folder)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
@@ -329,7 +329,7 @@ def test_weights_that_are_no_weights_are_refused(tiny, tmp_path):
 
 
 def test_metrics_are_written_last(tiny, monkeypatch):
-    """Where metrics.json stands, the run is whole: replacing files one by one, it goes first and comes last."""
+    """metrics.json marks a complete run: it is deleted before the other files are replaced, and written after them."""
     order, replace = [], Path.replace
 
     def watch(self, target):
@@ -344,4 +344,4 @@ def test_metrics_are_written_last(tiny, monkeypatch):
     pretrain(run)
     assert order[-1][0] == "metrics.json"
     assert not any(there for _, there in order)
-    assert len(order) == 6  # pre-training: five and the pictures
+    assert len(order) == 6  # pre-training: five files and the pictures

@@ -1,4 +1,4 @@
-"""Every number of a published report is computed once more here, from the raw files of its runs and by other code."""
+"""Recompute every number of a published report from the raw files of its runs, with independent code."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ LABELS = {
 
 
 class Report(HTMLParser):
-    """A report's tables (id to rows of cells), its sentences, and the runs that its figures and tables name."""
+    """A report's tables (rows of cells by id), its text, and the notebooks that its figures and tables link to."""
 
     def __init__(self, page):
         super().__init__()
@@ -61,7 +61,7 @@ class Report(HTMLParser):
 
 
 class Raw:
-    """A study's raw files: every value by seed."""
+    """A study's raw files, with every value by seed."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -85,12 +85,12 @@ class Raw:
         return found
 
     def epochs(self, case):
-        """Of pre-training; the same with every seed."""
+        """The number of pre-training epochs, which is the same for every seed."""
         (epochs,) = {parameters["epochs"] for parameters in self.read(case, "pretrain", "parameters.json").values()}
         return epochs
 
     def of_all(self, stage, *keys):
-        """One metric of all cases, those of the sweep too."""
+        """One metric of all cases, including those of the sweep."""
         return {case: self.metric(case, stage, *keys) for case in [*LABELS.values(), *self.study.get("sweep", {})]}
 
 
@@ -103,7 +103,7 @@ def mean(values):
 
 
 def cell(values, digits=2, scale=1.0):
-    """Mean ± half width, as the report writes it; a dash without values."""
+    """Mean ± half the width of the 95 % confidence interval, as the report writes it; a dash without values."""
     if not values:
         return "–"
     told = f"{mean(values) * scale:,.{digits}f}"
@@ -126,7 +126,7 @@ def times(values, base):
 
 
 def paired(ours, theirs):
-    """Differences by seed, of the seeds that both have."""
+    """Differences by seed, for the seeds that both have."""
     return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
 
 
@@ -144,7 +144,7 @@ def signed(ours, theirs, digits=2, scale=1.0, unit=" points"):
 
 
 def verdict(*differences):
-    """What must follow from differences by seed, each claimed to be above zero."""
+    """The verdict on differences by seed, each of which is claimed to be positive."""
     if not all(differences):
         return "not run"
     decided = []
@@ -166,7 +166,7 @@ def verdict(*differences):
 
 
 def check(page, folder):
-    """Raise AssertionError for a number, a verdict or a link of the report that the raw files do not give."""
+    """Raise AssertionError if a number, verdict or link of the report does not follow from the raw files."""
     report, raw = Report(page), Raw(folder)
     accuracy, best = (raw.of_all("finetune", f"{which}_epoch_accuracy") for which in ("last", "best"))
     linear, knn = (raw.of_all("finetune", "probes", which) for which in ("linear", "knn"))
@@ -206,7 +206,7 @@ def check(page, folder):
     check_sensitivity(report, accuracy)
     check_claims(report, raw, accuracy, linear, flops, loss, psnr, memory)
 
-    # Sentences: each number with two or more decimals must be one of those that the runs give.
+    # Sentences: each number with two or more decimals must come from the runs.
     pool = {number for kind, digits in ((accuracy, 2), (linear, 2), (loss, 4), (psnr, 2)) for value in kind.values()
             for number in cell(value, digits).split(" ± ")}  # fmt: skip
     pool |= {times(value, base).rstrip("×") for value in flops.values()}
@@ -225,7 +225,7 @@ def check(page, folder):
     for shown in re.findall(r"(?<![\d.])\d+\.\d{2,}(?![\d.]|\d)", body):
         assert shown in pool or shown in provenance, f"no run gives {shown}"
 
-    # Links: what a figure or a table names is a run with results, or a notebook of the whole study.
+    # Links: a figure or a table must link to a run with results, or to a notebook of the whole study.
     assert report.links
     for _, link in report.links:
         assert (ROOT / "report" / folder.name / link).exists(), link
@@ -248,7 +248,7 @@ def check_main_table(report, raw, accuracy, best, linear, knn, flops, speed, mem
 
 
 def shared_seeds(values, cases):
-    """The values of those seeds alone that all of the cases which ran have."""
+    """The values of only those seeds that all completed cases share."""
     shared = set.intersection(*(set(values[case]) for case in cases if values.get(case)))
     return {case: {seed: values[case][seed] for seed in values.get(case, {}) if seed in shared} for case in cases}
 
@@ -337,7 +337,7 @@ def check_claims(report, raw, accuracy, linear, flops, loss, psnr, memory):
 
 @pytest.fixture(params=STUDIES)
 def published(request, tmp_path):
-    """A published report's page, and a copy of its results."""
+    """A published report's page and a copy of its results."""
     shutil.copytree(ROOT / "outputs" / request.param, tmp_path / request.param)
     return (ROOT / "report" / request.param / "index.html").read_text(encoding="utf-8"), tmp_path / request.param
 
@@ -383,7 +383,7 @@ def test_there_is_a_published_report():
     [
         ("finetune", "last_epoch_accuracy", "seed0"),
         ("pretrain", "test_loss", "seed0"),
-        ("pretrain", "train_seconds", "seed*"),  # a median need not move with one seed
+        ("pretrain", "train_seconds", "seed*"),  # one seed alone need not change the median
     ],
 )
 def test_another_result_is_noticed(published, stage, key, seeds):

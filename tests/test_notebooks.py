@@ -1,4 +1,4 @@
-"""The five notebooks as files, and as an explorer runs them: top to bottom, with their defaults."""
+"""The five notebooks as files, and as a user runs them: top to bottom, with their defaults."""
 
 import ast
 import shutil
@@ -54,7 +54,7 @@ def test_a_notebook_runs_with_its_defaults_within_a_minute(name, tmp_path, monke
         state = done.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
         kinds = {widget["model_name"] for widget in state.values()}
         assert "ImageModel" in kinds
-        assert "OutputModel" not in kinds  # nbclient can wait forever for a cell with one: Painter.follow
+        assert "OutputModel" not in kinds  # nbclient can wait forever for such a cell: see Painter.follow
 
 
 @pytest.mark.parametrize("name", ["pretrain", "report", "explore"])

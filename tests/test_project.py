@@ -1,4 +1,4 @@
-"""The files around the package agree with each other."""
+"""The project's files agree with each other."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def test_conda_defers_to_pyproject():
     assert tuple(map(int, python.split("=")[1].split("."))) >= (3, 11)
     assert PROJECT["requires-python"] == ">=3.11"
     (pip,) = [d["pip"] for d in content["dependencies"] if isinstance(d, dict)]
-    assert pip == ["-c constraints.txt", "-e .[dev]"]  # pyproject.toml lists the dependencies, nobody else
+    assert pip == ["-c constraints.txt", "-e .[dev]"]  # only pyproject.toml lists the dependencies
 
 
 def test_every_dependency_has_exact_versions():
@@ -44,7 +44,7 @@ def test_every_dependency_has_exact_versions():
 
 
 def test_what_starts_often_builds_no_grammar():
-    """jsonschema from 4.25 on imports one that takes seconds to build, where it is installed."""
+    """From 4.25 on, jsonschema imports rfc3987_syntax where installed; its grammar takes seconds to build."""
     told = "import sys, papermill, nbconvert; sys.exit('rfc3987_syntax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", told]).returncode == 0
 
@@ -173,7 +173,7 @@ def test_uv_installs_what_the_constraints_say(tmp_path):
 def test_pip_installs_where_uv_cannot(tmp_path, uv, torch):
     done, calls = Installed(tmp_path / "project", uv=uv).make(*([f"TORCH={torch}"] if torch else []))
     assert done.returncode == 0, done.stderr
-    assert "uv could not install the environment; pip tries" in done.stderr
+    assert "uv could not install the environment; trying pip" in done.stderr
     index = f"--extra-index-url https://download.pytorch.org/whl/{torch} " if torch else ""
     assert calls[-1] == f"python -m pip install --quiet {index}-c constraints.txt -e .[dev]"
 

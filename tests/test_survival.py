@@ -1,4 +1,4 @@
-"""A study survives kills: its notebooks', papermill's and Snakemake's own."""
+"""A study survives a kill of a kernel, of papermill and of Snakemake."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ def wait_for(what, seconds=60):
 
 
 def kernels(folder):
-    """The processes of papermill and of kernels that work in a folder."""
+    """The papermill and kernel processes that run in a folder."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -45,19 +45,19 @@ def recover(checkout):
 
 
 def test_after_any_kill_the_study_goes_on_and_repeats_nothing(tmp_path, few_shapes_dir):
-    """kill -9 of a kernel, of papermill, of Snakemake: the same command goes on, after the last one with ``recover``."""
+    """After kill -9 of a kernel, papermill or Snakemake, the same command resumes (Snakemake's needs ``recover``)."""
     checkout, target = Checkout(tmp_path, few_shapes_dir, LONG), "outputs/tiny/random-75/seed0/pretrain/metrics.json"
     complete = tmp_path / "outputs/tiny/scratch/seed0/finetune/metrics.json"
-    trained = complete.with_name("history.json")  # Snakemake touches its outputs once their job has ended; not this
+    trained = complete.with_name("history.json")  # not an output: Snakemake touches those when their job ends
     newest = tmp_path / "outputs/tiny/random-75/seed0/pretrain/checkpoint.safetensors"
 
     def epochs_done():
-        with contextlib.suppress(OSError, RuntimeError, ValueError):  # not there yet, or renamed while it is read
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # missing, or renamed while being read
             return load_tensors(newest)[1]["epoch"]
         return -1
 
     def start_and_wait():
-        """A Snakemake that has come further than the last one, and whose other run is complete."""
+        """Start Snakemake, and wait until it got further than the last one and its other run is complete."""
         before = epochs_done()
         process = checkout.start(target, str(complete.relative_to(tmp_path)))
         wait_for(lambda: epochs_done() > before and complete.exists() and len(kernels(tmp_path)) == 2)
@@ -72,13 +72,13 @@ def test_after_any_kill_the_study_goes_on_and_repeats_nothing(tmp_path, few_shap
                 if any(victim in word for word in other.cmdline()):
                     other.kill()
             assert process.wait(60) != 0
-            wait_for(lambda: not kernels(tmp_path))  # no orphan is left to write
+            wait_for(lambda: not kernels(tmp_path))  # no orphan is left that could write
 
         process = start_and_wait()
         running = recover(checkout)
         assert running.returncode != 0
         assert f"BusyError: Snakemake is running here, as process {process.pid}" in running.stderr
-        assert "cannot be locked" in checkout.snakemake(target, check=False)  # a second one is told
+        assert "cannot be locked" in checkout.snakemake(target, check=False)  # a second one is refused
         process.kill()
         process.wait()
         assert kernels(tmp_path)

@@ -1,4 +1,4 @@
-"""What is installed from a wheel, far from a checkout: it prints a report from a folder of results."""
+"""The installed wheel creates a report from a folder of results, without a checkout."""
 
 import os
 import re
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """A wheel of the project's tracked files: nothing that only lies about here gets into it."""
+    """A wheel of the project's tracked files, without any untracked ones."""
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     for name in tracked.stdout.split("\0"):
@@ -31,7 +31,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """A new environment, in a path with a space, that has the wheel; its dependencies are those of this environment."""
+    """A new environment with the wheel, in a path with a space; it uses this environment's dependencies."""
     folder = tmp_path_factory.mktemp("an environment") / "with a space"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
@@ -46,14 +46,14 @@ def installed(wheel, tmp_path_factory):
 
 
 def clean(**more):
-    """This process's environment without what leads to the checkout, and with the templates of its nbconvert."""
+    """This process's environment variables without the path to the checkout, and with nbconvert's templates."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return kept | {"JUPYTER_PATH": f"{sys.prefix}/share/jupyter"} | more
 
 
 @pytest.fixture(params=["UTF-8", "ISO-8859-1"])
 def locale(request, tmp_path):
-    """Variables that choose a locale with this encoding."""
+    """Environment variables that select a locale with this encoding."""
     if request.param == "UTF-8":
         return {"LC_ALL": "C.UTF-8"}
     words = ["localedef", "-i", "en_US", "-f", request.param, tmp_path / f"en_US.{request.param}"]
@@ -86,7 +86,7 @@ def test_it_prints_a_report_from_a_copy_of_results(installed, locale, tmp_path):
     assert numbers
     assert re.findall(r"\d+\.\d+ ± \d+\.\d+", page) == numbers
     assert "font/woff2;base64," in page
-    assert not re.search(r'href="notebooks/', page)  # there are none: no link leads nowhere
+    assert not re.search(r'href="notebooks/', page)  # there are no notebooks to link to
 
 
 def test_a_folder_without_results_is_told(installed, tmp_path):

@@ -1,4 +1,4 @@
-"""A whole study through Snakemake: from its file to the report, and what runs again after a change."""
+"""A whole study with Snakemake: from its file to the report, and what runs again after a change."""
 
 import os
 import re
@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[1]
 
 
 PAYLOAD = 'it\'s "<script>alert(1)</script>" $(touch pwned) `touch pwned`; touch pwned & <img src=x onerror=alert(1)>'
-SHARED = STUDY["shared"] | {"data_dir": f"own/{PAYLOAD}"}  # the only string of a study that is no name and no choice
+SHARED = STUDY["shared"] | {"data_dir": f"own/{PAYLOAD}"}  # a study's only free-form string
 STUDY = STUDY | {"shared": SHARED}
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory, few_shapes_dir):
-    """The study, run once; a string of it goes through YAML, the shell, papermill and the pages, and is hostile there."""
+    """The study, run once. Its hostile string passes through YAML, the shell, papermill and the pages."""
     checkout = Checkout(tmp_path_factory.mktemp("around") / "project", few_shapes_dir, STUDY)
     data = checkout.folder / SHARED["data_dir"]
     data.parent.mkdir(parents=True)
@@ -31,7 +31,7 @@ def checkout(tmp_path_factory, few_shapes_dir):
 
 
 def files_around(checkout):
-    """All files in the project's folder and beside it, without what Python and Snakemake keep for themselves."""
+    """All files in and beside the project's folder, except internal files of Python and Snakemake."""
     paths = {path.relative_to(checkout.folder.parent) for path in checkout.folder.parent.rglob("*") if path.is_file()}
     return {path for path in paths if path.suffix != ".pyc" and ".snakemake" not in path.parts}
 
@@ -66,7 +66,7 @@ def test_one_command_makes_the_report(checkout):
 
 
 def test_a_published_study_is_printed_without_its_notebooks_and_weights(checkout, tmp_path):
-    """As in a fresh clone: results and pages are there, executed notebooks and weights are not."""
+    """As in a fresh clone, results and pages exist, but executed notebooks and weights do not."""
     folder = tmp_path / "clone"
     shutil.copytree(checkout.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("*.safetensors", "*.ipynb"))
     pages = {path: path.read_bytes() for path in folder.glob("report/tiny/**/*") if path.is_file()}
@@ -124,7 +124,7 @@ def test_sweep_and_more_seeds_run_on_request_only(checkout):
     checkout.write(STUDY | {"sweep": {"random-50": {"mask_ratio": 0.5}}, "more_seeds": [1]})
     usual, sweep, seeds = checkout.planned(), checkout.planned("sweep"), checkout.planned("seeds")
     checkout.write(STUDY)
-    assert set(usual) == {"ablations", "report", "render", "all"}  # they are to show what has run
+    assert set(usual) == {"ablations", "report", "render", "all"}  # they show the runs that exist
     assert sweep == {"pretrain": {"random-50"}, "finetune": {"random-50"}, "sweep": {""}}
     assert seeds["pretrain"] == {"random-75", "block-50"}
     assert seeds["finetune"] == {"random-75", "block-50", "scratch"}

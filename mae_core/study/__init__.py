@@ -1,1 +1,1 @@
-"""The books: parameters, study files, results on disk, and where they came from."""
+"""Parameters, study files, results on disk, and their provenance."""

@@ -1,4 +1,4 @@
-"""Models whose values pydantic checks, and whose errors are sentences that say what to change."""
+"""Pydantic models whose validation errors are sentences that say what to change."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,10 +10,10 @@ from pydantic_core import ErrorDetails
 
 from mae_core.errors import ParameterError
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # safe as the name of a folder
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # safe as a folder name
 Name = Annotated[str, Field(pattern=NAME)]
 Seed = Annotated[int, Field(ge=0, le=2**31, strict=True)]
-NAME_RULE = "a name is letters, digits, '-', '_' and '.', and begins with a letter or digit"
+NAME_RULE = "a name consists of letters, digits, '-', '_' and '.', and starts with a letter or digit"
 KINDS = {
     "int": "a whole number", "float": "a number", "finite": "a number", "bool": "true or false", "string": "text",
     "list": "a list", "tuple": "a list", "dict": "a mapping of parameters to values",
@@ -21,13 +21,13 @@ KINDS = {
 
 
 class Checked(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
-    """Values that are checked one by one and together.
+    """Immutable values, validated one by one and then together.
 
     Raises:
-        ParameterError: for an unknown name (with the nearest known one), a wrong type, or a value out of range.
+        ParameterError: for an unknown name (suggests the closest known name), a wrong type, or a value out of range.
     """
 
-    described: ClassVar[str] = "a parameter"  # what a name is, in an error
+    described: ClassVar[str] = "a parameter"  # what error messages call a name
 
     def __init__(self, **values: Any):
         try:
@@ -43,11 +43,11 @@ class Checked(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan
         return self
 
     def check_together(self) -> None:
-        """Raise ValueError where single values are fine but do not fit each other."""
+        """Raise ValueError if values that are valid alone do not fit together."""
 
     @classmethod
     def explain(cls, error: ErrorDetails, values: dict[str, Any]) -> str:
-        """The sentence for one of pydantic's errors."""
+        """Return the error sentence for one of pydantic's errors."""
         kind, value = error["type"], error["input"]
         where: list[Any] = [part for part in error["loc"] if part != "[key]"]
         if kind == "value_error":
@@ -61,12 +61,12 @@ class Checked(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan
         if isinstance(name, int):  # an item of a list
             name, value = where[0], values[where[0]]
             if kind != "string_pattern_mismatch":
-                wanted = "names" if kind == "string_type" else "whole numbers, zero or more"
-                return f"{name} is {value!r}: it must list {wanted}"
+                wanted = "names" if kind == "string_type" else "non-negative whole numbers"
+                return f"{name} is {value!r}: it must be a list of {wanted}"
         if kind == "string_pattern_mismatch":
             return f"{name} is {value!r}: {NAME_RULE}"
         if kind == "too_short":
-            return f"{name} is {value!r}: it must list at least one"
+            return f"{name} is {value!r}: it must have at least one entry"
         if kind == "literal_error":
             choices = get_args(known[name].annotation)
             return f"{name} is {value!r}: it must be one of {', '.join(choices)}{nearest(value, choices)}"
@@ -83,7 +83,7 @@ class Checked(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan
 
 
 def is_number(text: str) -> bool:
-    """Whether Python reads the text as a number."""
+    """Whether ``float`` can parse the text."""
     try:
         float(text)
     except ValueError:
@@ -92,6 +92,6 @@ def is_number(text: str) -> bool:
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """A suffix for an error: the known name that was probably meant, if there is one."""
+    """An error suffix that suggests the closest known name, or an empty string if none is close."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""

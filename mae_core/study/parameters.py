@@ -1,6 +1,6 @@
-"""The parameters of a run: flat, typed, checked before anything is computed.
+"""The parameters of a run: flat, typed, and checked before anything is computed.
 
-A notebook's cell tagged ``parameters`` lists the same names with the same defaults (a test holds the two together).
+A notebook's cell tagged ``parameters`` lists the same names and defaults (a test compares the two).
 """
 
 import ast
@@ -20,14 +20,14 @@ from mae_core.study.checked import Checked, Name, Seed
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 OUTPUTS = Path("outputs")
-FREE = ("checkpoint_seconds", "micro_batch", "threads", "compile")  # how, not what is computed: may change within a run
+FREE = ("checkpoint_seconds", "micro_batch", "threads", "compile")  # may change within a run: how it computes, not what
 
 
 def enter_project() -> None:
-    """Begin a notebook: the project's root becomes the working folder, wherever below it the notebook was started.
+    """Change the working folder to the project's root, from wherever below it a notebook was started.
 
-    JupyterLab starts a notebook in its own folder, papermill where it is told to; outside the project the folder stays.
-    Garbage is looked for less often, for torch's import makes objects by the hundred thousand (LOG.md has the figures).
+    JupyterLab starts a notebook in its own folder, papermill in a given one. Outside the project, nothing changes.
+    Also run the garbage collector less often: importing torch creates hundreds of thousands of objects (see LOG.md).
     """
     gc.set_threshold(50_000)
     here = Path.cwd()
@@ -38,7 +38,7 @@ def enter_project() -> None:
 
 
 class Parameters(Checked):
-    """Flat parameters, checked one by one and together."""
+    """Flat parameters, validated one by one and then together."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **more: Any) -> None:
@@ -46,66 +46,66 @@ class Parameters(Checked):
 
     @classmethod
     def check(cls, values: Mapping[str, Any]) -> Self:
-        """Build the parameters from plain values, such as a file's.
+        """Build the parameters from plain values, such as those of a file.
 
         Raises:
-            ParameterError: as the class.
+            ParameterError: see the class.
         """
         return cls(**values)
 
     @classmethod
     def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
-        """Build the parameters from a notebook's namespace: what its last cells of plain assignments have set.
+        """Build the parameters from a notebook's namespace: the values that its last cells of plain assignments set.
 
-        A misspelt name in such a cell (the notebook's own, or the one that papermill puts below it) is an error, and
-        not ignored; what other cells have left in the namespace does not matter.
+        A misspelt name in such a cell (the notebook's own, or the one that papermill inserts below it) is an error.
+        Variables of other cells are ignored.
 
         Args:
-            namespace: ``globals()``; IPython keeps the cells' sources in it, under ``In``.
+            namespace: ``globals()``; IPython stores the source of executed cells there, under ``In``.
 
         Raises:
-            ParameterError: as :meth:`check`.
+            ParameterError: see the class.
         """
         return cls.check({name: namespace[name] for name in assigned_last(namespace.get("In", []))})
 
     def flat(self) -> dict[str, Any]:
-        """Name to plain value, in order: what ``papermill -f`` reads."""
+        """Names and plain values in order, as ``papermill -f`` reads them."""
         return self.model_dump()
 
 
 class RunParameters(Parameters):
-    """What pre-training and fine-tuning have in common."""
+    """Parameters that pre-training and fine-tuning share."""
 
-    study: Name = Field("notebook", description="results go to outputs/<study>/<case>/seed<seed>/")
-    case: Name = Field("random-75", description="name of this case within the study")
-    seed: Seed = Field(0, description="of weights, order of images, augmentation and masks")
-    dataset: Dataset = Field("shapes", description="what to learn from")
-    data_dir: str = Field("data", description="folder that holds the data set")
-    train_images: int = Field(0, description="use only the first so many training images; 0: all", ge=0)
-    device: Device = Field("auto", description="auto: cuda, else mps, else cpu")
+    study: Name = Field("notebook", description="study name; results go to outputs/<study>/<case>/seed<seed>/")
+    case: Name = Field("random-75", description="name of the case within the study")
+    seed: Seed = Field(0, description="random seed of weights, image order, augmentation and masks")
+    dataset: Dataset = Field("shapes", description="data set to train on")
+    data_dir: str = Field("data", description="folder that contains the data set")
+    train_images: int = Field(0, description="use only the first N training images; 0: all", ge=0)
+    device: Device = Field("auto", description="where to compute; auto: cuda if available, else mps, else cpu")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of matrix products; auto: bfloat16 where fast"
     )
-    threads: int = Field(0, description="CPU threads; 0: all cores", ge=0, le=1024)
+    threads: int = Field(0, description="number of CPU threads; 0: all cores", ge=0, le=1024)
     compile: Literal["auto", "on", "graphs", "off"] = Field(
-        "auto", description="torch.compile; graphs: with CUDA graphs; auto: on cuda"
+        "auto", description="use torch.compile; graphs: with CUDA graphs; auto: on for cuda"
     )
-    checkpoint_seconds: float = Field(60.0, description="save for resuming every so often", ge=0)
-    variant: Variant = Field("report", description="model: the report's, or the MAE paper's")
-    attention: Attention = Field("auto", description="explicit: softmax(q k) v; auto: fused, but where a cpu trains")
-    patch_size: int = Field(4, description="side of a patch, pixels; divides 32", ge=1, le=32)
-    width: int = Field(48, description="of the encoder; a multiple of heads", ge=4, le=4096)
-    depth: int = Field(2, description="encoder blocks", ge=1, le=64)
-    heads: int = Field(2, description="attention heads of the encoder", ge=1, le=64)
-    decoder_width: int = Field(48, description="of the decoder; variant report: equal to width", ge=4, le=4096)
-    decoder_depth: int = Field(1, description="decoder blocks", ge=1, le=64)
-    decoder_heads: int = Field(2, description="attention heads of the decoder", ge=1, le=64)
-    batch_size: int = Field(64, description="images per step", ge=1, le=50000)
+    checkpoint_seconds: float = Field(60.0, description="seconds between checkpoints for resuming", ge=0)
+    variant: Variant = Field("report", description="model of the report or of the MAE paper")
+    attention: Attention = Field("auto", description="explicit: softmax(q k) v; auto: fused, except to train on a cpu")
+    patch_size: int = Field(4, description="side of a patch in pixels; must divide 32", ge=1, le=32)
+    width: int = Field(48, description="encoder's width; must be a multiple of heads", ge=4, le=4096)
+    depth: int = Field(2, description="number of encoder blocks", ge=1, le=64)
+    heads: int = Field(2, description="number of attention heads in the encoder", ge=1, le=64)
+    decoder_width: int = Field(48, description="decoder's width; variant report: must equal width", ge=4, le=4096)
+    decoder_depth: int = Field(1, description="number of decoder blocks", ge=1, le=64)
+    decoder_heads: int = Field(2, description="number of attention heads in the decoder", ge=1, le=64)
+    batch_size: int = Field(64, description="images per optimizer step", ge=1, le=50000)
     micro_batch: int = Field(
-        0, description="images at once, gradients add up to a step's; 0: by the processor's caches", ge=0
+        0, description="images per pass, with gradient accumulation; 0: fits a CPU's caches, or all on a GPU", ge=0
     )
-    weight_decay: float = Field(0.05, description="AdamW, on matrices only", ge=0, le=10)
-    augment: Augmentation = Field("none", description="crop-flip: shifts up to 4 pixels, mirrors")
+    weight_decay: float = Field(0.05, description="weight decay of AdamW; applies to matrices only", ge=0, le=10)
+    augment: Augmentation = Field("none", description="crop-flip: random shifts by up to 4 pixels and horizontal flips")
 
     @classmethod
     def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
@@ -114,7 +114,7 @@ class RunParameters(Parameters):
         return run
 
     def check_together(self) -> None:
-        _ = self.model  # checks its shape
+        _ = self.model  # validates the model's shape
 
     @property
     def model(self) -> ModelConfig:
@@ -125,21 +125,21 @@ class RunParameters(Parameters):
 
     @property
     def folder(self) -> Path:
-        """Where this case and seed keep their results."""
+        """Folder of the results of this case and seed."""
         return OUTPUTS / self.study / self.case / f"seed{self.seed}"
 
 
 class PretrainParameters(RunParameters):
-    """One pre-training run."""
+    """Parameters of one pre-training run."""
 
-    mask_strategy: Strategy = Field("random", description="which patches to mask")
-    mask_ratio: float = Field(0.75, description="share of patches to mask, in (0, 1); grid: 0.75", ge=0, le=1)
-    mask_tokens_in_encoder: bool = Field(False, description="true: masked patches enter the encoder as mask tokens")
-    norm_pix: bool = Field(False, description="true: predict each patch normalized to mean 0, variance 1")
+    mask_strategy: Strategy = Field("random", description="how to choose the patches to mask")
+    mask_ratio: float = Field(0.75, description="fraction of patches to mask, in (0, 1); grid: 0.75", ge=0, le=1)
+    mask_tokens_in_encoder: bool = Field(False, description="true: the encoder gets masked patches as mask tokens")
+    norm_pix: bool = Field(False, description="true: predict patches normalized to mean 0, variance 1")
     epochs: int = Field(3, description="passes over the training images", ge=1, le=100000)
-    warmup_epochs: float = Field(1.0, description="of linear rise of the learning rate", ge=0)
-    base_lr: float = Field(6e-3, description="learning rate at batch 256; scales with the batch", ge=0, le=10)
-    beta2: float = Field(0.95, description="AdamW's second momentum", ge=0, le=0.999999)
+    warmup_epochs: float = Field(1.0, description="epochs of linear learning-rate warm-up", ge=0)
+    base_lr: float = Field(6e-3, description="learning rate at batch_size 256; scales with it", ge=0, le=10)
+    beta2: float = Field(0.95, description="beta2 of AdamW", ge=0, le=0.999999)
 
     def check_together(self) -> None:
         super().check_together()
@@ -154,14 +154,14 @@ class PretrainParameters(RunParameters):
 
 
 class FinetuneParameters(RunParameters):
-    """One fine-tuning run, or the same recipe from scratch."""
+    """Parameters of one fine-tuning run, or of the same recipe from scratch."""
 
-    weights: str = Field("", description="path of pre-trained weights (.safetensors); empty: from scratch")
-    probes: bool = Field(True, description="also linear probe and k-NN on the frozen encoder")
+    weights: str = Field("", description="path of pre-trained weights (.safetensors); empty: train from scratch")
+    probes: bool = Field(True, description="also evaluate the frozen encoder with a linear probe and k-NN")
     epochs: int = Field(2, description="passes over the training images", ge=1, le=100000)
-    warmup_epochs: float = Field(1.0, description="of linear rise of the learning rate", ge=0)
-    base_lr: float = Field(8e-3, description="learning rate at batch 256; scales with the batch", ge=0, le=10)
-    beta2: float = Field(0.999, description="AdamW's second momentum", ge=0, le=0.999999)
+    warmup_epochs: float = Field(1.0, description="epochs of linear learning-rate warm-up", ge=0)
+    base_lr: float = Field(8e-3, description="learning rate at batch_size 256; scales with it", ge=0, le=10)
+    beta2: float = Field(0.999, description="beta2 of AdamW", ge=0, le=0.999999)
 
     def check_together(self) -> None:
         super().check_together()
@@ -173,38 +173,38 @@ SWEEP = ("random-25", "random-50", "random-90", "random-75-longer")
 
 
 class ReportParameters(Parameters):
-    """Which results to compare and to report."""
+    """The results to compare and report."""
 
-    study: Name = Field("laptop", description="its results lie in outputs/<study>/")
+    study: Name = Field("laptop", description="name of the study; its results are in outputs/<study>/")
     cases: list[Name] = Field(list(CASES), description="names of the cases to show, in order", min_length=1)
-    sweep: list[Name] = Field(list(SWEEP), description="more cases: other ratios, other lengths; may be empty")
-    seeds: list[Seed] = Field([0], description="the seeds of each", min_length=1)
+    sweep: list[Name] = Field(list(SWEEP), description="additional cases: other ratios or lengths; may be empty")
+    seeds: list[Seed] = Field([0], description="seeds of every case", min_length=1)
 
     def check_together(self) -> None:
         for name in ("cases", "seeds"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"{name} is {values!r}: it must list each once")
+                raise ValueError(f"{name} is {values!r}: list each entry once")
         if len({*self.cases, *self.sweep}) < len(self.cases) + len(self.sweep):
-            raise ValueError(f"sweep is {self.sweep!r}: it must list cases that do not stand under cases, each once")
+            raise ValueError(f"sweep is {self.sweep!r}: list each case once, either in cases or in sweep")
 
 
 def check_data_dir(dataset: str, data_dir: str) -> None:
-    """Raise ParameterError if a data set would be written outside the working folder: only what is there is read there."""
-    inside = Path(os.path.abspath(data_dir)).is_relative_to(Path.cwd())  # a link inside may lead elsewhere,
-    inside = inside and ".." not in Path(data_dir).parts  # but nothing may go up from there
+    """Raise ParameterError if a data set outside the working folder is missing: it is never written there."""
+    inside = Path(os.path.abspath(data_dir)).is_relative_to(Path.cwd())  # a link inside may point elsewhere,
+    inside = inside and ".." not in Path(data_dir).parts  # but the path must not go up
     if not inside and not (Path(data_dir) / FOLDERS[dataset]).is_dir():
         raise ParameterError(
-            f"data_dir is {data_dir!r}: outside the project it must hold {FOLDERS[dataset]}/ already; to have it written "
+            f"data_dir is {data_dir!r}: outside the project it must already contain {FOLDERS[dataset]}/; to write it "
             f"there, make data a link to that folder"
         )
 
 
 def assigned_last(sources: list[str]) -> list[str]:
-    """The names that the last cells of nothing but plain assignments set, in order.
+    """The names that the last cells with only plain assignments set, in order.
 
     Args:
-        sources: of all cells that were executed, the newest last.
+        sources: source code of all executed cells, the newest last.
     """
     found: list[str] = []
     for source in reversed(sources):
@@ -217,7 +217,7 @@ def assigned_last(sources: list[str]) -> list[str]:
 
 
 def assigned(source: str) -> list[str]:
-    """The names that a cell sets, if it does nothing but set names to literals; else none."""
+    """The names that a cell sets if it only assigns literals to names; otherwise an empty list."""
     try:
         statements: list[Any] = ast.parse(source).body
         for statement in statements:
@@ -229,6 +229,6 @@ def assigned(source: str) -> list[str]:
 
 
 def check_warmup(run: PretrainParameters | FinetuneParameters) -> None:
-    """Raise ValueError if the learning rate would still rise when training ends."""
+    """Raise ValueError if the warm-up is longer than the training."""
     if run.warmup_epochs > run.epochs:
         raise ValueError(f"warmup_epochs is {run.warmup_epochs}: it must be at most epochs, which is {run.epochs}")

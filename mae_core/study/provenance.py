@@ -1,4 +1,4 @@
-"""Where a result came from: commit, data, versions, hardware."""
+"""The provenance of a result: commit, data, versions, hardware."""
 
 import datetime
 import hashlib
@@ -30,10 +30,10 @@ PACKAGES = (
 
 
 def collect(run: RunParameters, device: torch.device, weights: Path) -> dict[str, Any]:
-    """What it takes, beside the commit, to run the same again and to know whether it is the same.
+    """What is needed, besides the commit, to repeat a run and to check that its result is the same.
 
     Args:
-        weights: the file of the run's final weights.
+        weights: file of the run's final weights.
     """
     return {
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -47,7 +47,7 @@ def collect(run: RunParameters, device: torch.device, weights: Path) -> dict[str
 
 
 def ingredients(run: RunParameters, device: torch.device) -> dict[str, str]:
-    """What a run depends on beside its parameters: checksums of code, data and pre-trained weights, device, precision."""
+    """What a run depends on besides its parameters: checksums of code, data and initial weights; device; precision."""
     weights = getattr(run, "weights", "")
     return {
         "code": code(),
@@ -59,7 +59,7 @@ def ingredients(run: RunParameters, device: torch.device) -> dict[str, str]:
 
 
 def code() -> str:
-    """Checksum of the modules that training depends on."""
+    """SHA-256 of the modules that training depends on."""
     digest = hashlib.sha256()
     for path in sources(PACKAGE / "training" / "runs.py"):
         digest.update((PACKAGE.parent / path).read_bytes())
@@ -67,7 +67,7 @@ def code() -> str:
 
 
 def commit() -> dict[str, Any]:
-    """The commit of the code now, and whether tracked files differ from it; None outside a git checkout."""
+    """The current commit, and whether tracked files match it; both None outside a git checkout."""
     folder = Path(__file__).parent
 
     def git(*words: str) -> str | None:
@@ -85,7 +85,7 @@ def commit() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what the results depend on."""
+    """Installed versions of the packages that the results depend on."""
     found = {}
     for package in PACKAGES:
         try:

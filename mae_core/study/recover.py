@@ -1,4 +1,4 @@
-"""After a ``kill -9``: end what a study's lost jobs left running, and let Snakemake in again."""
+"""Recovery after a ``kill -9``: end the processes that a study left running, and unlock Snakemake."""
 
 import contextlib
 import subprocess
@@ -15,7 +15,7 @@ WAIT_SECONDS = 10
 
 
 def processes() -> Iterator[tuple[psutil.Process, list[str], Path | None]]:
-    """All processes with their command lines and working folders; None where another user's is not told."""
+    """All processes with command line and working folder; the folder is None if another user's is not readable."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             words = process.cmdline()
@@ -26,14 +26,14 @@ def processes() -> Iterator[tuple[psutil.Process, list[str], Path | None]]:
 
 
 def check_nobody_runs(folder: Path) -> None:
-    """Raise BusyError if a Snakemake is alive in ``folder``, or another user's, who knows where: then nothing is lost."""
+    """Raise BusyError if Snakemake runs in ``folder``, or as another user in a folder that is not readable."""
     for process, words, where in processes():
         if where in (folder, None) and any(Path(word).name == "snakemake" for word in words[:3]):
             raise BusyError(f"Snakemake is running here, as process {process.pid}: wait for it, or end it")
 
 
 def orphans(study: str, folder: Path) -> list[psutil.Process]:
-    """The papermill processes that run this study's notebooks in ``folder``, and kernels there that have lost theirs."""
+    """The papermill processes that run this study in ``folder``, and kernels there whose papermill has ended."""
     found = []
     for process, words, where in processes():
         papermill = any(Path(word).name == "papermill" for word in words[:3])
@@ -45,15 +45,15 @@ def orphans(study: str, folder: Path) -> list[psutil.Process]:
 
 
 def jupyter_is_first() -> bool:
-    """Whether process 1 is a Jupyter server, as in a container: then kernels below it are not lost."""
+    """Whether process 1 is a Jupyter server, as in a container; its kernels are then not orphans."""
     return any("jupyter" in word for word in psutil.Process(1).cmdline()[:3])
 
 
 def end(lost: list[psutil.Process]) -> int:
-    """End processes and all that they have started; returns how many those were.
+    """End processes and all their descendants; return how many processes there were.
 
     Raises:
-        BusyError: if one of them cannot be ended.
+        BusyError: if a process does not end.
     """
     family = set(lost)
     for process in lost:
@@ -69,21 +69,21 @@ def end(lost: list[psutil.Process]) -> int:
 
 
 def recover(path: Path, folder: Path) -> None:
-    """End a study's orphans, and take away the lock that a killed Snakemake has left.
+    """End a study's orphaned processes, and remove the lock that a killed Snakemake left.
 
     Args:
-        path: the study's file.
+        path: the study file.
         folder: the project's root.
 
     Raises:
-        BusyError: if a Snakemake is running there.
-        ParameterError: if the file is no study.
+        BusyError: if Snakemake is running there, a process does not end, or the lock cannot be removed.
+        ParameterError: if the file is not a valid study.
     """
     study = Study.read(path)
     check_nobody_runs(folder.resolve())
-    print(f"ended {end(orphans(study.name, folder.resolve()))} lost processes of {study.name}")
+    print(f"ended {end(orphans(study.name, folder.resolve()))} orphaned processes of {study.name}")
     words = [sys.executable, "-m", "snakemake", "--unlock", "--configfile", str(path)]
     check_nobody_runs(folder.resolve())
     done = subprocess.run(words, cwd=folder, capture_output=True, encoding="utf-8")
     if done.returncode:
-        raise BusyError(f"Snakemake's lock could not be taken away: {done.stderr.strip().splitlines()[-1]}")
+        raise BusyError(f"Snakemake's lock could not be removed: {done.stderr.strip().splitlines()[-1]}")

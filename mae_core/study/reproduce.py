@@ -1,4 +1,4 @@
-"""Run a published run again from its provenance, at its commit, and say whether it gives the same weights."""
+"""Repeat a published run from its provenance, at its commit, and report whether it gives the same weights."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ from mae_core.study.tensors import tensors_sha256
 
 ROOT = Path(__file__).parents[2]
 
-# What a run at another commit is asked to do; these names are the same at every commit.
+# Runs at the published commit; it uses only names that exist at every commit.
 SCRIPT = """
 import json, sys
 import mae_core
@@ -35,20 +35,20 @@ getattr(mae_core, stage)(kind.check(values))
 
 @dataclass(frozen=True)
 class Published:
-    """A published run: the files beside its ``provenance.json``."""
+    """A published run: its ``provenance.json`` and the files beside it."""
 
     stage: str
-    parameters: dict[str, Any]  # as the file holds them: later versions know more
+    parameters: dict[str, Any]  # as in the file: later versions have more
     run: PretrainParameters | FinetuneParameters
     provenance: dict[str, Any]
     metrics: dict[str, Any]
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read ``outputs/<study>/<case>/seed<k>/<stage>/provenance.json`` and what lies beside it.
+        """Read ``outputs/<study>/<case>/seed<k>/<stage>/provenance.json`` and the files beside it.
 
         Raises:
-            ParameterError: if a file is missing, or does not tell enough.
+            ParameterError: if a file is missing or incomplete.
         """
         stage = path.absolute().parent.name
         try:
@@ -58,7 +58,7 @@ class Published:
             parameters = read_json(path.with_name("parameters.json"))
             run = STAGES[stage](**parameters)
             if ".." in Path(run.data_dir).parts:
-                raise ValueError("its data_dir leads upwards")
+                raise ValueError("its data_dir contains '..'")
             return cls(stage, parameters, run, told, read_json(path.with_name("metrics.json")))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ParameterError(
@@ -67,25 +67,25 @@ class Published:
 
 
 def reproduce(path: Path) -> bool:
-    """Run again what a provenance file describes, in a temporary folder; the published files are only read.
+    """Repeat the run that a provenance file describes, in a temporary folder; the published files are only read.
 
-    A fine-tuned run starts from pre-trained weights of the published checksum: those that lie beside it, or else those
-    that its pre-training gives again.
+    A fine-tuned run starts from pre-trained weights with the published checksum: those beside it, or else those that
+    repeating its pre-training gives.
 
     Args:
         path: ``outputs/<study>/<case>/seed<k>/<stage>/provenance.json``.
 
     Returns:
-        Whether the weights are the same, bit for bit.
+        Whether the weights are identical, bit for bit.
 
     Raises:
-        ParameterError: if the file does not tell enough, or the data or the pre-trained weights are not the same.
+        ParameterError: if the file is incomplete, or the data or the pre-trained weights differ.
     """
     published = Published.read(path)
     run, told = published.run, published.provenance
-    images.load(run.dataset, run.data_dir)  # makes or downloads it where it is missing
+    images.load(run.dataset, run.data_dir)  # creates or downloads the data set if it is missing
     if images.checksum(run.dataset, run.data_dir) != told["data_md5"]:
-        raise ParameterError(f"the data set in {run.data_dir} is not the one of the run: its checksum differs")
+        raise ParameterError(f"the data set in {run.data_dir} is not the one that the run used: its checksum differs")
     for difference in differences(published):
         print(f"not as published: {difference}")
     with tempfile.TemporaryDirectory() as place:
@@ -103,7 +103,7 @@ def reproduce(path: Path) -> bool:
 
 
 def differences(published: Published) -> Iterator[str]:
-    """What is not as it was when the run was made, and can change its bits."""
+    """Differences from the published run that can change the bits of its weights."""
     told, run = published.provenance, published.run
     device = devices.choose_device(run.device)
     devices.set_up(run.threads)
@@ -119,12 +119,12 @@ def differences(published: Published) -> Iterator[str]:
         if told["versions"].get(name) != version:
             yield f"{name} {told['versions'].get(name)}; here {version}"
     if told["clean"] is False:
-        yield "the code, which had changes beside its commit"
+        yield "the code, which had uncommitted changes"
 
 
 @contextlib.contextmanager
 def checked_out(commit: str | None, clean: bool | None) -> Iterator[Path]:
-    """A folder with the package at ``commit``: a temporary work tree, or this one where it is at that commit."""
+    """A folder with the package at ``commit``: this work tree if it is at that commit, else a temporary one."""
     here = provenance.commit()
     if commit is None or (here["commit"] == commit and here["clean"] and clean):
         yield ROOT
@@ -145,36 +145,36 @@ def checked_out(commit: str | None, clean: bool | None) -> Iterator[Path]:
 
 
 def provide_weights(published: Published, path: Path, place: Path) -> None:
-    """Put pre-trained weights of the published checksum where a fine-tuned run will look for them in ``place``.
+    """Put pre-trained weights with the published checksum where a fine-tuned run looks for them in ``place``.
 
     Raises:
-        ParameterError: if they are not there, and pre-training does not give them again.
+        ParameterError: if they are missing, and repeating the pre-training does not reproduce them.
     """
     wanted = Path(getattr(published.run, "weights", ""))
     beside = path.absolute().parents[1] / "pretrain" / "provenance.json"
     if not beside.exists():
-        raise ParameterError(f"{path} was fine-tuned, and its pre-training's provenance is not there: {beside}")
+        raise ParameterError(f"{path} is a fine-tuned run, but its pre-training's provenance is missing: {beside}")
     pretraining = Published.read(beside)
     expected = pretraining.provenance["weights_sha256"]
     for weights in (wanted, beside.with_name("weights.safetensors")):
         if weights.exists() and tensors_sha256(weights) == expected:
             link(place / wanted, weights)
             return
-    print(f"{wanted} is not there or not the published one: pre-training first")
+    print(f"{wanted} is missing or is not the published file: pre-training first")
     if train(pretraining, place) != expected:
-        raise ParameterError("pre-training does not give the published weights again: see what is not as published")
+        raise ParameterError("pre-training does not reproduce the published weights: see what is not as published")
     link(place / wanted, place / pretraining.run.folder / "pretrain" / "weights.safetensors")
 
 
 def link(name: Path, target: Path) -> None:
-    """Make ``name`` lead to ``target``, unless it does; an absolute ``name`` of the published run is left alone."""
+    """Link ``name`` to ``target`` unless ``name`` exists, as an absolute path of the published run may."""
     if not name.exists():
         name.parent.mkdir(parents=True, exist_ok=True)
         name.symlink_to(target.absolute())
 
 
 def train(published: Published, place: Path) -> str:
-    """Train in a process of its own, in the folder ``place``, with the package at the run's commit.
+    """Train in a separate process, in the folder ``place``, with the package at the run's commit.
 
     Returns:
         SHA-256 of the weights' tensors.
@@ -189,6 +189,6 @@ def train(published: Published, place: Path) -> str:
 
 
 def compare(published: dict[str, Any], again: dict[str, Any]) -> Iterator[str]:
-    """A line per metric: published, and now."""
+    """One line per metric: its published and its new value."""
     for (name, before), (_, now) in zip(metric_rows(published), metric_rows(again), strict=True):
         yield f"{name}: {before} published, {now} now"

@@ -1,6 +1,6 @@
-"""A run's folder: written whole or not at all, read back without unpickling anything.
+"""A run's folder: files are written completely or not at all, and read without unpickling.
 
-A run is ``outputs/<study>/<case>/seed<k>/<stage>/`` with stage ``pretrain`` or ``finetune``:
+Its path is ``outputs/<study>/<case>/seed<k>/<stage>/`` with stage ``pretrain`` or ``finetune``:
 
 * ``parameters.json``, ``history.json`` (one list per curve), ``metrics.json`` (final numbers), ``provenance.json``
 * ``pictures.png`` and, after fine-tuning, ``attention.png``, ``mistakes.png``, ``neighbours.png``: see :func:`save_sheet`
@@ -33,18 +33,18 @@ METRICS = {
     "knn": ("k-NN, frozen encoder (%)", "{:.2f}"),
     "train_loss": ("training loss, last epoch", "{:.4f}"),
     "test_loss": ("test loss", "{:.4f}"),
-    "test_psnr": ("test PSNR on hidden pixels (dB)", "{:.2f}"),
+    "test_psnr": ("test PSNR on masked pixels (dB)", "{:.2f}"),
     "flops_per_image": ("FLOPs of a forward pass, per image", "{:,.0f}"),
-    "images_per_second": ("training images a second", "{:,.0f}"),
-    "train_seconds": ("training (s)", "{:.1f}"),
-    "wall_seconds": ("all, with data and evaluation (s)", "{:.1f}"),
+    "images_per_second": ("training images per second", "{:,.0f}"),
+    "train_seconds": ("training time (s)", "{:.1f}"),
+    "wall_seconds": ("total time, with data and evaluation (s)", "{:.1f}"),
     "peak_memory_bytes": ("peak memory (bytes)", "{:,.0f}"),
 }
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``; what was written there takes its place at the end, and only then."""
+    """Yield a temporary path beside ``path``; the file written there replaces ``path`` once it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -59,14 +59,14 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replaced(folder: Path, last: str) -> Iterator[Path]:
-    """A temporary folder whose files take their places in ``folder`` at the end, ``last`` as the last.
+    """Yield a temporary folder; at the end its files move into ``folder``, the file named ``last`` after all others.
 
-    While they do, ``folder`` holds no file of that name: where it stands, all belongs together.
+    During the move, ``folder`` has no such file: if it exists, all files belong to the same run.
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished.") as unfinished:
         yield Path(unfinished)
         (folder / last).unlink(missing_ok=True)
-        for path in folder.iterdir():  # of an earlier run, what this one does not have
+        for path in folder.iterdir():  # delete files of an earlier run that this one lacks
             stale = path.suffix in (".json", ".png", ".safetensors") and not path.name.startswith("checkpoint")
             if stale and not (Path(unfinished) / path.name).exists():
                 path.unlink()
@@ -76,7 +76,7 @@ def replaced(folder: Path, last: str) -> Iterator[Path]:
 
 
 def synchronize(folder: Path) -> None:
-    """Make renamings in a folder survive a power cut."""
+    """Make renames in a folder survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -86,10 +86,10 @@ def synchronize(folder: Path) -> None:
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for this process; the claim ends with the process, however it ends.
+    """Lock a run's folder for this process; the lock ends with the process, however it ends.
 
     Raises:
-        BusyError: if another process holds it.
+        BusyError: if another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(f".{folder.name}.lock"), "a+", encoding="utf-8") as lock:
@@ -101,13 +101,13 @@ def claimed(folder: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        for path in folder.glob(".*"):  # what a killed process has left unfinished
+        for path in folder.glob(".*"):  # unfinished files of a killed process
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write ``content``; two writes of equal content give equal bytes."""
+    """Write ``content`` as JSON; equal content gives equal bytes."""
     with whole(path) as temporary:
         temporary.write_text(
             json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
@@ -125,10 +125,10 @@ def read_json(path: Path) -> Any:
 
 
 def save_sheet(path: Path, rows: list["Tensor"]) -> None:
-    """Save images as one PNG of tiles, a row of tiles per entry.
+    """Save images as one PNG of tiles, one row of tiles per entry.
 
     Args:
-        rows: each images_BCHW scaled to [-1, 1]; all of one shape.
+        rows: each images_BCHW scaled to [-1, 1]; all of the same shape.
     """
     values_RBCHW = np.stack([row.float().cpu().numpy() for row in rows])
     sheet_RBCHW = ((values_RBCHW + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
@@ -139,13 +139,13 @@ def save_sheet(path: Path, rows: list["Tensor"]) -> None:
 
 
 def load_sheet(path: Path, n_rows: int) -> np.ndarray:
-    """Read a sheet of ``n_rows`` rows of square tiles: images_RBHWC, uint8."""
+    """Read a sheet of ``n_rows`` rows of square tiles as images_RBHWC, uint8."""
     pixels = np.asarray(Image.open(path).convert("RGB"))
     side = pixels.shape[0] // n_rows
     return pixels.reshape(n_rows, side, pixels.shape[1] // side, side, 3).swapaxes(1, 2)
 
 
 def metric_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """A run's metrics, one row each: name and value."""
+    """A run's metrics as rows of name and formatted value."""
     values = {**metrics, **metrics.get("probes", {})}
     return [[name, form.format(values[key])] for key, (name, form) in METRICS.items() if key in values]

@@ -1,4 +1,4 @@
-"""The JSON Schema of study files, which editors complete and check them by."""
+"""The JSON Schema of study files, with which editors complete and check them."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from mae_core.study.study import GIVEN, Study
 
 
 def schema() -> dict[str, Any]:
-    """The schema: the keys of a study file, and below them every parameter with its type, range, choices and meaning."""
+    """The schema: a study file's keys, and every parameter with its type, range, choices and description."""
     pretrain, finetune = settings(PretrainParameters), settings(FinetuneParameters)
     both = pretrain["properties"].keys() & finetune["properties"].keys()
     shared = {**pretrain, "properties": {name: s for name, s in pretrain["properties"].items() if name in both}}
@@ -20,13 +20,13 @@ def schema() -> dict[str, Any]:
     for name, part in parts.items():
         content["properties"][name] |= part
     for name, part in content["properties"].items():
-        if name not in content["required"]:  # what may be left out may be left empty
+        if name not in content["required"]:  # an optional key may be empty
             content["properties"][name] = {"anyOf": [part, {"type": "null"}], "description": part["description"]}
     return {"$schema": GenerateJsonSchema.schema_dialect, **content, "title": "A study of mae_core"}
 
 
 def settings(kind: type[Parameters]) -> dict[str, Any]:
-    """The schema of a mapping that sets some of the parameters of a kind of run."""
+    """The schema of a mapping that sets some parameters of one kind of run."""
     values = kind.model_json_schema()["properties"]
     return {
         "type": "object",

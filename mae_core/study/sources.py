@@ -1,4 +1,4 @@
-"""Which files of the package a notebook or a module depends on."""
+"""The files of the package that a notebook or a module depends on."""
 
 import ast
 import functools
@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def sources(path: str | Path) -> list[str]:
-    """The package's modules that a notebook or a module imports, directly or through others: what a change must re-run.
+    """The package's modules that a notebook or module imports, directly or indirectly: a change in one needs a rerun.
 
     ``from mae_core import name`` counts as an import of the module that defines the name.
     """
@@ -30,9 +30,9 @@ def sources(path: str | Path) -> list[str]:
     return sorted(str(module.relative_to(PACKAGE.parent)) for module in found)
 
 
-@functools.cache  # a run asks for the same text each time
+@functools.cache  # called repeatedly with the same text
 def imports(source: str) -> frozenset[Path]:
-    """The package's modules that a Python text imports."""
+    """The package's modules that Python source code imports."""
     modules = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE.name:

@@ -13,8 +13,8 @@ from mae_core.study.checked import Checked, Name, Seed
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters, check_data_dir
 
 STAGES = {"pretrain": PretrainParameters, "finetune": FinetuneParameters}
-ENCODER = ("dataset", "data_dir", "variant", "patch_size", "width", "depth", "heads")  # the same in both stages
-GIVEN = {"study", "case", "seed"}  # by the study, to each of its runs
+ENCODER = ("dataset", "data_dir", "variant", "patch_size", "width", "depth", "heads")  # must be equal in both stages
+GIVEN = {"study", "case", "seed"}  # set by the study for each run
 
 Seeds = Annotated[tuple[Seed, ...], Field(strict=False)]
 Settings = dict[str, Any]
@@ -22,31 +22,31 @@ Cases = dict[Name, Settings | None]
 
 
 class Study(Checked):
-    """What a file of ``params/`` says; every run's parameters are checked with it.
+    """The content of a file in ``params/``; creating it checks the parameters of every run.
 
     Raises:
-        ParameterError: naming what is wrong, and where.
+        ParameterError: names what is wrong, and where.
     """
 
     described: ClassVar[str] = "a key of a study file"
 
-    name: Name = Field(alias="study", description="results go to outputs/<study>/, the report to report/<study>/")
-    seeds: Seeds = Field(min_length=1, description="every case runs with each of these seeds")
-    more_seeds: Seeds = Field((), description="the cases run with each of these too, on request: make seeds")
-    shared: Settings = Field({}, description="parameters of both stages")
+    name: Name = Field(alias="study", description="study name; results in outputs/<study>/, report in report/<study>/")
+    seeds: Seeds = Field(min_length=1, description="seeds; every case runs with each of them")
+    more_seeds: Seeds = Field((), description="additional seeds for every case, run on request: make seeds")
+    shared: Settings = Field({}, description="parameters of both pre-training and fine-tuning")
     pretrain: Settings = Field({}, description="parameters of pre-training")
     finetune: Settings = Field({}, description="parameters of fine-tuning")
     cases: Cases = Field(
-        min_length=1, description="name of a case: what sets its pre-training apart; null: from scratch"
+        min_length=1, description="name of each case: its own pre-training parameters; null: train from scratch"
     )
-    sweep: Cases = Field({}, description="more cases, which run on request: make sweep")
+    sweep: Cases = Field({}, description="additional cases, run on request: make sweep")
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
         """Read a study file.
 
         Raises:
-            ParameterError: if the file is missing, is no YAML, or says something that cannot be run.
+            ParameterError: if the file is missing, is not YAML, or describes a study that cannot run.
         """
         try:
             content = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeys)
@@ -64,7 +64,7 @@ class Study(Checked):
         """Build a study from a study file's content, and check the parameters of every run.
 
         Raises:
-            ParameterError: as the class.
+            ParameterError: see the class.
         """
         if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
             keys = ", ".join(spec.alias or key for key, spec in cls.model_fields.items())
@@ -80,13 +80,13 @@ class Study(Checked):
     def check_together(self) -> None:
         if len(set(self.all_seeds)) < len(self.all_seeds):
             seeds, more = list(self.seeds), list(self.more_seeds)
-            raise ParameterError(f"seeds is {seeds} and more_seeds {more}: each seed may stand there once")
+            raise ParameterError(f"seeds is {seeds} and more_seeds is {more}: list each seed once")
         for case in self.cases.keys() & self.sweep.keys():
-            raise ParameterError(f"{case} stands under cases and under sweep: it may stand there once")
+            raise ParameterError(f"{case} is under both cases and sweep: list it once")
         named = {f"case {case}": values or {} for case, values in self.all_cases.items()}
         for part, values in (named | {part: getattr(self, part) for part in ("shared", *STAGES)}).items():
             for name in GIVEN & values.keys():
-                raise ParameterError(f"{part}: {name} is given by the study to each of its runs; leave it out")
+                raise ParameterError(f"{part}: {name} is set by the study for each run; leave it out")
         for case in self.all_cases:
             runs = [self.run(case, self.seeds[0], stage) for stage in self.stages(case)]
             for name in ENCODER:
@@ -97,23 +97,23 @@ class Study(Checked):
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
-        """Those of ``seeds`` and of ``more_seeds``."""
+        """The seeds in ``seeds`` and ``more_seeds``."""
         return self.seeds + self.more_seeds
 
     @property
     def all_cases(self) -> dict[str, dict[str, Any] | None]:
-        """Those of ``cases`` and of ``sweep``."""
+        """The cases in ``cases`` and ``sweep``."""
         return self.cases | self.sweep
 
     def stages(self, case: str) -> tuple[str, ...]:
-        """``pretrain`` and ``finetune``, or only the latter for a case from scratch."""
+        """``pretrain`` and ``finetune``, or only ``finetune`` for a case from scratch."""
         return tuple(STAGES) if self.all_cases[case] is not None else ("finetune",)
 
     def run(self, case: str, seed: int, stage: str) -> PretrainParameters | FinetuneParameters:
         """The parameters of one run.
 
         Raises:
-            ParameterError: if the study has no such run, or its parameters do not fit.
+            ParameterError: if the study has no such run, or its parameters are invalid.
         """
         for name, value, known in (
             ("case", case, tuple(self.all_cases)),
@@ -141,18 +141,18 @@ class Study(Checked):
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, which takes the last of several entries of one name; this one refuses them."""
+    """YAML's safe loader, but it rejects duplicate keys instead of keeping the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands there twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} appears twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 def check_file(path: str | Path, study: Study) -> None:
-    """Raise ParameterError unless a study's file has its name, so that no copy writes over another study's results."""
+    """Raise ParameterError unless a study's file has its name: a copy must not overwrite another study's results."""
     if Path(path).stem != study.name:
         raise ParameterError(f"study is {study.name!r}, but its file is {path}: they must have the same name")
 

@@ -1,4 +1,4 @@
-"""Weights and checkpoints on disk: safetensors with a JSON note and a checksum; nothing is unpickled."""
+"""Weights and checkpoints as safetensors files with a JSON note and a checksum; nothing is unpickled."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ from mae_core.study.results import whole
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write tensors with a JSON note, and a checksum of both, as safetensors."""
+    """Write tensors, a JSON note and a checksum of both as safetensors."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     note = json.dumps(about)
     with whole(path) as temporary:
         try:
-            # One entry only: safetensors writes several in random order, and equal weights must give equal bytes.
+            # Use one entry: safetensors orders several randomly, but equal weights must give equal bytes.
             told = json.dumps({"about": note, "crc32": checksum(tensors, note)})
             save_file(tensors, temporary, metadata={"mae_core": told})
         except SafetensorError as error:
@@ -28,7 +28,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) 
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what :func:`save_tensors` wrote, on the CPU.
+    """Read a file of :func:`save_tensors`, on the CPU.
 
     Raises:
         ValueError: if the file is damaged, or was not written by :func:`save_tensors`.
@@ -52,7 +52,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def checksum(tensors: dict[str, Tensor], note: str) -> int:
-    """CRC-32 of names, types, shapes, contents and the note."""
+    """CRC-32 of the tensors' names, types, shapes and values, and of the note."""
     crc = zlib.crc32(note.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -62,7 +62,7 @@ def checksum(tensors: dict[str, Tensor], note: str) -> int:
 
 
 def tensors_sha256(path: Path) -> str:
-    """SHA-256 of the names, types, shapes and contents of all tensors in a safetensors file, whatever else it says."""
+    """SHA-256 of the names, types, shapes and values of all tensors in a safetensors file, ignoring its metadata."""
     digest = hashlib.sha256()
     with safe_open(path, framework="pt") as file:
         for name in sorted(file.keys()):

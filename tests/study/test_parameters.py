@@ -44,9 +44,9 @@ KINDS = {
             r"decoder_width \(64\) must equal width \(48\)",
         ),
         ({"warmup_epochs": 9.0}, "warmup_epochs is 9.0: it must be at most epochs"),
-        ({"study": "../elsewhere"}, "study is '../elsewhere': a name is"),
-        ({"case": "-rf"}, "case is '-rf': a name is"),
-        ({"case": ""}, "case is '': a name is"),
+        ({"study": "../elsewhere"}, "study is '../elsewhere': a name consists of"),
+        ({"case": "-rf"}, "case is '-rf': a name consists of"),
+        ({"case": ""}, "case is '': a name consists of"),
         ({"device": "tpu"}, "device is 'tpu': it must be one of auto, cpu, cuda, mps"),
     ],
 )

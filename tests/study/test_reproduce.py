@@ -85,7 +85,7 @@ def test_it_says_so_when_the_weights_differ(published, monkeypatch, capsys, tmp_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data_md5": "0"}, "the data set in data is not the one of the run"),
+        ({"data_md5": "0"}, "the data set in data is not the one that the run used"),
         ({"commit": "0" * 40}, "is not in this repository"),
     ],
 )
