@@ -1,4 +1,4 @@
-"""Where and how to compute: device, precision, threads, memory."""
+"""The machine: device, precision, threads, memory."""
 
 import contextlib
 import copy
@@ -95,9 +95,9 @@ def explained_shortage(images_at_once: int = 0) -> Iterator[None]:
 def set_up(threads: int = 0) -> None:
     """Set the number of CPU threads (0 leaves torch's choice) and keep freed memory for the next step.
 
-    glibc hands every large tensor back to the system and faults its pages in again at the next step, which costs a
-    fifth of the speed; raised thresholds keep them (LOG.md has the figures). Elsewhere than Linux nothing changes.
-    What is loaded by the first call stays: neither collections nor the end of the process go through it any more.
+    By default, glibc returns every large tensor to the system, and the next step faults its pages in again, which costs a
+    fifth of the speed; higher thresholds prevent this (LOG.md has the timings). On other systems nothing changes. Objects
+    that exist at the first call are excluded from garbage collection, also at the end of the process.
     """
     if not gc.get_freeze_count():
         gc.freeze()

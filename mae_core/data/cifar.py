@@ -1,6 +1,6 @@
 """CIFAR-10's files, read by torchvision's class with a reader of our own.
 
-It checks the MD5 of what it unpickles, and lets nothing come out of a pickle but arrays, lists and text.
+It checks the MD5 before unpickling, and unpickles only arrays, lists and text.
 """
 
 import codecs
@@ -49,7 +49,7 @@ def download(data_dir: Path) -> None:
 
 @contextlib.contextmanager
 def alone(lock: Path) -> Iterator[None]:
-    """Wait until no other process holds ``lock``, and hold it; it is let go even if the process is killed."""
+    """Hold the file lock ``lock`` for this process; it is released even if the process is killed."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

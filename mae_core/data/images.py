@@ -1,4 +1,4 @@
-"""Images as one uint8 tensor on the device: reading a split, scaling it, drawing random views.
+"""Images as one uint8 tensor on the device: reading, scaling, augmentation.
 
 Shapes: B batch, n images of a split, C = 3 colours, H = W = 32 pixels.
 """
@@ -50,7 +50,7 @@ def load(
 
     Raises:
         ValueError: for an unknown data set.
-        MissingDataError: if CIFAR-10 is neither in ``data_dir`` nor to be had from the network, or a file is damaged.
+        MissingDataError: if CIFAR-10 is not in ``data_dir`` and cannot be downloaded, or if a file is damaged.
     """
     if dataset not in DATASETS:
         raise ValueError(f"dataset is {dataset!r}, not one of {', '.join(DATASETS)}")

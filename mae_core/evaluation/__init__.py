@@ -1,3 +1,3 @@
-"""What a trained model can do: reconstruct, classify, describe; measured on the test images."""
+"""Metrics of trained models on the test images: reconstruction, classification, probes, FLOPs."""
 
 N_PICTURES = 10

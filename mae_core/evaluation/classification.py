@@ -1,4 +1,4 @@
-"""What a trained classifier does on the test images: scores, predictions, mistakes, attention.
+"""A trained classifier on the test images: scores, predictions, mistakes, attention.
 
 Shapes: B batch, n images of a split, N patches, C classes.
 """
@@ -44,7 +44,7 @@ def predictions(scores_nC: Tensor, test: Split) -> dict[str, Any]:
 
 
 def confident_mistakes(scores_nC: Tensor, test: Split) -> dict[str, Any]:
-    """The test images that the model is surest to name wrongly, the surest first: indices, classes, confidence."""
+    """The misclassified test images with the highest confidence, in order: indices, classes, confidence."""
     probability_nC = scores_nC.softmax(dim=1)
     confidence_n, predicted_n = probability_nC.max(dim=1)
     wrong = (predicted_n != test.labels_n).nonzero()[:, 0]
@@ -59,7 +59,7 @@ def confident_mistakes(scores_nC: Tensor, test: Split) -> dict[str, Any]:
 
 @torch.no_grad()
 def class_attention(encoder: Encoder, images_BCHW: Tensor) -> Tensor:
-    """Where the class token looks in the last block, the mean over its heads.
+    """The attention of the class token in the last block, averaged over heads.
 
     Args:
         images_BCHW: scaled to [-1, 1].

@@ -21,14 +21,14 @@ def of_pretraining(run: PretrainParameters) -> int:
 def of_classifier(run: RunParameters) -> int:
     """FLOPs of one image's forward pass through the encoder, and the head.
 
-    All tokens in all blocks count, though the classifier spares what the class token does not need of the last one.
+    All tokens count in all blocks, although the classifier skips what the class token does not need in the last one.
     """
     model = Classifier(plain(run.model))
     return count(lambda images_BCHW: model.head(model.encoder(images_BCHW)[:, 0]), image(run))
 
 
 def plain(config: ModelConfig) -> ModelConfig:
-    """With explicit attention, which does the same products: torch's counter does not know those of the CPU's fused one."""
+    """The same model with explicit attention: torch's counter does not know the CPU's fused attention."""
     return dataclasses.replace(config, attention="explicit")
 
 

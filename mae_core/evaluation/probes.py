@@ -1,4 +1,4 @@
-"""What the frozen encoder knows: a linear probe and k nearest neighbours on its features.
+"""A linear probe and k nearest neighbours on the features of the frozen encoder.
 
 Shapes: n and m images, D width, C classes.
 """

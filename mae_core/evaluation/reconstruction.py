@@ -20,7 +20,7 @@ MASK_SEED = 20211111  # any fixed number; this is the day the MAE paper appeared
 
 
 def fixed_masks(run: PretrainParameters, n_images: int, device: torch.device) -> Mask:
-    """The evaluation masks of a run: of image i always the same (drawn on the CPU)."""
+    """The evaluation masks of a run; image i always gets the same mask (drawn on the CPU)."""
     generator = torch.Generator().manual_seed(MASK_SEED)
     mask = sample_mask(run.mask_strategy, run.mask_ratio, n_images, run.model.grid_size, generator)
     return mask.to(device)
@@ -30,14 +30,14 @@ def fixed_masks(run: PretrainParameters, n_images: int, device: torch.device) ->
 def reconstruct(
     model: MaskedAutoencoder, images_BCHW: Tensor, mask: Mask, run: PretrainParameters
 ) -> tuple[Tensor, Tensor]:
-    """Predict the hidden patches.
+    """Reconstruct the masked patches.
 
     Args:
         images_BCHW: scaled to [-1, 1].
 
     Returns:
-        The images with the hidden patches grey, and with the predicted ones in their place; both images_BCHW in
-        [-1, 1]. With ``norm_pix`` the true mean and deviation of each patch are put back, as in the paper's figures.
+        The images with masked patches grey, and with predictions in their place; both images_BCHW in
+        [-1, 1]. With ``norm_pix`` the true mean and deviation of each patch are restored, as in the paper's figures.
     """
     fast = devices.cast(model, devices.choose_precision(run.precision, images_BCHW.device))
     return paint(fast(images_BCHW, mask, run.mask_tokens_in_encoder).float(), images_BCHW, mask, run)
@@ -59,7 +59,7 @@ def paint(pred_BNP: Tensor, images_BCHW: Tensor, mask: Mask, run: PretrainParame
 def reconstruction_metrics(
     model: MaskedAutoencoder, test: Split, run: PretrainParameters, device: torch.device
 ) -> dict[str, float]:
-    """Masked loss (as trained) and PSNR in decibels over the hidden pixels, of the whole test split."""
+    """Masked loss (as trained) and PSNR in decibels over the masked pixels of the whole test split."""
     model.eval()
     masks = fixed_masks(run, len(test), device)
     fast = devices.cast(model, devices.choose_precision(run.precision, device))
@@ -81,7 +81,7 @@ def pictures(model: MaskedAutoencoder, test: Split, run: PretrainParameters, dev
 
 
 def psnr(painted_BCHW: Tensor, images_BCHW: Tensor, mask: Mask) -> Tensor:
-    """Peak signal-to-noise ratio of each image over its hidden pixels, in decibels: psnr_B.
+    """Peak signal-to-noise ratio of each image over its masked pixels, in decibels: psnr_B.
 
     The range [-1, 1] is 2 wide: the square of the peak is 4.
     """

@@ -1,7 +1,4 @@
-"""What can be asked for: the choices of each parameter, the shape of a model, and the masks that fit it.
-
-Plain values without torch: what only plans or reports starts without waiting for it.
-"""
+"""The choices of each parameter, the shape of a model, and checks of mask ratios; without torch, which imports slowly."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +14,7 @@ STRATEGIES, VARIANTS = get_args(Strategy), get_args(Variant)
 class ModelConfig:
     """The shape of a model; the defaults are the report's ViT-T/2.
 
-    ``variant`` names the choices that tell the two published models apart:
+    ``variant`` selects one of two published models:
 
     * ``report``: learned positions (none for the class token in the encoder), no bias in qkv, no projection between
       encoder and decoder, no norm after the decoder.

@@ -43,7 +43,7 @@ class Encoder(nn.Module):
         """Encode images: the tokens of :meth:`embed_tokens`, after all blocks.
 
         Args:
-            wanted: spare what only the other tokens' outputs need: the last block computes these alone.
+            wanted: the tokens to return; the last block computes only these.
         """
         tokens = self.embed_tokens(images_BCHW, mask, mask_token)
         *blocks, last = self.blocks
@@ -52,12 +52,12 @@ class Encoder(nn.Module):
         return self.norm(last(tokens, wanted))
 
     def embed_tokens(self, images_BCHW: Tensor, mask: Mask | None = None, mask_token: Tensor | None = None) -> Tensor:
-        """What enters the first block.
+        """The tokens that enter the first block.
 
         Args:
             images_BCHW: scaled to [-1, 1].
             mask: which patches are visible; None means all.
-            mask_token: where given, masked patches are not dropped: this vector stands in for each.
+            mask_token: if given, it replaces each masked patch, and no patch is dropped.
 
         Returns:
             tokens_BTD: the class token, then all patches in image order or, with a mask, the visible patches and (with a
@@ -77,7 +77,7 @@ class Encoder(nn.Module):
 
 
 class MaskedAutoencoder(nn.Module):
-    """Encoder, mask tokens, a light decoder, and a linear head that predicts pixels."""
+    """An encoder, mask tokens, a small decoder, and a linear head that predicts pixels."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -111,15 +111,15 @@ class MaskedAutoencoder(nn.Module):
             mask: which patches are visible.
             mask_tokens_in_encoder: feed mask tokens through the encoder instead of dropping patches (He et al., table
                 1c); the decoder then gets the encoder's output for every patch.
-            masked_only: spare what only the predictions of visible patches need, which carry no loss: the last
-                block computes its output for masked patches alone. The loss and its gradients stay the same.
+            masked_only: skip the last block's output for visible patches, which carry no loss. The loss and its
+                gradients stay the same.
 
         Returns:
             pred_BNP, in image order, in the units of the loss's target; with ``masked_only`` pred_BMP, of the masked
             patches in the order of ``mask.ids_masked_BM``.
 
         Raises:
-            ValueError: if mask tokens are to enter an encoder that is not as wide as they are.
+            ValueError: if mask tokens shall enter an encoder of another width.
         """
         if mask_tokens_in_encoder:
             if self.config.decoder_width != self.config.width:
@@ -184,7 +184,7 @@ def normalize_patches(patches_BNP: Tensor) -> Tensor:
 def take(rows: Tensor, ids_BK: Tensor) -> Tensor:
     """Rows ``ids_BK`` of each image's sequence x_BND, or of one x_ND that all images share: (B, K, D)."""
     if rows.dim() == 2 and rows.device.type == "cpu":
-        return F.embedding(ids_BK, rows)  # on a GPU its gradient might wait on the few rows: not tried
+        return F.embedding(ids_BK, rows)  # on a GPU its gradient may collide on the few rows: not tried
     return rows.expand(len(ids_BK), -1, -1).gather(1, ids_BK[..., None].expand(-1, -1, rows.shape[-1]))
 
 

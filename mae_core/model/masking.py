@@ -1,4 +1,4 @@
-"""Which patches the encoder may see: random, block and grid masks, all with an exact count.
+"""Random, block and grid masks, all with an exact number of masked patches.
 
 Shapes: B batch, N patches (a square grid of G * G), K kept (visible) patches,
 M = N - K masked ones, R rectangles.
@@ -46,7 +46,7 @@ class Mask:
 
     @property
     def masked_BN(self) -> Tensor:
-        """True where the encoder does not see the patch."""
+        """True for masked patches, which the encoder does not see."""
         visible_BN = torch.zeros_like(self.ids_shuffle_BN, dtype=torch.bool).scatter(1, self.ids_keep_BK, True)
         return ~visible_BN
 
@@ -72,7 +72,7 @@ def sample_mask(
     * ``random``: uniform without replacement (He et al. 2021, section 3).
     * ``block``: unions of rectangles, see :func:`block_priority` (Bao et al. 2021, algorithm 1).
     * ``grid``: of every cell of 2 x 2 patches the same one stays visible (He et al. 2021, figure 6);
-      which of the four is drawn per image, so that no patch is visible always.
+      which of the four is drawn for each image, so that no patch is always visible.
 
     Args:
         strategy: one of ``STRATEGIES``.
@@ -119,9 +119,9 @@ def block_priority(batch_size: int, grid_size: int, n_masked: int, generator: to
     Its code skips a rectangle that would overshoot, and may stop short of the count. Here every image draws the same
     number of rectangles at once, areas uniform up to the whole count, and the count is made exact:
 
-    * *trimmed*: of the rectangle that overshoots, the patches nearest to one of its four sides (drawn per rectangle)
-      are taken, row by row or column by column, so that what is added is a rectangle too, but for its last line;
-    * *topped up*: where all rectangles together fall short (ratios above 0.9), uncovered patches follow at random.
+    * *trimmed*: of the rectangle that overshoots, only the patches nearest to one of its four sides (drawn for each
+      rectangle) are masked, line by line, so that the added patches form a rectangle except for the last line;
+    * *topped up*: if all rectangles together fall short (ratios above 0.9), random other patches are masked.
     """
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -141,11 +141,11 @@ def block_priority(batch_size: int, grid_size: int, n_masked: int, generator: to
     in_columns_BRG = (right_BRG >= 0) & (right_BRG < width_BR[..., None])
     covered_BRN = (in_rows_BRG[..., :, None] & in_columns_BRG[..., None, :]).flatten(2)
 
-    # A patch's turn comes with the first rectangle that covers it; uncovered patches come last.
+    # The first rectangle that covers a patch decides its turn; uncovered patches come last.
     first_BN = covered_BRN.int().argmax(dim=1)
     turn_BN = torch.where(covered_BRN.any(dim=1), first_BN, BLOCK_RECTANGLES)
 
-    # Within a turn, patches come line by line from the chosen side of the image (which is the rectangle's side as well).
+    # Within a turn, patches are ordered line by line from the chosen side of the rectangle.
     by_row_N = torch.arange(grid_size**2, device=device)
     by_column_N = by_row_N.reshape(grid_size, grid_size).T.flatten()
     orders_4N = torch.stack([by_row_N, by_row_N.flip(0), by_column_N, by_column_N.flip(0)])

@@ -50,7 +50,7 @@ def sincos_positions(grid_size: int, width: int) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A linear layer that also takes what is to be added to its output; see :class:`OneDNNLinear`."""
+    """A linear layer with an optional tensor to add to its output; see :class:`OneDNNLinear`."""
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """x @ weight.T + bias + added: (..., out) from (..., in)."""
@@ -62,7 +62,7 @@ class Linear(nn.Linear):
 
 
 def onednn_linear() -> Any:
-    """The call of oneDNN that torch's own compiler makes for a linear layer; None where it cannot be made in bfloat16."""
+    """oneDNN's linear layer, as torch's compiler calls it; None if it is not available in bfloat16."""
     operators = torch.ops.mkldnn
     there = hasattr(operators, "_linear_pointwise") and hasattr(operators, "_is_mkldnn_bf16_supported")
     return operators._linear_pointwise if there and operators._is_mkldnn_bf16_supported() else None
@@ -74,8 +74,8 @@ ONEDNN_LINEAR = onednn_linear()
 class OneDNNLinear(torch.autograd.Function):
     """A linear layer in bfloat16 by one call of oneDNN.
 
-    torch's own first copies the bias into every row of the output, and its backward pass transposes the wider factor of
-    the weight's gradient (LOG.md has the figures).
+    torch's own layer first copies the bias into every row of the output, and its backward pass transposes the wider
+    factor of the weight's gradient (LOG.md has the timings).
     """
 
     @staticmethod
@@ -89,7 +89,7 @@ class OneDNNLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
-        """The gradients of all that :meth:`forward` was given."""
+        """The gradients of the inputs of :meth:`forward`."""
         x, weight = ctx.saved_tensors
         grads_RO, inputs_RI = grad.flatten(0, -2), x.flatten(0, -2)
         wide = weight.shape[0] > weight.shape[1]
@@ -106,7 +106,7 @@ class Attention(nn.Module):
     """Multi-head self-attention.
 
     ``kind`` is ``explicit`` for :class:`ExplicitAttention`, ``fused`` for ``scaled_dot_product_attention``, whose
-    backward pass is slower on a CPU (LOG.md has the figures); ``auto`` is explicit where a CPU trains, and fused elsewhere.
+    backward pass is slower on a CPU (LOG.md has the timings); ``auto`` is explicit for training on a CPU, else fused.
     """
 
     def __init__(self, width: int, heads: int, qkv_bias: bool, kind: str = "auto"):
@@ -126,7 +126,7 @@ class Attention(nn.Module):
         return self.proj(join_heads(F.scaled_dot_product_attention(q[:, :, queries], k, v)), added_BQD)
 
     def class_weights(self, x_BTD: Tensor) -> Tensor:
-        """How much the first token, the class token, attends to each token: weights_BHT, a sum of 1 for each head."""
+        """The attention of the class token (the first) to every token: weights_BHT, summing to 1 for each head."""
         q, k, _ = split_heads(self.qkv(x_BTD), 3, self.heads)
         return (q[:, :, :1] * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)[:, :, 0]
 
@@ -134,12 +134,12 @@ class Attention(nn.Module):
 class ExplicitAttention(torch.autograd.Function):
     """softmax(q k / sqrt(d)) v, with d = D / H, by matrix products; q, k and v come side by side from one layer.
 
-    The backward pass is written out, for autograd's copies each of the three once more (LOG.md has the figures).
+    The backward pass is written by hand because autograd copies each of the three again (LOG.md has the timings).
     """
 
     @staticmethod
     def forward(ctx, qkv_BTE: Tensor, heads: int, queries: slice) -> Tensor:
-        """What the tokens ``queries`` attend to: (B, Q, D), from (B, T, 3 * D)."""
+        """The attention output of the tokens ``queries``: (B, Q, D), from (B, T, 3 * D)."""
         q, k, v = split_heads(qkv_BTE, 3, heads).contiguous().flatten(1, 2)
         q = q[:, queries]
         weights = scaled_product(q, k.mT, q.shape[-1] ** -0.5).softmax(dim=-1)

@@ -1,4 +1,4 @@
-"""From saved results to a printed report: statistics, claims, tables, figures, text, HTML and PDF.
+"""From saved results to the rendered report: statistics, claims, tables, figures, text, HTML and PDF.
 
 It never sees a model.
 """

@@ -1,4 +1,4 @@
-"""What a study says about each claim: the difference that was measured, and the verdict."""
+"""The claims with the measured differences and the verdicts."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from mae_core.report.summary import Case, Summary
 
 @dataclass(frozen=True)
 class Claim:
-    """A published statement, and what this study says of it.
+    """A published statement and its verdict in this study.
 
     Attributes:
         statement: what is claimed.
@@ -24,18 +24,22 @@ class Claim:
     verdict: str
 
 
-RANK = {"contradicted": 0, "undecided": 1, "supported": 2}  # of several verdicts, the lowest is that of all together
+RANK = {
+    "contradicted": 0,
+    "undecided": 1,
+    "supported": 2,
+}  # the lowest of several verdicts is the verdict on all of them
 
 
 def claims(summary: Summary) -> list[Claim]:
-    """Every claim of the student's report, the paper's ones that it leans on, and one of this study; with its verdicts."""
+    """All claims of the student's report, the claims of the paper that it builds on, and one of this study."""
     default, scratch = summary.find("random", 0.75), summary.find(None)
     tokens = summary.find("random", 0.75, mask_tokens=True)
     block50, block75, grid = summary.find("block", 0.5), summary.find("block", 0.75), summary.find("grid", 0.75)
     longer, ratios = summary.equal_work(), [summary.find("random", ratio) for ratio in (0.25, 0.5, 0.9)]
 
     def above(statement: str, source: str, quantity: str, *pairs: tuple[Case, Case]) -> Claim:
-        """The claim that of each pair the first exceeds the second; of several, what decides is told."""
+        """The claim that the first of each pair exceeds the second; of several pairs, it shows the decisive one."""
         one_below = pairs[0][1] is pairs[-1][1]
         found = [(a.beats(b, quantity), f"{(a if one_below else b).label}: ") for a, b in pairs]
         differences = [(difference, against) for difference, against in found if difference]
@@ -105,7 +109,7 @@ def throughout(default: Case, scratch: Case) -> Claim:
 
 
 def flops_ratio(tokens: Case, default: Case) -> Claim:
-    """What mask tokens in the encoder cost: counted, so one run decides."""
+    """The cost of mask tokens in the encoder; FLOPs are counted, so one run decides."""
     student, paper = published.STUDENT_FLOPS_RATIO, published.PAPER_FLOPS_RATIO
     statement = f"They cost more FLOPs (student's model: {student:g}×; paper's: {paper:g}×)"
     ratio = tokens.ratio(default, "flops")

@@ -1,7 +1,7 @@
-"""Put figures, tables and text into a notebook's output, with what the report needs to number and caption them.
+"""Show figures, tables and text in a notebook, with labels and captions for the report.
 
-JupyterLab shows the same thing that the report prints; captions, labels and alternative texts travel in the output's
-metadata, under ``report``, where export.py finds them.
+JupyterLab shows the same content as the report. Captions, labels and alternative texts are in the output's metadata,
+under ``report``, where document.py reads them.
 """
 
 import base64
@@ -34,8 +34,8 @@ def show_figure(
         panels: drawn by figures.py.
         label: what links name: ``[](#fig-loss)`` in the report's text becomes "Figure 3".
         caption: one or more sentences, Markdown.
-        alt: what each panel shows, for those who cannot see it.
-        sources: runs that it came from, as ``case/seed0/stage``; the report links their executed notebooks.
+        alt: alternative text of each panel.
+        sources: the runs behind it, as ``case/seed0/stage``; the report links their executed notebooks.
         columns: panels beside each other, where the page is wide enough.
     """
     panels = [panels] if isinstance(panels, Figure) else list(panels)

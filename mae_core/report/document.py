@@ -1,7 +1,7 @@
-"""An executed notebook as a document: numbered blocks that an exporter prints, and nothing else.
+"""An executed notebook as a document: numbered blocks for the exporters.
 
-Only what display.py put there is taken from outputs, and plain streams where they are asked for: whatever else a cell
-printed (HTML, JavaScript, widgets) does not reach the report.
+From outputs it takes only what display.py wrote, and plain streams on request. Anything else that a cell printed (HTML,
+JavaScript, widgets) does not reach the report.
 """
 
 import base64
@@ -61,13 +61,13 @@ class Float:
 
     @property
     def linked(self) -> bool:
-        """Whether the table's own cells name its sources: then they carry the links, not the caption."""
+        """Whether the cells of the table name its sources; then the cells have the links, not the caption."""
         cells = {cell for row in self.table.get("rows", []) for cell in row}
         return bool(self.sources) and cells.issuperset(self.sources)
 
     @property
     def name(self) -> str:
-        """As text refers to it: ``Figure 3``."""
+        """The name in the text: ``Figure 3``."""
         return f"{KINDS[self.kind]} {self.number}"
 
 
@@ -159,7 +159,7 @@ def read(notebook: NotebookNode, show_code: bool = False) -> Document:
 
 
 def together(text: str) -> str:
-    """The text with a number and its per cent sign on one line, wherever the line breaks."""
+    """The text with a no-break space between a number and its per cent sign."""
     return re.sub(r"(\d) %", "\\1\N{NO-BREAK SPACE}%", text)
 
 
@@ -228,10 +228,10 @@ def numbered(about: dict[str, Any], **more) -> Float:
 
 
 def plain_label(label: str) -> str:
-    """A label or the name of a run, which become anchors and files' names.
+    """A label or the name of a run; both are used in anchors and file names.
 
     Raises:
-        ExportError: if it could be anything else.
+        ExportError: if it has other characters.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*", label):
         raise ExportError(f"{label!r} is no label: letters, digits, '-', '_', '.', and '/' between them")
@@ -252,7 +252,7 @@ def checked_table(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def joined_streams(outputs: list[NotebookNode]) -> Iterator[NotebookNode]:
-    """The outputs, with what was printed in several goes as one; warnings of libraries (stderr) are left out."""
+    """The outputs with consecutive streams joined, without stderr (warnings of libraries)."""
     printed = None
     for output in outputs:
         if output.output_type == "stream" and output.name == "stderr":
@@ -290,6 +290,6 @@ def panel(data: dict[str, Any], alt: str) -> Panel:
 
 
 def as_on_a_terminal(text: str) -> str:
-    """Printed text as a terminal leaves it: without colours, a line overwritten after ``\\r`` only at its last state."""
+    """Printed text as a terminal shows it at the end: without colours, lines after ``\\r`` in their last state."""
     lines = ANSI.sub("", text).rstrip().split("\n")
     return "\n".join(next((part for part in reversed(line.split("\r")) if part.strip()), "") for line in lines)

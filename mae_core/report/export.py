@@ -1,4 +1,4 @@
-"""Print an executed notebook: as one HTML file, and as a PDF through Typst. Both are nbconvert exporters."""
+"""Render an executed notebook as one HTML file, and as a PDF through Typst; both are nbconvert exporters."""
 
 import base64
 import datetime
@@ -34,7 +34,7 @@ TEXT_WIDTH = "156mm"  # of the PDF: A4 less its margins
 
 
 class ReportHtmlExporter(HTMLExporter):
-    """One HTML file: no script, no remote reference, fonts embedded."""
+    """One HTML file without scripts or remote references, with embedded fonts."""
 
     show_code = Bool(False, help="print sources and streams, too").tag(config=True)
     back = Unicode("", help="a link back to the report").tag(config=True)

@@ -1,4 +1,4 @@
-"""The study's figures, drawn from saved results alone.
+"""The study's figures, drawn from saved results only.
 
 Every function returns a matplotlib Figure of its own (no pyplot, no global state), ready for display.py.
 """
@@ -28,12 +28,12 @@ STYLE: Any = matplotlib.rc_params_from_file(
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure in the house's style; inches."""
+    """An empty figure in the report's style; sizes in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def styled(draw):
-    """Decorator: draw with the house's style, whatever the notebook has set."""
+    """Decorator: draw with the report's style, whatever the notebook has set."""
 
     def wrapper(*args, **kwargs):
         with matplotlib.rc_context(STYLE):
@@ -333,7 +333,7 @@ def not_run(width: float, why: str = "not run") -> Figure:
 
 
 def bare_image(axes: Axes, image: np.ndarray) -> None:
-    """Show pixels as they are, without ticks, grid or frame."""
+    """Show an image without ticks, grid or frame."""
     axes.imshow(image, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])

@@ -1,6 +1,6 @@
-"""Numbers from elsewhere that this study is held against.
+"""Published numbers that this study compares with.
 
-The student's: the report whose claims are tested, ViT-T/2 on CIFAR-10. The paper's: He et al. 2021, ViT-L on
+The student's: the report whose claims we test, ViT-T/2 on CIFAR-10. The paper's: He et al. 2021, ViT-L on
 ImageNet-1k, tables 1c and 1f. Both are test (validation) accuracies after fine-tuning, in per cent.
 """
 

@@ -48,7 +48,7 @@ def estimate(values: Sequence[float], confidence: float = 0.95) -> Estimate:
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """A number with its sign, a minus as such."""
+    """A number with its sign, with a typographic minus."""
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
@@ -58,7 +58,7 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
-    """``first - second`` over the seeds that both have, as a paired t-test takes it; None if they share none.
+    """``first - second`` over the seeds that both have, as in a paired t-test; None without shared seeds.
 
     The interval excludes zero exactly when the two-sided paired t-test rejects equality at 5 %.
     """

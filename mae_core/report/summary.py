@@ -1,4 +1,4 @@
-"""All results of a study, read from its folder, and what they say about each claim."""
+"""All results of a study, read from its folder."""
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -94,7 +94,7 @@ class Case:
         return [f"{self.name}/seed{seed}/{stage}" for seed in self.finished(stage, file)]
 
     def beats(self, other: "Case", quantity: str) -> Estimate | None:
-        """By how much a quantity is above another case's, paired by seed; None where one of them has not run."""
+        """A quantity minus another case's, paired by seed; None if one of them has not run."""
         return paired_difference(self.values(quantity), other.values(quantity))
 
     def ratio(self, other: "Case", quantity: str) -> float | None:
@@ -232,15 +232,15 @@ def shared_seeds(cases: list[Case]) -> list[Case]:
     ]
 
 
-# What may differ between runs that are compared: who they are, and how fast they were computed.
+# What may differ between compared runs: their names, and how they were computed.
 NOT_THE_RECIPE = {"study", "case", "seed", "weights", "data_dir", "device", "probes", *FREE}
 SWEPT = {"mask_strategy", "mask_ratio", "mask_tokens_in_encoder", "norm_pix", "epochs"}  # what a sweep's case may set
 
 
 def of_one_recipe(case: Case, pattern: Case | None, left_out: list[str]) -> dict[int, Path]:
-    """The folders of a case whose runs have one recipe: but for the masks that of ``pattern``, and that of its first run.
+    """The folders of a case whose runs have one recipe: except for the masks, that of ``pattern`` and of its first run.
 
-    What does not fit is told in ``left_out``.
+    Runs that differ are listed in ``left_out``.
     """
     folders = dict(case.folders)
     for stage in ("pretrain", "finetune"):

@@ -1,4 +1,4 @@
-"""The study's tables, as rows of text made from saved results; a dash stands for what was not run."""
+"""The study's tables as rows of text, from saved results; a dash marks what has not run."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def number(value: Estimate | float | None, digits: int = 2, scale: float = 1.0) 
 
 
 def cost(value: Estimate | None, digits: int = 0, scale: float = 1.0) -> str:
-    """A time, a speed or a memory: the median, for what else the machine did makes it differ, not the seed."""
+    """A time, speed or memory as its median: it varies with the load of the machine, not with the seed."""
     return number(value.median if value else None, digits, scale)
 
 
@@ -51,7 +51,7 @@ def mask_token_rows(summary: Summary) -> list[list[str]]:
 
 
 def sampling_rows(summary: Summary) -> list[list[str]]:
-    """Table 1b of the student's report: mask sampling against accuracy, with what an epoch costs.
+    """Table 1b of the student's report: mask sampling against accuracy, with the cost of an epoch.
 
     Columns: masks, ratio, accuracy here, student, paper, FLOPs relative to random 75 %.
     """
@@ -64,7 +64,7 @@ def sampling_rows(summary: Summary) -> list[list[str]]:
 
 
 def main_rows(summary: Summary) -> list[list[str]]:
-    """The study at a glance: the first row names the cases, each further one a quantity of all of them.
+    """The main table: the first row names the cases, every other row is a quantity.
 
     Accuracy of the last epoch, the student's, the paper's; best epoch; linear probe, k-NN; FLOPs relative to random 75 %;
     medians of the minutes of both stages, of images a second of pre-training, and of its peak memory.
@@ -94,7 +94,7 @@ def main_rows(summary: Summary) -> list[list[str]]:
 
 
 def feature_rows(summary: Summary) -> list[list[str]]:
-    """Every case before fine-tuning: linear probe, k-NN, error and PSNR on hidden pixels."""
+    """Every case before fine-tuning: linear probe, k-NN, error and PSNR on masked pixels."""
     quantities = (("linear", 2), ("knn", 2), ("loss", 4), ("psnr", 2))
     return [
         [case.label, *(number(case.estimate(quantity), digits) for quantity, digits in quantities)]
@@ -154,7 +154,7 @@ def work_rows(summary: Summary) -> list[list[str]]:
 
 
 def sensitivity_rows(summary: Summary) -> list[list[str]]:
-    """What each seed alone says: every case's accuracy minus random 75 %'s, by seed, and their standard deviation.
+    """Every case's accuracy minus that of random 75 %, by seed, and the standard deviation over seeds.
 
     Columns: case, one for each seed, standard deviation.
     """
@@ -176,7 +176,7 @@ def claim_rows(summary: Summary) -> list[list[str]]:
 
 
 def recipe_rows(summary: Summary) -> list[list[str]]:
-    """Model and recipes of the default case, as they ran: parameter, pre-training, fine-tuning."""
+    """Model and recipes of the default case: parameter, pre-training, fine-tuning."""
     default = summary.find("random", 0.75)
     names = (
         "dataset", "augment", "variant", "patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth",

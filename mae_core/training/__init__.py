@@ -1,1 +1,1 @@
-"""Training a run: the loop, what it minimizes, how it is computed, how it resumes."""
+"""Training: runs, the loop, objectives, execution plans, replicas, and checkpoints."""

@@ -1,6 +1,6 @@
-"""Where training stands, on disk: written whole or not at all, refused or passed over where it does not fit.
+"""Checkpoints of a run: written completely or not at all, and refused or skipped if they do not match the run.
 
-Two files are kept, the newest and the one before, so that a damaged newest one costs minutes and not the run.
+The newest two are kept, so that damage to the newest one costs minutes and not the run.
 """
 
 import time
@@ -19,7 +19,7 @@ PLAIN = ("epoch", "step", "spent", "history", "seconds")  # of a position, all t
 
 @dataclass
 class Position:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
         losses_S: the losses of this epoch's steps so far.

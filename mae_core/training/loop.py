@@ -1,4 +1,4 @@
-"""The loop that both stages share; it takes up an interrupted run where its last checkpoint left it.
+"""The training loop of both stages; it resumes an interrupted run from its last checkpoint.
 
 Shapes: B batch, C = 3 colours, H = W pixels, S steps of an epoch.
 """
@@ -39,11 +39,11 @@ def fit(
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Train with AdamW, linear warm-up and cosine decay; resumable at every checkpoint.
 
-    Each epoch takes the images in a fresh random order and leaves out what does not fill a batch.
+    Each epoch uses a new random order of the images and drops the last incomplete batch.
 
     Args:
-        model: its float32 weights are trained in place; copies of it compute (see replicas.py).
-        objective: what it is trained for.
+        model: its float32 weights are trained in place; copies of it compute the gradients (see replicas.py).
+        objective: targets and loss.
         train: uint8 images on the device.
         run: epochs, rates and the like.
         folder: where checkpoints go.

@@ -1,4 +1,4 @@
-"""How a run is computed: its precision, its workers, how many images at once, compiled or not."""
+"""How a run is computed: precision, workers, images per part, and compilation."""
 
 import math
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Plan:
 
 
 def choose_plan(run: PretrainParameters | FinetuneParameters, device: torch.device) -> Plan:
-    """Choose what the run leaves to us, by what was measured (LOG.md has the figures)."""
+    """Choose the settings that the run leaves open, based on measurements (in LOG.md)."""
     precision = choose_precision(run.precision, device)
     cpu = device.type == "cpu"
     workers = torch.get_num_threads() if cpu else 1

@@ -1,6 +1,6 @@
-"""A step's gradients, computed in the precision of the computation and by several workers at once.
+"""The gradients of a step, computed in the chosen precision by several workers in parallel.
 
-The weights that the optimizer changes stay float32. Each worker has a copy of the model whose weights are cast once a
+The optimizer's weights stay float32. Each worker has a copy of the model whose weights are cast once a
 step, computes on parts of the batch that fit the processor's caches, and adds its gradients up in float32.
 """
 
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 class Replicas:
     """Copies of a model, one for each worker.
 
-    On a CPU, workers of one thread each are faster than one worker with all threads: no operation waits for the slowest
-    thread to finish (LOG.md has the figures). Gradients are added in a fixed order, so that the same seed gives the
+    On a CPU, workers with one thread each are faster than one worker with all threads, because no operation waits for
+    the slowest thread (LOG.md has the timings). Gradients are added in a fixed order, so that the same seed gives the
     same weights; another number of workers rounds differently.
 
     Args:

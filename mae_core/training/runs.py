@@ -93,7 +93,7 @@ def finetune(run: FinetuneParameters) -> Classifier:
 
 
 def probe(encoder: Encoder, train: Split, test: Split, run: FinetuneParameters, record: "Record") -> None:
-    """Record what the frozen encoder knows: a linear probe, k-NN, and the pictured test images' nearest neighbours."""
+    """Record the linear probe, k-NN, and the nearest neighbours of the pictured test images."""
     train_nD, test_nD = probes.features(encoder, train, test, run, record.device)
     record.metrics["probes"] = {
         "linear": probes.linear_probe(train_nD, train.labels_n, test_nD, test.labels_n),
@@ -157,7 +157,7 @@ def load_both(run: PretrainParameters | FinetuneParameters, device: torch.device
 
 @dataclasses.dataclass
 class Record:
-    """What a run leaves behind: gathered while it computes, written when all is done.
+    """The results of a run, gathered during the computation and written at the end.
 
     Attributes:
         folder: the run's.
@@ -178,9 +178,9 @@ class Record:
 
 @contextlib.contextmanager
 def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterator[Record]:
-    """Set up the device, and write what the run leaves behind: all of it, or nothing.
+    """Set up the device, and write the results of a run: all of them or none.
 
-    Until then the results of an earlier run stay as they are.
+    Until then, the results of an earlier run stay unchanged.
 
     Raises:
         ParameterError: if the device is missing, or data would be written outside the project.
@@ -218,5 +218,5 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
             f"results cannot be written to {folder} ({error.strerror or error}): free some space, or see to its "
             f"permissions; what was there before is untouched"
         ) from error
-    # Until this process ends in order: who is killed while a notebook draws its last figures need not train again.
+    # Checkpoints stay until this process exits normally: if it is killed while drawing figures, nothing is trained again.
     atexit.register(discard, folder.absolute())
