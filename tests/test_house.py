@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mae_core import HOMES
+
 PACKAGE = Path(__file__).parents[1] / "mae_core"
 FLOORS = (
     {"errors"},
@@ -34,7 +36,8 @@ def imported(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            homes = HOMES if node.module == PACKAGE.name else {}  # `from mae_core import pretrain` loads training.runs
+            found |= {f"{node.module}.{homes.get(alias.name, alias.name)}" for alias in node.names}
     return {module for module in found if module.startswith("mae_core.") and room(module) in HEIGHT}
 
 
