@@ -1,6 +1,8 @@
 """Checkpoints of a run: written completely or not at all, and refused or skipped if they do not match the run.
 
 The newest two are kept, so that damage to the newest one costs minutes and not the run.
+Tensors: ``model/...``, ``optimizer/<index>/...``, ``generator``, ``losses``, ``order``. JSON note: the rest of
+:class:`Position`, ``parameters``, ``made_of``, ``elapsed``. ``load_tensors(path)`` reads both.
 """
 
 import time
