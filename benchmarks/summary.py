@@ -9,11 +9,7 @@ from matplotlib.figure import Figure
 from mae_core.report.figures import COLOURS, INK, new_figure, styled
 from mae_core.study import results
 
-TITLES = {
-    "pretrain": "Pre-training (random masks, 75 %)",
-    "finetune": "Fine-tuning",
-    "evaluate": "Evaluation",
-}
+TITLES = {"pretrain": "Pre-training (random masks, 75 %)", "finetune": "Fine-tuning", "evaluate": "Evaluation"}
 OURS, PEER = COLOURS[0], "#c9c4bb"
 
 

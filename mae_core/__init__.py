@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-# The module of each name, imported on first use: planning and reporting do not wait for torch.
+# The module of each name; it is imported on first use, so that planning and reporting do not import torch.
 HOMES = {
     "Classifier": "model.mae",
     "FinetuneParameters": "study.parameters",

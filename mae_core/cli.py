@@ -75,12 +75,8 @@ COMMANDS: dict[Callable[[argparse.Namespace], int], dict[str, dict]] = {
         "results": {"help": "outputs/<study>, or outputs/<study>/report.ipynb", "type": Path},
         "folder": {"help": "folder for index.html and report.pdf, such as report/<study>", "type": Path},
     },
-    reproduce: {
-        "provenance": {"help": "outputs/<study>/<case>/seed<k>/<stage>/provenance.json", "type": Path},
-    },
-    recover: {
-        "study": {"help": "the study file, such as params/laptop.yaml", "type": Path},
-    },
+    reproduce: {"provenance": {"help": "outputs/<study>/<case>/seed<k>/<stage>/provenance.json", "type": Path}},
+    recover: {"study": {"help": "the study file, such as params/laptop.yaml", "type": Path}},
     schema: {},
 }
 

@@ -9,22 +9,15 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from mae_core.errors import DeviceMemoryError, Explained
 
-if TYPE_CHECKING:
-    pass
-
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device to train on.
-
-    Args:
-        name: ``cpu``, ``cuda``, ``mps``, or ``auto`` for the best that is there.
+    """The device to train on: ``cpu``, ``cuda``, ``mps``, or with ``auto`` the best available.
 
     Raises:
         ValueError: if the device is not available on this machine.
@@ -38,7 +31,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type of matrix products; ``auto`` takes bfloat16 where the hardware multiplies it."""
+    """The type of matrix products; ``auto`` chooses bfloat16 if the hardware multiplies it."""
     if name == "auto":
         on_cuda = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         fast = on_cuda or (device.type == "cpu" and cpu_has_bfloat16())
@@ -52,30 +45,27 @@ def cpu_has_bfloat16() -> bool:
 
 
 def cpu_has_tiles() -> bool:
-    """Whether it does so by tiles (Intel's AMX)."""
+    """Whether this processor multiplies bfloat16 matrices in tiles (Intel's AMX)."""
     return cpu_has("amx_bf16", "amx_tile")
 
 
 def cpu_has(*names: str) -> bool:
-    """Whether this processor has one of the instruction sets, by torch's names."""
+    """Whether this processor has one of these instruction sets, named as in torch."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(capabilities.get(name, False) for name in names)
 
 
 def cast(model: nn.Module, precision: torch.dtype) -> nn.Module:
-    """The model with weights of that precision: itself where they are, else a copy."""
+    """The model with weights of the given precision: the model itself for float32, else a copy."""
     return model if precision == torch.float32 else copy.deepcopy(model).to(precision)
 
 
 @contextlib.contextmanager
 def explained_shortage(images_at_once: int = 0) -> Iterator[None]:
-    """Turn a lack of memory into a sentence with advice.
+    """Turn an out-of-memory error into DeviceMemoryError, a sentence with advice.
 
     Args:
-        images_at_once: of a training step; 0 for whatever else a run does.
-
-    Raises:
-        DeviceMemoryError: if the memory does not suffice.
+        images_at_once: images in one pass of a training step; 0 outside of training steps.
     """
     try:
         yield
@@ -93,11 +83,11 @@ def explained_shortage(images_at_once: int = 0) -> Iterator[None]:
 
 
 def set_up(threads: int = 0) -> None:
-    """Set the number of CPU threads (0 leaves torch's choice) and keep freed memory for the next step.
+    """Set the number of CPU threads (0: torch's default), and keep freed memory for the next step.
 
-    By default, glibc returns every large tensor to the system, and the next step faults its pages in again, which costs a
-    fifth of the speed; higher thresholds prevent this (LOG.md has the timings). On other systems nothing changes. Objects
-    that exist at the first call are excluded from garbage collection, also at the end of the process.
+    By default, glibc returns the memory of large tensors to the system, and the next step has to fetch it again, which
+    costs a fifth of the speed (LOG.md has the timings); higher thresholds prevent this. On other systems nothing changes.
+    Objects that exist at the first call are excluded from garbage collection, which makes the end of the process faster.
     """
     if not gc.get_freeze_count():
         gc.freeze()
@@ -111,7 +101,7 @@ def set_up(threads: int = 0) -> None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let :func:`peak_memory` start from what is held now; on Linux and CUDA, elsewhere it keeps the highest ever."""
+    """Restart :func:`peak_memory` from the memory in use now (Linux and CUDA; elsewhere the peak is never reset)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
@@ -119,7 +109,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that was allocated on a CUDA device, elsewhere the most that this process held."""
+    """Peak memory in bytes: allocated on a CUDA device, else resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError, StopIteration):
@@ -129,7 +119,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def describe(device: torch.device) -> str:
-    """The device's name as its maker prints it, with the threads in use for a CPU."""
+    """The device's product name; for a CPU also the number of threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
@@ -142,7 +132,7 @@ def cpu_name() -> str:
 
 
 def cpu_fact(key: str) -> str:
-    """What Linux tells of the first processor under a key such as ``cpu family``; empty where it tells nothing."""
+    """The value of a key in /proc/cpuinfo, such as ``cpu family``; empty if there is none."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             facts = (line.split(":", 1) for line in lines if ":" in line)

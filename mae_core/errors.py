@@ -2,25 +2,25 @@
 
 
 class Explained(Exception):
-    """Printed without a traceback: the sentence is all that a user of a notebook or a terminal needs."""
+    """An error that notebooks and the command line print as one sentence, without a traceback."""
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython prints in place of a traceback."""
+        """The lines that IPython prints instead of a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 
 class ParameterError(Explained, ValueError):
-    """A parameter that cannot be used; the message says which one, why, and what is allowed."""
+    """An invalid parameter; the message names it, its value, and what is allowed."""
 
 
 class ExportError(Explained, ValueError):
-    """A notebook that cannot be printed."""
+    """A notebook that cannot be exported."""
 
 
 class MissingDataError(Explained, FileNotFoundError):
-    """A data set that is not there, or not whole."""
+    """A data set that is missing or incomplete."""
 
-    __str__ = Exception.__str__  # OSError's would look for a number of an error
+    __str__ = Exception.__str__  # OSError's expects an error number
 
 
 class OutputError(Explained, OSError):
@@ -38,4 +38,4 @@ class NotFiniteError(Explained, ArithmeticError):
 
 
 class DeviceMemoryError(Explained, MemoryError):
-    """The device's memory does not hold what a step needs."""
+    """The device does not have enough memory."""

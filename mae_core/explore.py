@@ -36,13 +36,10 @@ class ExploreParameters(Parameters):
 
 
 def open_model(run: ExploreParameters) -> tuple[MaskedAutoencoder, PretrainParameters]:
-    """Open the pre-trained model in ``run.weights``, or train a small one on the chosen images.
-
-    Returns:
-        The model, on the device, and the parameters it was trained with.
+    """Open the model in ``run.weights``, or pre-train a small one; return it and the parameters of its training.
 
     Raises:
-        ParameterError: if the file does not exist, or contains no pre-trained model of this package.
+        ParameterError: if the file does not exist, or is not a pre-trained model of this package.
     """
     if not run.weights:
         trained = PretrainParameters(
@@ -80,16 +77,13 @@ class Painter:
             ratio: fraction of patches to mask; ``grid`` always uses 0.75.
             seed: seed of the mask.
         """
-        return image_rows(
-            [("", self.rows(image, strategy, ratio, seed))], titles=["masked", "reconstructed", "original"]
-        )
+        return image_rows([("", self.rows(image, strategy, ratio, seed))], titles=["masked", "reconstructed", "original"])
 
     def follow(self, controls: dict[str, Widget]) -> Image:
         """Return a widget that shows :meth:`paint` and updates when a control changes.
 
-        It is an image widget, not an output widget (``interactive_output``): nbclient, which papermill uses, handles
-        what an output widget captures while it waits for the cell to end, and can then wait forever
-        (https://github.com/jupyter/nbclient/issues/312).
+        It is an image widget, because nbclient, which papermill uses, can wait forever for an output widget
+        (``interactive_output``; https://github.com/jupyter/nbclient/issues/312).
 
         Args:
             controls: for each argument of :meth:`paint`, a widget with a ``value``.
@@ -108,9 +102,7 @@ class Painter:
     def comparison(self, image: int, seed: int = 0) -> Figure:
         """Draw one image under the three masking strategies at 75 %, one column each."""
         columns = [self.rows(image, strategy, 0.75, seed) for strategy in ("random", "block", "grid")]
-        rows = [
-            (name, [column[i] for column in columns]) for i, name in enumerate(("masked", "reconstructed", "original"))
-        ]
+        rows = [(name, [column[i] for column in columns]) for i, name in enumerate(("masked", "reconstructed", "original"))]
         return image_rows(rows, titles=["random", "block", "grid"])
 
     def rows(self, image: int, strategy: str, ratio: float, seed: int) -> list:

@@ -28,18 +28,14 @@ class Checkout:
     def __init__(self, folder, shapes_dir, study):
         self.folder, self.name = folder, study["study"]
         for name in ("mae_core", "notebooks"):
-            shutil.copytree(
-                ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
-            )
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
         shutil.copy(ROOT / "Snakefile", folder)
         (folder / "params").mkdir(parents=True)
         (folder / "data").symlink_to(shapes_dir)
         self.write(study)
 
     def write(self, study):
-        (self.folder / "params" / f"{self.name}.yaml").write_text(
-            yaml.safe_dump(study, sort_keys=False), encoding="utf-8"
-        )
+        (self.folder / "params" / f"{self.name}.yaml").write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
 
     def command(self, *words):
         """The command and the environment that run Snakemake on this study."""

@@ -94,9 +94,7 @@ class Soak:
             seen = newest.stat().st_mtime_ns if newest.exists() else 0
             child = start(run, self.folder, limit=20000 if fault == "full disk" else 0)
             while (
-                child.is_alive()
-                and fault != "full disk"
-                and (newest.stat().st_mtime_ns if newest.exists() else 0) == seen
+                child.is_alive() and fault != "full disk" and (newest.stat().st_mtime_ns if newest.exists() else 0) == seen
             ):
                 time.sleep(0.005)
             if fault == "twice":

@@ -33,11 +33,7 @@ def limit(name, rate):
 
 @pytest.fixture
 def content():
-    limits = [
-        limit("bfloat16 matrix product", 400e9),
-        limit("float32 matrix product", 160e9),
-        limit("memory copy", 1e10),
-    ]
+    limits = [limit("bfloat16 matrix product", 400e9), limit("float32 matrix product", 160e9), limit("memory copy", 1e10)]
     raced = [
         timing("ours", "bfloat16", [48.0, 50.0, 52.0]),
         timing("transformers", "float32", [12.0, 12.5, 13.0]),

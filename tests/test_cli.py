@@ -40,8 +40,6 @@ def test_an_error_is_one_sentence(capsys):
 
 
 def test_help_starts_without_torch():
-    script = (
-        "import sys; from mae_core import cli\ntry: cli.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
-    )
+    script = "import sys; from mae_core import cli\ntry: cli.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr

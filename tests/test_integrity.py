@@ -14,9 +14,7 @@ import scipy.stats
 import yaml
 
 ROOT = Path(__file__).parents[1]
-LISTED = subprocess.run(
-    ["git", "ls-files", "report/*/index.html"], cwd=ROOT, capture_output=True, encoding="utf-8"
-).stdout
+LISTED = subprocess.run(["git", "ls-files", "report/*/index.html"], cwd=ROOT, capture_output=True, encoding="utf-8").stdout
 STUDIES = [Path(line).parent.name for line in LISTED.split()] or ["laptop"]  # the published ones
 STUDENT = {"random-75": "84.4", "mask-tokens": "80.6", "block-50": "85.1", "block-75": "83.7", "grid-75": "82.0"}
 PAPER = {"random-75": "84.9", "mask-tokens": "84.2", "block-50": "83.9", "block-75": "82.8", "grid-75": "84.0"}
@@ -71,9 +69,7 @@ class Raw:
     def read(self, case, stage, file):
         paths = {seed: self.folder / case / f"seed{seed}" / stage for seed in self.seeds}
         return {
-            k: json.loads((p / file).read_text(encoding="utf-8"))
-            for k, p in paths.items()
-            if (p / "metrics.json").exists()
+            k: json.loads((p / file).read_text(encoding="utf-8")) for k, p in paths.items() if (p / "metrics.json").exists()
         }
 
     def metric(self, case, stage, *keys):
@@ -154,9 +150,7 @@ def verdict(*differences):
             decided.append("supported" if middle > 0 else "contradicted")
         else:
             seeds = (
-                f"{len(values)} seeds"
-                if len(values) > 1
-                else f"one seed; points {'for' if middle > 0 else 'against'} it"
+                f"{len(values)} seeds" if len(values) > 1 else f"one seed; points {'for' if middle > 0 else 'against'} it"
             )
             decided.append(f"undecided ({seeds})")
     if "contradicted" in decided:
@@ -314,8 +308,7 @@ def check_claims(report, raw, accuracy, linear, flops, loss, psnr, memory):
         if all(differences):
             order = ("contradicted", "undecided", "supported")
             decisive = min(
-                range(len(pairs)),
-                key=lambda k: (order.index(verdict(differences[k]).split(" (")[0]), mean(differences[k])),
+                range(len(pairs)), key=lambda k: (order.index(verdict(differences[k]).split(" (")[0]), mean(differences[k]))
             )
             one, other = pairs[decisive]
             told = signed(values[one], values[other], **how)
@@ -413,6 +406,4 @@ def test_a_number_in_a_sentence_that_no_run_gives_is_noticed(published):
 def test_a_figure_without_its_run_is_noticed(published):
     page, folder = published
     with pytest.raises(AssertionError):
-        check(
-            page.replace("notebooks/random-75-seed0-pretrain.html", "notebooks/random-75-seed7-pretrain.html"), folder
-        )
+        check(page.replace("notebooks/random-75-seed0-pretrain.html", "notebooks/random-75-seed7-pretrain.html"), folder)

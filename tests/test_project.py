@@ -33,9 +33,7 @@ def test_conda_defers_to_pyproject():
 
 
 def test_every_dependency_has_exact_versions():
-    lines = [
-        x for x in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if x and not x.startswith("#")
-    ]
+    lines = [x for x in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if x and not x.startswith("#")]
     assert all(re.match(r"[\w.\[\]-]+==[\w.+!]+( ;.*)?$", line) for line in lines)
     extras = PROJECT["optional-dependencies"]
     assert names(extras["bench"]) <= names(extras["dev"])
@@ -181,9 +179,7 @@ def test_pip_installs_where_uv_cannot(tmp_path, uv, torch):
 def test_without_a_gpu_uv_gets_torchs_backend(tmp_path):
     done, calls = Installed(tmp_path / "project").make("TORCH=cpu")
     assert done.returncode == 0, done.stderr
-    assert calls[-1].startswith(
-        "uv pip install --quiet --python .venv/bin/python --compile-bytecode --torch-backend cpu"
-    )
+    assert calls[-1].startswith("uv pip install --quiet --python .venv/bin/python --compile-bytecode --torch-backend cpu")
 
 
 def test_an_environment_that_could_not_be_installed_is_tried_again(tmp_path):

@@ -12,11 +12,7 @@ from checkout import STUDY, Checkout
 
 from mae_core.study.tensors import load_tensors
 
-LONG = {
-    **STUDY,
-    "pretrain": {"epochs": 400, "checkpoint_seconds": 0.0},
-    "cases": {"random-75": {}, "scratch": None},
-}
+LONG = {**STUDY, "pretrain": {"epochs": 400, "checkpoint_seconds": 0.0}, "cases": {"random-75": {}, "scratch": None}}
 
 
 def wait_for(what, seconds=60):

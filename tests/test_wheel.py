@@ -93,6 +93,4 @@ def test_a_folder_without_results_is_told(installed, tmp_path):
     words = [installed / "bin" / "mae-core", "render", tmp_path, tmp_path / "report"]
     done = subprocess.run(words, env=clean(), capture_output=True, encoding="utf-8")
     assert done.returncode == 1
-    assert (
-        done.stderr == f"ParameterError: {tmp_path} holds no results: give a study's folder, such as outputs/laptop\n"
-    )
+    assert done.stderr == f"ParameterError: {tmp_path} holds no results: give a study's folder, such as outputs/laptop\n"

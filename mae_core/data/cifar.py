@@ -1,7 +1,4 @@
-"""CIFAR-10's files, read by torchvision's class with a reader of our own.
-
-It checks the MD5 before unpickling, and unpickles only arrays, lists and text.
-"""
+"""CIFAR-10's files, downloaded by torchvision, checked by MD5, and unpickled by a reader that allows only plain data."""
 
 import codecs
 import contextlib
@@ -24,7 +21,7 @@ from mae_core.errors import MissingDataError
 
 
 def open_cifar10(data_dir: Path, train: bool) -> "CheckedCIFAR10":
-    """CIFAR-10; downloaded by torchvision unless its folder is there."""
+    """Open CIFAR-10; torchvision downloads it if its folder is missing."""
     folder = data_dir / CIFAR10.base_folder
     if folder.exists():
         return CheckedCIFAR10(data_dir, train)
@@ -41,7 +38,7 @@ def open_cifar10(data_dir: Path, train: bool) -> "CheckedCIFAR10":
 
 
 def download(data_dir: Path) -> None:
-    """Let torchvision download CIFAR-10, and check it, into ``data_dir``: all of it, or nothing."""
+    """Download and check CIFAR-10 with torchvision; ``data_dir`` gets the complete folder or nothing."""
     with tempfile.TemporaryDirectory(dir=data_dir) as unfinished:
         download_and_extract_archive(CIFAR10.url, unfinished, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
         os.rename(Path(unfinished) / CIFAR10.base_folder, data_dir / CIFAR10.base_folder)
@@ -49,7 +46,7 @@ def download(data_dir: Path) -> None:
 
 @contextlib.contextmanager
 def alone(lock: Path) -> Iterator[None]:
-    """Hold the file lock ``lock`` for this process; it is released even if the process is killed."""
+    """Hold a file lock; it is released even if the process is killed."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -57,15 +54,15 @@ def alone(lock: Path) -> Iterator[None]:
 
 
 class CheckedCIFAR10(CIFAR10):
-    """CIFAR-10 in memory, from files that were checked.
+    """CIFAR-10 in memory, from checked files.
 
     Attributes:
         data: images_nHWC, uint8.
-        targets: labels.
-        classes: their names.
+        targets: label of each image.
+        classes: name of each label.
 
     Raises:
-        MissingDataError: if a file is missing or damaged, naming it.
+        MissingDataError: if a file is missing or damaged; names the file.
     """
 
     def __init__(self, root: str | Path, train: bool = True):
@@ -77,11 +74,11 @@ class CheckedCIFAR10(CIFAR10):
         self.classes = meta[self.meta["key"]]
 
 
-RECONSTRUCT = np.zeros(0).__reduce__()[0]  # what NumPy's pickles call, wherever its version keeps it
+RECONSTRUCT = np.zeros(0).__reduce__()[0]  # the function that pickled arrays call; its module depends on NumPy's version
 
 
 class ArraysOnly(pickle.Unpickler):
-    """Unpickles numbers, text, lists, mappings and arrays; nothing that could run code."""
+    """An unpickler for numbers, text, lists, mappings and arrays only, which cannot run code."""
 
     ALLOWED = {
         ("numpy.core.multiarray", "_reconstruct"): RECONSTRUCT,
@@ -93,17 +90,17 @@ class ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in a data set")
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a data set")
         return self.ALLOWED[module, name]
 
 
 def unpickle_checked(path: Path, md5: str) -> Any:
-    """Read a file once, check those bytes, and unpickle them.
+    """Read a file, check the MD5 of the bytes read, and unpickle them.
 
     Raises:
-        MissingDataError: if the file is missing, its MD5 differs, or it holds anything but arrays, lists and text.
+        MissingDataError: if the file is missing, its MD5 differs, or it contains anything but plain data and arrays.
     """
-    advice = "delete the folder, it is made again"
+    advice = "delete its folder, and it will be created again"
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -113,4 +110,4 @@ def unpickle_checked(path: Path, md5: str) -> Any:
     try:
         return ArraysOnly(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:
-        raise MissingDataError(f"{path} is no data set ({error}): {advice}") from error
+        raise MissingDataError(f"{path} is not a data set ({error}): {advice}") from error

@@ -1,4 +1,4 @@
-"""Images as one uint8 tensor on the device: reading, scaling, augmentation.
+"""A data set as one uint8 tensor on the device: loading, scaling, augmentation.
 
 Shapes: B batch, n images of a split, C = 3 colours, H = W = 32 pixels.
 """
@@ -20,12 +20,12 @@ from mae_core.errors import MissingDataError
 
 @dataclass(frozen=True)
 class Split:
-    """One half of a data set.
+    """The training or the test images of a data set.
 
     Attributes:
-        images_nCHW: uint8, 0 ... 255, on the device.
+        images_nCHW: uint8, 0 to 255, on the device.
         labels_n: int64, on the device.
-        classes: the ten names.
+        classes: name of each label.
     """
 
     images_nCHW: Tensor
@@ -39,14 +39,13 @@ class Split:
 def load(
     dataset: str, data_dir: str | Path = "data", train: bool = True, limit: int = 0, device: torch.device | str = "cpu"
 ) -> Split:
-    """Read a split into memory, on the device.
+    """Load a split onto the device.
 
     Args:
         dataset: ``shapes`` (drawn on first use, offline) or ``cifar10`` (downloaded by torchvision on first use).
-        data_dir: folder that holds, or will hold, the data set's own folder.
-        train: the training split or the test split.
-        limit: only the first ``limit`` images; 0 means all.
-        device: where the tensors live.
+        data_dir: folder that contains the data set's folder, or will contain it.
+        train: True for the training split, False for the test split.
+        limit: load only the first ``limit`` images; 0: all.
 
     Raises:
         ValueError: for an unknown data set.
@@ -60,18 +59,16 @@ def load(
         if isinstance(error, MissingDataError):
             raise
         raise MissingDataError(
-            f"data_dir is {str(data_dir)!r}: {FOLDERS[dataset]}/ cannot be made there ({error.strerror or error}); see to "
-            f"its permissions and to free space, and delete what is half there"
+            f"data_dir is {str(data_dir)!r}: {FOLDERS[dataset]}/ cannot be created there ({error.strerror or error}): "
+            f"check its permissions and the free space, and delete incomplete files"
         ) from error
-    images = torch.from_numpy(source.data).permute(0, 3, 1, 2)
-    stop = limit or len(images)
-    return Split(
-        images[:stop].contiguous().to(device), torch.tensor(source.targets[:stop]).to(device), tuple(source.classes)
-    )
+    stop = limit or len(source.data)
+    images_nCHW = torch.from_numpy(source.data[:stop]).permute(0, 3, 1, 2).contiguous()
+    return Split(images_nCHW.to(device), torch.tensor(source.targets[:stop]).to(device), tuple(source.classes))
 
 
 def checksum(dataset: str, data_dir: str | Path = "data") -> str:
-    """MD5 over the MD5s of a data set's files, as they lie on disk."""
+    """MD5 of the MD5s of a data set's files on disk."""
     files = sorted((Path(data_dir) / FOLDERS[dataset]).absolute().glob("*batch*"))
     md5s = [md5_of(path, (state := path.stat()).st_size, state.st_mtime_ns) for path in files]
     return hashlib.md5("".join(md5s).encode()).hexdigest()
@@ -79,21 +76,21 @@ def checksum(dataset: str, data_dir: str | Path = "data") -> str:
 
 @functools.lru_cache
 def md5_of(path: Path, size: int, mtime_ns: int) -> str:
-    """MD5 of a file, read once as long as its size and its time of change stay the same."""
+    """MD5 of a file; the file is read again only if its size or modification time changes."""
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
 def to_unit(images_BCHW: Tensor) -> Tensor:
-    """uint8 0 ... 255 to float32 [-1, 1]."""
+    """Scale uint8 values, 0 to 255, to float32 in [-1, 1]."""
     return images_BCHW.float() / 127.5 - 1
 
 
 def augment(images_BCHW: Tensor, how: str, generator: torch.Generator | None = None) -> Tensor:
-    """Random views of a batch, on its device.
+    """Augment a batch, on its device.
 
     Args:
         images_BCHW: any dtype.
-        how: ``none``, or ``crop-flip``: shifted by up to 4 pixels (mirrored at the border) and flipped every other time.
+        how: ``none``, or ``crop-flip``: shift by up to 4 pixels (mirrored at the border), and flip with probability 1/2.
         generator: source of randomness, on the images' device.
     """
     if how == "none":
@@ -111,6 +108,6 @@ def augment(images_BCHW: Tensor, how: str, generator: torch.Generator | None = N
 
 
 def batches(n: int, device: torch.device) -> list[slice]:
-    """Slices that cover n images; on a CPU small ones, whose activations stay near the caches (LOG.md)."""
+    """Slices that cover n images; small ones on a CPU, whose activations fit into the caches (LOG.md)."""
     size = 128 if device.type == "cpu" else 500
     return [slice(start, start + size) for start in range(0, n, size)]

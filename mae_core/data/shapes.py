@@ -1,6 +1,6 @@
-"""``shapes``, the data set that the package draws itself: ten classes of coloured, textured shapes on textured ground.
+"""``shapes``, a data set drawn by the package: ten classes of coloured, textured shapes on textured backgrounds.
 
-It lies on disk in the format of CIFAR-10's Python version.
+On disk it has the format of CIFAR-10's Python version.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ from mae_core.errors import MissingDataError
 
 
 class Shapes(CheckedCIFAR10):
-    """The package's own data set: 5,000 training and 1,000 test images of ten shapes, seeded.
+    """5,000 training and 1,000 test images of ten shapes, drawn from fixed seeds.
 
-    Files, format and reader are CIFAR-10's. The MD5s stand in ``md5.json`` beside the files, written with them: they
-    find damage, not malice. A change of the drawing needs a new number in the folder's name.
+    Files, format and reader are CIFAR-10's. The MD5s are in ``md5.json`` beside the files: they protect against damage,
+    not against tampering. If you change how shapes are drawn, change the number in the folder's name.
     """
 
     base_folder = FOLDERS["shapes"]
@@ -39,12 +39,12 @@ class Shapes(CheckedCIFAR10):
             self.test_list = [["test_batch", md5["test_batch"]]]
             self.meta = {"filename": "batches.meta", "key": "label_names", "md5": md5["batches.meta"]}
         except (ValueError, KeyError, TypeError) as error:
-            raise MissingDataError(f"{folder}/md5.json is damaged: delete the folder, it is made again") from error
+            raise MissingDataError(f"{folder}/md5.json is damaged: delete its folder, and it will be created again") from error
         super().__init__(root, train=train)
 
     @classmethod
     def draw(cls, folder: Path) -> None:
-        """Write the data set into ``folder``: all of it, or nothing."""
+        """Write the complete data set into ``folder``, or nothing."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
             md5 = {}
@@ -66,12 +66,12 @@ class Shapes(CheckedCIFAR10):
                 os.rename(unfinished, folder)
                 os.mkdir(unfinished)  # for the context manager to remove
             except OSError:
-                if not (folder / "md5.json").exists():  # else another process was faster: its copy is the same
+                if not (folder / "md5.json").exists():  # otherwise another process has written the same files
                     raise
 
 
 def draw_shapes(n_images: int, seed: int, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Draw seeded images: a shape of random place, size, angle, colour and texture on a textured ground.
+    """Draw images of shapes with random position, size, angle, colour and texture on textured backgrounds.
 
     Returns:
         images_nHWC (uint8) and labels_n, indices into ``Shapes.names``.
@@ -93,7 +93,7 @@ def draw_shapes(n_images: int, seed: int, size: int = 32) -> tuple[np.ndarray, n
         distance = signed_distance(label, u[chosen], v[chosen]) * scale[chosen]
         inside[chosen] = np.clip(0.5 - distance * size / 2, 0, 1)  # one pixel of soft edge
 
-    # As in photographs, colour is a cue to the class and not proof: each class leans towards a hue of its own.
+    # As in photographs, colour hints at the class: each class has a preferred hue, mixed with a random one.
     hue_C1 = np.arange(len(Shapes.names))[:, None] / len(Shapes.names)
     favourite_C3 = 0.5 + 0.5 * np.cos(2 * math.pi * (hue_C1 + np.array([0, 1, 2]) / 3))
     ground = textured(rng.uniform(0, 1, (2, n_images, 3)), x, y, rng)
@@ -107,7 +107,7 @@ def draw_shapes(n_images: int, seed: int, size: int = 32) -> tuple[np.ndarray, n
 
 
 def textured(colours_2n3: np.ndarray, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Two colours of each image blended by a wave of random direction, pitch and softness: (n, H, W, 3) in 0 ... 1."""
+    """Blend two colours per image with a wave of random direction, frequency and softness: (n, H, W, 3) in [0, 1]."""
     first, second = colours_2n3[:, :, None, None].astype(np.float32)
     n_images = len(first)
     angle, pitch, phase, hardness = (
@@ -120,7 +120,7 @@ def textured(colours_2n3: np.ndarray, x: np.ndarray, y: np.ndarray, rng: np.rand
 
 
 def signed_distance(label: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Distance to the outline of shape ``label`` of radius 1 at the origin (v points down); negative inside.
+    """Distance to the outline of a shape of radius 1 at the origin (v points down); negative inside.
 
     Exact or a close lower bound, after Quilez's catalogue of two-dimensional distance functions.
     """

@@ -1,4 +1,4 @@
-"""A trained classifier on the test images: scores, predictions, mistakes, attention.
+"""Classification metrics on the test images: scores, accuracy, predictions, mistakes, attention.
 
 Shapes: B batch, n images of a split, N patches, C classes.
 """
@@ -18,19 +18,19 @@ from mae_core.study.parameters import RunParameters
 
 @torch.no_grad()
 def class_scores(model: nn.Module, split: Split, run: RunParameters, device: torch.device) -> Tensor:
-    """scores_nC, float32: what ``model`` returns for every image."""
+    """The model's outputs for all images: scores_nC, float32."""
     model.eval()
     model = devices.cast(model, devices.choose_precision(run.precision, device))
     return torch.cat([model(to_unit(split.images_nCHW[b])).float() for b in batches(len(split), device)])
 
 
 def accuracy(scores_nC: Tensor, labels_n: Tensor) -> float:
-    """Share of images, in per cent, whose highest score is their label's."""
+    """Per cent of images whose highest score is that of their label."""
     return 100 * int((scores_nC.argmax(dim=1) == labels_n).sum()) / len(labels_n)
 
 
 def predictions(scores_nC: Tensor, test: Split) -> dict[str, Any]:
-    """Labels and predictions of the pictured test images, and the confusion counts of all (row: true class)."""
+    """Labels and predictions of the first test images, and the confusion matrix of all (row: true class)."""
     probability_nC = scores_nC.softmax(dim=1)
     n_classes = len(test.classes)
     confusion = torch.bincount(test.labels_n * n_classes + scores_nC.argmax(1), minlength=n_classes**2)
@@ -44,7 +44,7 @@ def predictions(scores_nC: Tensor, test: Split) -> dict[str, Any]:
 
 
 def confident_mistakes(scores_nC: Tensor, test: Split) -> dict[str, Any]:
-    """The misclassified test images with the highest confidence, in order: indices, classes, confidence."""
+    """The misclassified test images with the highest confidence, highest first: indices, classes, confidence."""
     probability_nC = scores_nC.softmax(dim=1)
     confidence_n, predicted_n = probability_nC.max(dim=1)
     wrong = (predicted_n != test.labels_n).nonzero()[:, 0]
@@ -59,13 +59,10 @@ def confident_mistakes(scores_nC: Tensor, test: Split) -> dict[str, Any]:
 
 @torch.no_grad()
 def class_attention(encoder: Encoder, images_BCHW: Tensor) -> Tensor:
-    """The attention of the class token in the last block, averaged over heads.
-
-    Args:
-        images_BCHW: scaled to [-1, 1].
+    """The attention of the class token in the last block, averaged over heads, of images scaled to [-1, 1].
 
     Returns:
-        Maps_BCHW of the images' size, from -1 (least) to 1 (most attended of the image), to be shown as grey.
+        Grey images maps_BCHW of the same size, from -1 (lowest attention in the image) to 1 (highest).
     """
     encoder.eval()
     tokens_BTD = encoder.embed_tokens(images_BCHW)

@@ -1,4 +1,4 @@
-"""Floating-point operations, measured on the model that ran (torch.utils.flop_counter), not computed by formula."""
+"""Floating-point operations, counted by torch.utils.flop_counter on the model itself, not computed from a formula."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,22 +13,22 @@ from mae_core.study.parameters import PretrainParameters, RunParameters
 
 
 def of_pretraining(run: PretrainParameters) -> int:
-    """FLOPs of one image's forward pass, encoder and decoder (a multiply-add is two)."""
+    """FLOPs of one image's forward pass through encoder and decoder (a multiply-add counts as two)."""
     mask = sample_mask(run.mask_strategy, run.mask_ratio, 1, run.model.grid_size)
     return count(MaskedAutoencoder(plain(run.model)), image(run), mask, run.mask_tokens_in_encoder)
 
 
 def of_classifier(run: RunParameters) -> int:
-    """FLOPs of one image's forward pass through the encoder, and the head.
+    """FLOPs of one image's forward pass through encoder and head, with all tokens in all blocks.
 
-    All tokens count in all blocks, although the classifier skips what the class token does not need in the last one.
+    The classifier itself skips what the class token does not need in the last block.
     """
     model = Classifier(plain(run.model))
     return count(lambda images_BCHW: model.head(model.encoder(images_BCHW)[:, 0]), image(run))
 
 
 def plain(config: ModelConfig) -> ModelConfig:
-    """The same model with explicit attention: torch's counter does not know the CPU's fused attention."""
+    """The same model with explicit attention: torch's counter does not count the CPU's fused attention."""
     return dataclasses.replace(config, attention="explicit")
 
 
@@ -45,6 +45,6 @@ def count(model: Callable, *inputs) -> int:
 
 
 def count_parameters(config: ModelConfig) -> int:
-    """Number of trained values of a masked autoencoder, encoder and decoder."""
+    """Number of trainable parameters of a masked autoencoder, encoder and decoder."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in MaskedAutoencoder(config).parameters())

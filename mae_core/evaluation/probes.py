@@ -27,10 +27,10 @@ class PatchMean(nn.Module):
 def features(
     encoder: Encoder, train: Split, test: Split, run: RunParameters, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Mean patch tokens of both splits, all patches visible: train_nD and test_nD.
+    """Mean patch tokens of both splits with all patches visible: train_nD and test_nD.
 
-    Standardized with the training split's mean and deviation, as the affine-free batch norm before the probe does in
-    He et al. 2021 (appendix A.1).
+    They are standardized with the training split's mean and deviation, as by the batch norm without affine parameters
+    that He et al. 2021 put before the probe (appendix A.1).
     """
     train_nD, test_nD = (class_scores(PatchMean(encoder), split, run, device) for split in (train, test))
     mean_D, deviation_D = train_nD.mean(0), train_nD.std(0) + 1e-6
@@ -39,14 +39,14 @@ def features(
 
 @torch.no_grad()
 def nearest(train_nD: Tensor, test_mD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k training images most like each test image: their cosines and their indices, both (m, k)."""
+    """The k nearest training images of each test image: their cosine similarities and indices, both (m, k)."""
     return (F.normalize(test_mD, dim=1) @ F.normalize(train_nD, dim=1).T).topk(k, dim=1)
 
 
 def linear_probe(
     train_nD: Tensor, train_labels_n: Tensor, test_nD: Tensor, test_labels_n: Tensor, penalty: float = 1e-4
 ) -> float:
-    """Multinomial logistic regression with an L2 penalty, by L-BFGS over the whole split; deterministic."""
+    """Test accuracy of multinomial logistic regression with an L2 penalty, fitted by full-batch L-BFGS; deterministic."""
     n_classes = int(train_labels_n.max()) + 1
     weight = torch.zeros(n_classes, train_nD.shape[1], device=train_nD.device, requires_grad=True)
     bias = torch.zeros(n_classes, device=train_nD.device, requires_grad=True)
@@ -64,14 +64,9 @@ def linear_probe(
 
 @torch.no_grad()
 def knn(
-    train_nD: Tensor,
-    train_labels_n: Tensor,
-    test_nD: Tensor,
-    test_labels_n: Tensor,
-    k: int = 20,
-    temperature: float = 0.07,
+    train_nD: Tensor, train_labels_n: Tensor, test_nD: Tensor, test_labels_n: Tensor, k: int = 20, temperature: float = 0.07
 ) -> float:
-    """k nearest neighbours by cosine, each voting with exp(cosine / temperature) (Wu et al. 2018, section 3.4)."""
+    """Test accuracy of k-NN by cosine; each neighbour votes with exp(cosine / temperature) (Wu et al. 2018, 3.4)."""
     k = min(k, len(train_nD))
     n_classes = int(train_labels_n.max()) + 1
     votes = []

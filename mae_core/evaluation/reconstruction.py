@@ -1,6 +1,6 @@
-"""What a trained model does on the test images: reconstructions, errors, predictions.
+"""Reconstruction metrics on the test images: loss, PSNR, pictures.
 
-Masks are fixed by a seed of their own, the same for every case, epoch and run.
+The evaluation masks come from a fixed seed, the same for every case, epoch and run.
 
 Shapes: B batch, n images of a split, N patches, P values in a patch, C colours or classes.
 """
@@ -16,11 +16,11 @@ from mae_core.model.masking import Mask, sample_mask
 from mae_core.model.vit import patchify, unpatchify
 from mae_core.study.parameters import PretrainParameters
 
-MASK_SEED = 20211111  # any fixed number; this is the day the MAE paper appeared
+MASK_SEED = 20211111  # arbitrary: the date of the MAE paper
 
 
 def fixed_masks(run: PretrainParameters, n_images: int, device: torch.device) -> Mask:
-    """The evaluation masks of a run; image i always gets the same mask (drawn on the CPU)."""
+    """The evaluation masks of a run, drawn on the CPU; image i always gets the same mask."""
     generator = torch.Generator().manual_seed(MASK_SEED)
     mask = sample_mask(run.mask_strategy, run.mask_ratio, n_images, run.model.grid_size, generator)
     return mask.to(device)
@@ -30,21 +30,18 @@ def fixed_masks(run: PretrainParameters, n_images: int, device: torch.device) ->
 def reconstruct(
     model: MaskedAutoencoder, images_BCHW: Tensor, mask: Mask, run: PretrainParameters
 ) -> tuple[Tensor, Tensor]:
-    """Reconstruct the masked patches.
-
-    Args:
-        images_BCHW: scaled to [-1, 1].
+    """Reconstruct the masked patches of images scaled to [-1, 1].
 
     Returns:
-        The images with masked patches grey, and with predictions in their place; both images_BCHW in
-        [-1, 1]. With ``norm_pix`` the true mean and deviation of each patch are restored, as in the paper's figures.
+        The images with grey masked patches, and the images with predicted masked patches; both images_BCHW in [-1, 1].
+        With ``norm_pix``, predictions get the true mean and deviation of their patch, as in the paper's figures.
     """
     fast = devices.cast(model, devices.choose_precision(run.precision, images_BCHW.device))
     return paint(fast(images_BCHW, mask, run.mask_tokens_in_encoder).float(), images_BCHW, mask, run)
 
 
 def paint(pred_BNP: Tensor, images_BCHW: Tensor, mask: Mask, run: PretrainParameters) -> tuple[Tensor, Tensor]:
-    """Put predictions into the images: what :func:`reconstruct` returns."""
+    """Masked and reconstructed images from predictions, as returned by :func:`reconstruct`."""
     patches_BNP = patchify(images_BCHW, run.patch_size)
     if run.norm_pix:
         variance = patches_BNP.var(dim=-1, keepdim=True)
@@ -59,7 +56,7 @@ def paint(pred_BNP: Tensor, images_BCHW: Tensor, mask: Mask, run: PretrainParame
 def reconstruction_metrics(
     model: MaskedAutoencoder, test: Split, run: PretrainParameters, device: torch.device
 ) -> dict[str, float]:
-    """Masked loss (as trained) and PSNR in decibels over the masked pixels of the whole test split."""
+    """Training loss and mean PSNR (dB) on the masked pixels of all test images."""
     model.eval()
     masks = fixed_masks(run, len(test), device)
     fast = devices.cast(model, devices.choose_precision(run.precision, device))
@@ -74,17 +71,14 @@ def reconstruction_metrics(
 
 
 def pictures(model: MaskedAutoencoder, test: Split, run: PretrainParameters, device: torch.device) -> list[Tensor]:
-    """The first test images, original, masked, reconstructed; each images_BCHW in [-1, 1]."""
+    """The first test images: original, masked and reconstructed; each images_BCHW in [-1, 1]."""
     model.eval()
     images = to_unit(test.images_nCHW[:N_PICTURES])
     return [images, *reconstruct(model, images, fixed_masks(run, len(test), device)[:N_PICTURES], run)]
 
 
 def psnr(painted_BCHW: Tensor, images_BCHW: Tensor, mask: Mask) -> Tensor:
-    """Peak signal-to-noise ratio of each image over its masked pixels, in decibels: psnr_B.
-
-    The range [-1, 1] is 2 wide: the square of the peak is 4.
-    """
+    """Peak signal-to-noise ratio of each image on its masked pixels, in decibels: psnr_B; the peak is 2."""
     hidden_share = mask.ids_masked_BM.shape[1] / mask.ids_shuffle_BN.shape[1]
     mse_B = (painted_BCHW.clamp(-1, 1) - images_BCHW).square().mean(dim=(1, 2, 3)) / hidden_share
     return 10 * torch.log10(4 / mse_B.clamp(min=1e-10))

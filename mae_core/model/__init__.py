@@ -1,4 +1,1 @@
-"""The model on the GPU: masks, the vision transformer, the masked autoencoder.
-
-It knows nothing of data, runs or studies.
-"""
+"""The model: masks, the vision transformer, the masked autoencoder; independent of data, runs and studies."""

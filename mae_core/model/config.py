@@ -1,4 +1,4 @@
-"""The choices of each parameter, the shape of a model, and checks of mask ratios; without torch, which imports slowly."""
+"""The shape of a model, and checks of mask ratios; without torch, which takes long to import."""
 
 import math
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class ModelConfig:
       and in ``transformers.ViTMAEForPreTraining``.
 
     Raises:
-        ValueError: where patches do not tile the image, heads do not divide a width, or the variant does not exist.
+        ValueError: if patches do not tile the image, heads do not divide a width, or the variant is unknown.
     """
 
     variant: str = "report"
@@ -42,9 +42,7 @@ class ModelConfig:
         if self.variant not in VARIANTS:
             raise ValueError(f"variant is {self.variant!r}, not one of {', '.join(VARIANTS)}")
         if self.image_size % self.patch_size:
-            raise ValueError(
-                f"patch_size is {self.patch_size}: it must divide the image's side of {self.image_size} pixels"
-            )
+            raise ValueError(f"patch_size is {self.patch_size}: it must divide the image size of {self.image_size} pixels")
         for part in ("", "decoder_"):
             width, heads = getattr(self, f"{part}width"), getattr(self, f"{part}heads")
             if width % heads:
@@ -77,7 +75,7 @@ def count_kept(n_patches: int, mask_ratio: float) -> int:
     Raises:
         ValueError: if the ratio leaves no patch visible, or none masked.
     """
-    kept = math.floor(n_patches * (1 - mask_ratio) + 1e-9)  # 1 - 0.9 is a little less than 0.1
+    kept = math.floor(n_patches * (1 - mask_ratio) + 1e-9)  # in floating point, 1 - 0.9 is slightly less than 0.1
     if not 1 <= kept < n_patches:
         raise ValueError(
             f"mask_ratio is {mask_ratio}: of {n_patches} patches it must leave at least one visible and mask at least one"
@@ -86,7 +84,7 @@ def count_kept(n_patches: int, mask_ratio: float) -> int:
 
 
 def check_grid(mask_ratio: float, grid_size: int) -> None:
-    """Raise ValueError unless grid masking can be exact."""
+    """Raise ValueError unless grid masking is possible."""
     if mask_ratio != 0.75:
         raise ValueError(f"mask_ratio is {mask_ratio}: grid masking keeps one patch in four, so it must be 0.75")
     if grid_size % 2:

@@ -1,4 +1,4 @@
-"""Weights between this package and ``transformers.ViTMAEForPreTraining`` (the paper's variant)."""
+"""Convert ``transformers.ViTMAEForPreTraining`` to this package's model (the paper's variant)."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def from_transformers(theirs: "ViTMAEForPreTraining", gradients: bool = False) -> MaskedAutoencoder | dict[str, Tensor]:
-    """The same model in this package, with the same weights.
+    """The equivalent model in this package, with the same weights.
 
     Args:
-        theirs: square images and patches, exact GELU, qkv bias.
-        gradients: return the gradients of their weights under our names instead.
+        theirs: a model for square images and patches, with exact GELU and qkv bias.
+        gradients: return the gradients of its weights under our names instead.
 
     Raises:
         ValueError: for a setting that this package does not have.
@@ -57,7 +57,7 @@ def from_transformers(theirs: "ViTMAEForPreTraining", gradients: bool = False) -
 
 
 def rename(values: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Tensors under the names of transformers (5 and later), as tensors under ours."""
+    """Rename weights of transformers (5 and later) to our names, and join q, k and v."""
     projection = values["vit.embeddings.patch_embeddings.projection.weight"]
     found = {
         "encoder.class_token": values["vit.embeddings.cls_token"],
@@ -78,10 +78,7 @@ def rename(values: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
         "mlp.fc1": "mlp.0",
         "mlp.fc2": "mlp.2",
     }
-    stacks = (
-        ("vit.layers", "encoder.blocks", config.depth),
-        ("decoder.decoder_layers", "decoder", config.decoder_depth),
-    )
+    stacks = (("vit.layers", "encoder.blocks", config.depth), ("decoder.decoder_layers", "decoder", config.decoder_depth))
     for theirs, ours, depth in stacks:
         plain |= {f"{theirs}.{i}.{a}": f"{ours}.{i}.{b}" for i in range(depth) for a, b in in_block.items()}
     for end in ("weight", "bias"):

@@ -14,7 +14,7 @@ from mae_core.model.vit import ALL, Block, Linear, patchify, sincos_positions
 
 
 class Encoder(nn.Module):
-    """A ViT over the visible patches, or over all of them."""
+    """A ViT on the visible patches, or on all patches."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -34,17 +34,9 @@ class Encoder(nn.Module):
         initialize(self)
 
     def forward(
-        self,
-        images_BCHW: Tensor,
-        mask: Mask | None = None,
-        mask_token: Tensor | None = None,
-        wanted: slice = ALL,
+        self, images_BCHW: Tensor, mask: Mask | None = None, mask_token: Tensor | None = None, wanted: slice = ALL
     ) -> Tensor:
-        """Encode images: the tokens of :meth:`embed_tokens`, after all blocks.
-
-        Args:
-            wanted: the tokens to return; the last block computes only these.
-        """
+        """The tokens of :meth:`embed_tokens` after all blocks; the last block computes only the ``wanted`` tokens."""
         tokens = self.embed_tokens(images_BCHW, mask, mask_token)
         *blocks, last = self.blocks
         for block in blocks:
@@ -52,16 +44,16 @@ class Encoder(nn.Module):
         return self.norm(last(tokens, wanted))
 
     def embed_tokens(self, images_BCHW: Tensor, mask: Mask | None = None, mask_token: Tensor | None = None) -> Tensor:
-        """The tokens that enter the first block.
+        """Embed images as the tokens of the first block.
 
         Args:
             images_BCHW: scaled to [-1, 1].
-            mask: which patches are visible; None means all.
-            mask_token: if given, it replaces each masked patch, and no patch is dropped.
+            mask: which patches are visible; None: all.
+            mask_token: if given, it replaces each masked patch instead of dropping it.
 
         Returns:
-            tokens_BTD: the class token, then all patches in image order or, with a mask, the visible patches and (with a
-            mask token) the masked ones, in the mask's order.
+            tokens_BTD: the class token, then all patches in image order; with a mask, the visible patches and then (with
+            a mask token) the masked ones, in the mask's order.
         """
         patches_BNP = patchify(images_BCHW, self.config.patch_size).to(self.embed.weight.dtype)
         if mask is None:
@@ -92,9 +84,7 @@ class MaskedAutoencoder(nn.Module):
         else:
             self.decoder_positions = nn.Parameter(torch.empty(1 + config.n_patches, config.decoder_width))
         self.decoder = nn.ModuleList(
-            Block(
-                config.decoder_width, config.decoder_heads, config.mlp_ratio, paper, config.norm_eps, config.attention
-            )
+            Block(config.decoder_width, config.decoder_heads, config.mlp_ratio, paper, config.norm_eps, config.attention)
             for _ in range(config.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(config.decoder_width, eps=config.norm_eps) if paper else nn.Identity()
@@ -111,15 +101,14 @@ class MaskedAutoencoder(nn.Module):
             mask: which patches are visible.
             mask_tokens_in_encoder: feed mask tokens through the encoder instead of dropping patches (He et al., table
                 1c); the decoder then gets the encoder's output for every patch.
-            masked_only: skip the last block's output for visible patches, which carry no loss. The loss and its
-                gradients stay the same.
+            masked_only: skip the last block's output for visible patches, which do not contribute to the loss.
 
         Returns:
-            pred_BNP, in image order, in the units of the loss's target; with ``masked_only`` pred_BMP, of the masked
+            pred_BNP, in image order, in the units of the loss's target; with ``masked_only`` pred_BMP, the masked
             patches in the order of ``mask.ids_masked_BM``.
 
         Raises:
-            ValueError: if mask tokens shall enter an encoder of another width.
+            ValueError: if ``mask_tokens_in_encoder`` is true and the decoder has another width than the encoder.
         """
         if mask_tokens_in_encoder:
             if self.config.decoder_width != self.config.width:
@@ -182,14 +171,14 @@ def normalize_patches(patches_BNP: Tensor) -> Tensor:
 
 
 def take(rows: Tensor, ids_BK: Tensor) -> Tensor:
-    """Rows ``ids_BK`` of each image's sequence x_BND, or of one x_ND that all images share: (B, K, D)."""
+    """Rows ``ids_BK`` of each image's x_BND, or of one x_ND for all images: (B, K, D)."""
     if rows.dim() == 2 and rows.device.type == "cpu":
         return F.embedding(ids_BK, rows)  # on a GPU its gradient may collide on the few rows: not tried
     return rows.expand(len(ids_BK), -1, -1).gather(1, ids_BK[..., None].expand(-1, -1, rows.shape[-1]))
 
 
 def initialize(module: nn.Module, skip: nn.Module | None = None) -> None:
-    """Xavier-uniform matrices, zero biases, tokens and positions from N(0, 0.02), as the MAE paper's code does."""
+    """Initialize as the MAE paper's code: Xavier-uniform matrices, zero biases, tokens and positions from N(0, 0.02)."""
     done = set() if skip is None else {id(p) for p in skip.parameters()}
     for name, parameter in module.named_parameters():
         if id(parameter) in done or "norm" in name:

@@ -1,7 +1,6 @@
 """Random, block and grid masks, all with an exact number of masked patches.
 
-Shapes: B batch, N patches (a square grid of G * G), K kept (visible) patches,
-M = N - K masked ones, R rectangles.
+Shapes: B batch, N patches (a square grid of G * G), K kept (visible) patches, M = N - K masked ones, R rectangles.
 """
 
 import math
@@ -13,16 +12,16 @@ from torch import Tensor
 from mae_core.model.config import STRATEGIES, check_grid, count_kept
 
 BLOCK_MIN_AREA = 16 / 196  # BEiT's smallest rectangle: 16 patches of its 14 x 14 grid
-BLOCK_MIN_ASPECT = 0.3  # BEiT's aspect ratios: log-uniform in 0.3 ... 1 / 0.3
-BLOCK_RECTANGLES = 32  # drawn per image; the mask is nearly always full after fewer than ten
+BLOCK_MIN_ASPECT = 0.3  # BEiT's aspect ratios: log-uniform in [0.3, 1 / 0.3]
+BLOCK_RECTANGLES = 32  # per image; the mask is nearly always full after fewer than ten
 
 
 @dataclass(frozen=True)
 class Mask:
-    """A mask for each image of a batch: an order of its patches in which the visible ones come first.
+    """One mask per image of a batch: an order of its patches in which the visible ones come first.
 
     Attributes:
-        ids_shuffle_BN: indices of the patches, visible ones first; ascending among both for grid masks.
+        ids_shuffle_BN: indices of the patches, visible ones first.
         n_kept: number of visible patches, K.
     """
 
@@ -41,7 +40,7 @@ class Mask:
 
     @property
     def ids_restore_BN(self) -> Tensor:
-        """For each patch, its place in the sequence "visible patches, then masked ones"."""
+        """For each patch, its index in the sequence "visible patches, then masked ones"."""
         return self.ids_shuffle_BN.argsort(dim=1)
 
     @property
@@ -51,7 +50,7 @@ class Mask:
         return ~visible_BN
 
     def __getitem__(self, images: slice) -> "Mask":
-        """The masks of some of the images."""
+        """The masks of a slice of the images."""
         return Mask(self.ids_shuffle_BN[images], self.n_kept)
 
     def to(self, device: torch.device | str) -> "Mask":
@@ -71,19 +70,18 @@ def sample_mask(
 
     * ``random``: uniform without replacement (He et al. 2021, section 3).
     * ``block``: unions of rectangles, see :func:`block_priority` (Bao et al. 2021, algorithm 1).
-    * ``grid``: of every cell of 2 x 2 patches the same one stays visible (He et al. 2021, figure 6);
-      which of the four is drawn for each image, so that no patch is always visible.
+    * ``grid``: the same patch of every cell of 2 x 2 stays visible (He et al. 2021, figure 6); it is drawn for each
+      image, so that no patch is always visible.
 
     Args:
         strategy: one of ``STRATEGIES``.
-        mask_ratio: share of the patches to mask, in (0, 1); ``grid`` needs 0.75.
+        mask_ratio: fraction of patches to mask, in (0, 1); must be 0.75 for ``grid``.
         batch_size: number of masks, B.
         grid_size: patches along one side, G; N = G * G.
-        generator: source of randomness, on ``device``; None takes torch's global one.
-        device: where the mask is made and lives.
+        generator: source of randomness, on ``device``; None: torch's global one.
 
     Raises:
-        ValueError: for an unknown strategy, a ratio out of range, or a grid mask that does not fit.
+        ValueError: for an unknown strategy, a ratio out of range, or an impossible grid mask.
     """
     n_kept = count_kept(grid_size**2, mask_ratio)
     if strategy == "random":
@@ -104,7 +102,7 @@ def mask_from_priority(priority_BN: Tensor, n_kept: int) -> Mask:
 
 
 def grid_priority(batch_size: int, grid_size: int, generator: torch.Generator | None, device) -> Tensor:
-    """0 for the patch that stays visible in each cell of 2 x 2, 1 for the other three."""
+    """0 for the visible patch of each cell of 2 x 2, 1 for the other three."""
     position = torch.arange(grid_size, device=device) % 2
     place_in_cell_N = (2 * position[:, None] + position[None, :]).flatten()
     visible_B1 = torch.randint(4, (batch_size, 1), generator=generator, device=device)
@@ -112,16 +110,16 @@ def grid_priority(batch_size: int, grid_size: int, generator: torch.Generator | 
 
 
 def block_priority(batch_size: int, grid_size: int, n_masked: int, generator: torch.Generator | None, device) -> Tensor:
-    """Rank patches so that the ``n_masked`` highest are a union of rectangles, all images in one call.
+    """Rank patches so that the ``n_masked`` highest are a union of rectangles, for all images in one call.
 
     BEiT (Bao et al. 2021, algorithm 1) adds rectangles one by one until the count is reached: area uniform
-    between 16 of 196 patches and what is left to mask, aspect ratio log-uniform in 0.3 ... 1 / 0.3, place uniform.
-    Its code skips a rectangle that would overshoot, and may stop short of the count. Here every image draws the same
-    number of rectangles at once, areas uniform up to the whole count, and the count is made exact:
+    between 16 of 196 patches and the number left to mask, aspect ratio log-uniform in [0.3, 1 / 0.3], position uniform.
+    Its code skips a rectangle that would exceed the count, and may mask too few. Here every image draws the same
+    number of rectangles at once, with areas uniform up to the whole count, and the count is exact:
 
-    * *trimmed*: of the rectangle that overshoots, only the patches nearest to one of its four sides (drawn for each
-      rectangle) are masked, line by line, so that the added patches form a rectangle except for the last line;
-    * *topped up*: if all rectangles together fall short (ratios above 0.9), random other patches are masked.
+    * *trimmed*: of the rectangle that exceeds the count, only the patches nearest to one of its four sides (drawn for
+      each rectangle) are masked, line by line, so that they form a rectangle except for the last line;
+    * *topped up*: if all rectangles together mask too few (ratios above 0.9), random other patches are masked.
     """
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -141,7 +139,7 @@ def block_priority(batch_size: int, grid_size: int, n_masked: int, generator: to
     in_columns_BRG = (right_BRG >= 0) & (right_BRG < width_BR[..., None])
     covered_BRN = (in_rows_BRG[..., :, None] & in_columns_BRG[..., None, :]).flatten(2)
 
-    # The first rectangle that covers a patch decides its turn; uncovered patches come last.
+    # A patch's turn is the first rectangle that covers it; uncovered patches come last.
     first_BN = covered_BRN.int().argmax(dim=1)
     turn_BN = torch.where(covered_BRN.any(dim=1), first_BN, BLOCK_RECTANGLES)
 

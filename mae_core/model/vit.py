@@ -1,4 +1,4 @@
-"""The Vision Transformer's parts, and the encoder as a classifier (Dosovitskiy et al. 2021).
+"""The parts of a Vision Transformer (Dosovitskiy et al. 2021).
 
 Shapes: B batch, T tokens, N patches (a square grid), D width, H heads, P values in a patch (3 * patch_size ** 2).
 """
@@ -14,11 +14,7 @@ ALL = slice(None)
 
 
 def patchify(images_BCHW: Tensor, patch_size: int) -> Tensor:
-    """Cut images into patches, row by row; a patch's values are ordered (row, column, colour).
-
-    Returns:
-        patches_BNP, in the images' units.
-    """
+    """Cut images into patches_BNP, row by row; the values of a patch are ordered (row, column, colour)."""
     B, C, H, W = images_BCHW.shape
     p = patch_size
     grid = images_BCHW.reshape(B, C, H // p, p, W // p, p)
@@ -37,8 +33,8 @@ def sincos_positions(grid_size: int, width: int) -> Tensor:
     """Fixed 2-D sine-cosine positions, a row of zeros first for the class token (He et al. 2021, appendix A.1).
 
     Returns:
-        positions_TD with T = 1 + grid_size ** 2: half of the width codes the column, half the row, and of each half
-        one half is sines, the other cosines, of frequencies 1 ... 1/10000.
+        positions_TD with T = 1 + grid_size ** 2. The first half of the width encodes the column, the second the row; each
+        consists of sines, then cosines, of frequencies from 1 to 1/10000.
     """
     frequency = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angle = torch.arange(grid_size, dtype=torch.float64)[:, None] * frequency
@@ -50,7 +46,7 @@ def sincos_positions(grid_size: int, width: int) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A linear layer with an optional tensor to add to its output; see :class:`OneDNNLinear`."""
+    """A linear layer that can add a tensor to its output; see :class:`OneDNNLinear`."""
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """x @ weight.T + bias + added: (..., out) from (..., in)."""
@@ -62,7 +58,7 @@ class Linear(nn.Linear):
 
 
 def onednn_linear() -> Any:
-    """oneDNN's linear layer, as torch's compiler calls it; None if it is not available in bfloat16."""
+    """oneDNN's linear layer, which torch's compiler uses; None if it does not support bfloat16 here."""
     operators = torch.ops.mkldnn
     there = hasattr(operators, "_linear_pointwise") and hasattr(operators, "_is_mkldnn_bf16_supported")
     return operators._linear_pointwise if there and operators._is_mkldnn_bf16_supported() else None
@@ -72,7 +68,7 @@ ONEDNN_LINEAR = onednn_linear()
 
 
 class OneDNNLinear(torch.autograd.Function):
-    """A linear layer in bfloat16 by one call of oneDNN.
+    """A linear layer in bfloat16 with one call of oneDNN.
 
     torch's own layer first copies the bias into every row of the output, and its backward pass transposes the wider
     factor of the weight's gradient (LOG.md has the timings).
@@ -105,8 +101,8 @@ class OneDNNLinear(torch.autograd.Function):
 class Attention(nn.Module):
     """Multi-head self-attention.
 
-    ``kind`` is ``explicit`` for :class:`ExplicitAttention`, ``fused`` for ``scaled_dot_product_attention``, whose
-    backward pass is slower on a CPU (LOG.md has the timings); ``auto`` is explicit for training on a CPU, else fused.
+    ``kind`` is ``explicit`` for :class:`ExplicitAttention`, or ``fused`` for ``scaled_dot_product_attention``, whose
+    backward pass is slower on a CPU (LOG.md has the timings). ``auto`` is explicit for training on a CPU, otherwise fused.
     """
 
     def __init__(self, width: int, heads: int, qkv_bias: bool, kind: str = "auto"):
@@ -117,7 +113,7 @@ class Attention(nn.Module):
         self.proj = Linear(width, width)
 
     def forward(self, x_BTD: Tensor, queries: slice = ALL, added_BQD: Tensor | None = None) -> Tensor:
-        """Attend from the tokens ``queries``, Q of them, to all tokens: (B, Q, D), plus what is given to be added."""
+        """Attention output of the Q tokens ``queries``, which attend to all tokens, plus ``added_BQD``: (B, Q, D)."""
         qkv_BTE = self.qkv(x_BTD)
         cpu_trains = qkv_BTE.device.type == "cpu" and qkv_BTE.requires_grad
         if self.kind == "explicit" or (self.kind == "auto" and cpu_trains):
@@ -132,9 +128,9 @@ class Attention(nn.Module):
 
 
 class ExplicitAttention(torch.autograd.Function):
-    """softmax(q k / sqrt(d)) v, with d = D / H, by matrix products; q, k and v come side by side from one layer.
+    """softmax(q k / sqrt(d)) v, with d = D / H, as matrix products; one layer computes q, k and v side by side.
 
-    The backward pass is written by hand because autograd copies each of the three again (LOG.md has the timings).
+    The backward pass is explicit because autograd copies q, k and v once more (LOG.md has the timings).
     """
 
     @staticmethod
@@ -149,7 +145,7 @@ class ExplicitAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_BQD: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient of q, k and v side by side, from that of the output."""
+        """The gradient of q, k and v side by side, from the gradient of the output."""
         q, k, v, weights = ctx.saved_tensors
         scale = k.shape[-1] ** -0.5
         grad = split_heads(grad_BQD, 1, ctx.heads)[0].flatten(0, 1)
@@ -164,7 +160,7 @@ class ExplicitAttention(torch.autograd.Function):
 
 
 def scaled_product(a: Tensor, b: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
-    """scale * a @ b of two stacks of matrices, scaled within the product."""
+    """scale * a @ b for two stacks of matrices, as one operation."""
     return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale, out=out)
 
 
@@ -182,9 +178,7 @@ def join_heads(x_BHTd: Tensor) -> Tensor:
 class Block(nn.Module):
     """A pre-norm transformer block with exact GELU."""
 
-    def __init__(
-        self, width: int, heads: int, mlp_ratio: float, qkv_bias: bool, norm_eps: float, attention: str = "auto"
-    ):
+    def __init__(self, width: int, heads: int, mlp_ratio: float, qkv_bias: bool, norm_eps: float, attention: str = "auto"):
         super().__init__()
         hidden = int(width * mlp_ratio)
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
@@ -193,7 +187,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(Linear(width, hidden), nn.GELU(), Linear(hidden, width))
 
     def forward(self, x_BTD: Tensor, queries: slice = ALL) -> Tensor:
-        """The block's output for the tokens ``queries``, Q of them: (B, Q, D)."""
+        """The block's output for the Q tokens ``queries``: (B, Q, D)."""
         x_BQD = self.attention(self.norm1(x_BTD), queries, x_BTD[:, queries])
         widen, activate, narrow = self.mlp
         return narrow(activate(widen(self.norm2(x_BQD))), x_BQD)

@@ -1,4 +1,4 @@
-"""The claims with the measured differences and the verdicts."""
+"""The claims, with measured differences and verdicts."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,9 @@ from mae_core.report.summary import Case, Summary
 
 @dataclass(frozen=True)
 class Claim:
-    """A published statement and its verdict in this study.
+    """A claim, who makes it, the measured difference with interval and unit, and the verdict.
 
-    Attributes:
-        statement: what is claimed.
-        source: who claims it.
-        measured: the difference, with its interval and unit.
-        verdict: supported, contradicted, undecided or not run.
+    The verdict is ``supported``, ``contradicted``, ``undecided`` (with the reason) or ``not run``.
     """
 
     statement: str
@@ -24,22 +20,18 @@ class Claim:
     verdict: str
 
 
-RANK = {
-    "contradicted": 0,
-    "undecided": 1,
-    "supported": 2,
-}  # the lowest of several verdicts is the verdict on all of them
+RANK = {"contradicted": 0, "undecided": 1, "supported": 2}  # the lowest of several verdicts is the verdict on all of them
 
 
 def claims(summary: Summary) -> list[Claim]:
-    """All claims of the student's report, the claims of the paper that it builds on, and one of this study."""
+    """All claims of the student's report, the paper's claims that it builds on, and one of our own."""
     default, scratch = summary.find("random", 0.75), summary.find(None)
     tokens = summary.find("random", 0.75, mask_tokens=True)
     block50, block75, grid = summary.find("block", 0.5), summary.find("block", 0.75), summary.find("grid", 0.75)
-    longer, ratios = summary.equal_work(), [summary.find("random", ratio) for ratio in (0.25, 0.5, 0.9)]
+    longer, ratios = summary.equal_work(), [(default, summary.find("random", ratio)) for ratio in (0.25, 0.5, 0.9)]
 
     def above(statement: str, source: str, quantity: str, *pairs: tuple[Case, Case]) -> Claim:
-        """The claim that the first of each pair exceeds the second; of several pairs, it shows the decisive one."""
+        """The claim that the first case of each pair exceeds the second; shows the pair that decides the verdict."""
         one_below = pairs[0][1] is pairs[-1][1]
         found = [(a.beats(b, quantity), f"{(a if one_below else b).label}: ") for a, b in pairs]
         differences = [(difference, against) for difference, against in found if difference]
@@ -71,18 +63,13 @@ def claims(summary: Summary) -> list[Claim]:
         above("Block-wise masking is harder: its loss at 75 % is higher than random's", "both", "loss", (block75, default)),
         above("Its reconstructions are less exact: random's PSNR at 75 % is higher", "both", "psnr", (default, block75)),
         above("A lower ratio is an easier task: block-wise loss at 75 % is above 50 %", "both", "loss", (block75, block50)),
-        above(
-            "75 % is the best ratio of random masking: it beats 25, 50 and 90 %", "paper", "accuracy",
-            *((default, other) for other in ratios),
-        ),
-        above(
-            "It is so for frozen features, too (linear probe)", "paper", "linear", *((default, other) for other in ratios)
-        ),
+        above("75 % is the best ratio of random masking: it beats 25, 50 and 90 %", "paper", "accuracy", *ratios),
+        above("It is so for frozen features, too (linear probe)", "paper", "linear", *ratios),
     ]  # fmt: skip
 
 
 def measured(difference: Estimate | None, quantity: str) -> str:
-    """A difference with its sign, its interval if there is one, and its unit."""
+    """A difference with sign, interval and unit."""
     if difference is None:
         return "–"
     special = {"loss": ("", 4, 1.0), "memory": (" MiB", 0, 2.0**-20), "psnr": (" dB", 2, 1.0)}
@@ -92,7 +79,7 @@ def measured(difference: Estimate | None, quantity: str) -> str:
 
 
 def throughout(default: Case, scratch: Case) -> Claim:
-    """Whether the pre-trained model is ahead after every epoch of fine-tuning: each epoch's difference is judged."""
+    """The claim that pre-training is ahead after every epoch of fine-tuning; each epoch's difference is judged."""
     statement, histories = "It does so after every epoch", [c.read("finetune", "history") for c in (default, scratch)]
     seeds = sorted(histories[0].keys() & histories[1].keys())
     if not seeds:
@@ -109,7 +96,7 @@ def throughout(default: Case, scratch: Case) -> Claim:
 
 
 def flops_ratio(tokens: Case, default: Case) -> Claim:
-    """The cost of mask tokens in the encoder; FLOPs are counted, so one run decides."""
+    """The claim on the cost of mask tokens in the encoder; FLOPs are counted, so one run is enough."""
     student, paper = published.STUDENT_FLOPS_RATIO, published.PAPER_FLOPS_RATIO
     statement = f"They cost more FLOPs (student's model: {student:g}×; paper's: {paper:g}×)"
     ratio = tokens.ratio(default, "flops")
@@ -119,7 +106,7 @@ def flops_ratio(tokens: Case, default: Case) -> Claim:
 
 
 def judge(difference: Estimate | None) -> str:
-    """The verdict on the claim that a difference, sampled over seeds, is above zero."""
+    """The verdict on the claim that a difference over seeds is positive."""
     if difference is None:
         return "not run"
     if difference.interval is None:

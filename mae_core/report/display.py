@@ -1,7 +1,6 @@
 """Show figures, tables and text in a notebook, with labels and captions for the report.
 
-JupyterLab shows the same content as the report. Captions, labels and alternative texts are in the output's metadata,
-under ``report``, where document.py reads them.
+Captions, labels and alternative texts are stored in the output's metadata under ``report``, for document.py.
 """
 
 import base64
@@ -28,15 +27,15 @@ def show_figure(
     sources: Sequence[str] = (),
     columns: int = 1,
 ) -> None:
-    """Show one figure, of one or several panels.
+    """Show a figure with one or several panels.
 
     Args:
-        panels: drawn by figures.py.
-        label: what links name: ``[](#fig-loss)`` in the report's text becomes "Figure 3".
+        panels: from figures.py.
+        label: target of links: ``[](#fig-loss)`` in the report's text becomes "Figure 3".
         caption: one or more sentences, Markdown.
         alt: alternative text of each panel.
-        sources: the runs behind it, as ``case/seed0/stage``; the report links their executed notebooks.
-        columns: panels beside each other, where the page is wide enough.
+        sources: the runs shown, as ``case/seed0/stage``; the report links their executed notebooks.
+        columns: number of panels side by side, if the page is wide enough.
     """
     panels = [panels] if isinstance(panels, Figure) else list(panels)
     alts = [alt] if isinstance(alt, str) else list(alt)
@@ -57,16 +56,13 @@ def show_table(
     sources: Sequence[str] = (),
     align: str = "",
 ) -> None:
-    """Show a table of text cells.
+    """Show a table of text cells; ``label``, ``caption`` and ``sources`` as in :func:`show_figure`.
 
     Args:
-        label: what links name: ``[](#tab-main)`` becomes "Table 1".
-        caption: one or more sentences, Markdown.
-        header: a name for each column.
-        rows: text cells, as many in each row as in the header.
-        notes: printed small below the table, Markdown.
-        sources: as in :func:`show_figure`.
-        align: a letter for each column, ``l`` or ``r``; default: the first to the left, others to the right.
+        header: name of each column.
+        rows: text cells, one per column.
+        notes: small print below the table, Markdown.
+        align: ``l`` or ``r`` for each column; default: the first left, the others right.
     """
     cells = [[str(cell) for cell in row] for row in rows]
     sides = align or "l" + "r" * (len(header) - 1)
@@ -81,23 +77,19 @@ def show_table(
 
 
 def show_text(markdown: str) -> None:
-    """Show text that was made from results, as Markdown."""
+    """Show text generated from results, as Markdown."""
     display({"text/markdown": markdown, "text/plain": markdown}, raw=True)
 
 
 def show_references(entries: dict[str, str]) -> None:
-    """Show the list of references.
-
-    Args:
-        entries: label to text; a link ``[He et al.](#label)`` in the report's text gets the entry's number.
-    """
+    """Show the list of references, texts by label; a link ``[He et al.](#label)`` gets the entry's number."""
     plain = "\n".join(f"[{number}] {text}" for number, text in enumerate(entries.values(), 1))
     about = {"kind": "references", "entries": list(entries.items())}
     display({"text/plain": plain}, metadata={"report": about}, raw=True)
 
 
 def table_html(header: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
-    """A table for JupyterLab; every cell is escaped."""
+    """A table for JupyterLab, with escaped cells."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
         side = {"l": "left", "r": "right"}
@@ -111,7 +103,7 @@ def table_html(header: Sequence[str], rows: Sequence[Sequence[str]], align: str)
 
 
 def image_data(figure: Figure) -> dict[str, Any]:
-    """A figure as SVG, or as PNG where it holds pixels; equal figures give equal bytes."""
+    """A figure as SVG, or as PNG if it contains pixels; equal figures give equal bytes."""
     if any(axes.images for axes in figure.axes):
         return {"image/png": base64.b64encode(png(figure)).decode()}
     file = io.BytesIO()
@@ -129,5 +121,5 @@ def png(figure: Figure) -> bytes:
 
 
 def shown_width(figure: Figure) -> int:
-    """How wide a notebook shows a figure, in pixels."""
+    """A figure's width in a notebook, in pixels."""
     return round(110 * figure.get_figwidth())

@@ -1,7 +1,7 @@
-"""An executed notebook as a document: numbered blocks for the exporters.
+"""Turn an executed notebook into a document of numbered blocks for the exporters.
 
-From outputs it takes only what display.py wrote, and plain streams on request. Anything else that a cell printed (HTML,
-JavaScript, widgets) does not reach the report.
+It uses only the outputs of display.py and, on request, plain streams. Other outputs (HTML, JavaScript, widgets) do not
+reach the report.
 """
 
 import base64
@@ -27,7 +27,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 @dataclass
 class Text:
-    """Markdown, from a cell or from an output."""
+    """Markdown from a cell or an output."""
 
     markdown: str
     role: str = ""  # "abstract", "byline" or ""
@@ -61,13 +61,13 @@ class Float:
 
     @property
     def linked(self) -> bool:
-        """Whether the cells of the table name its sources; then the cells have the links, not the caption."""
+        """Whether the table's cells contain the names of all its sources; then the cells are the links."""
         cells = {cell for row in self.table.get("rows", []) for cell in row}
         return bool(self.sources) and cells.issuperset(self.sources)
 
     @property
     def name(self) -> str:
-        """The name in the text: ``Figure 3``."""
+        """The name used in the text, such as ``Figure 3``."""
         return f"{KINDS[self.kind]} {self.number}"
 
 
@@ -82,7 +82,7 @@ class Code:
 
 @dataclass
 class References:
-    """The numbered list of references: label and text of each."""
+    """The numbered list of references: a label and a text for each."""
 
     entries: list[tuple[str, str]]
     kind = "references"
@@ -90,7 +90,7 @@ class References:
 
 @dataclass
 class Section:
-    """A heading: its number ("2.1", or nothing for the references), anchor, words and level (2 or 3)."""
+    """A heading: number (such as "2.1"; empty for the references), anchor, text and level (2 or 3)."""
 
     number: str
     anchor: str
@@ -103,14 +103,7 @@ Block = Text | Float | Code | References
 
 @dataclass
 class Document:
-    """Blocks in order.
-
-    Attributes:
-        title: the first heading of level 1.
-        blocks: all but the title.
-        names: label to what a link to it says: ``Figure 3``, ``[2]``.
-        sections: the headings of level 2 and 3, in order.
-    """
+    """Title, blocks and sections in order; ``names`` has the link text of each label, such as ``Figure 3`` or ``[2]``."""
 
     title: str
     blocks: list[Block]
@@ -119,14 +112,13 @@ class Document:
 
 
 def read(notebook: NotebookNode, show_code: bool = False) -> Document:
-    """Turn an executed notebook into a document.
+    """Turn an executed notebook (format 4) into a document.
 
     Args:
-        notebook: executed, format 4.
-        show_code: keep sources and printed text.
+        show_code: keep source code and printed text.
 
     Raises:
-        ExportError: if a cell ended in an error, a label stands twice, or the title is missing.
+        ExportError: if a cell ended in an error, a label is used twice, or the title is missing.
     """
     blocks = list(read_blocks(notebook, show_code))
     for block in blocks:
@@ -147,7 +139,7 @@ def read(notebook: NotebookNode, show_code: bool = False) -> Document:
             entries = [(label, f"[{number}]") for number, (label, _) in enumerate(block.entries, 1)]
         for label, name in entries:
             if label in names:
-                raise ExportError(f"the label {label} stands twice")
+                raise ExportError(f"the label {label} is used twice")
             names[label] = name
     first = blocks[0] if blocks else None
     title = re.match(r"# +(.+)", first.markdown) if isinstance(first, Text) else None
@@ -159,7 +151,7 @@ def read(notebook: NotebookNode, show_code: bool = False) -> Document:
 
 
 def together(text: str) -> str:
-    """The text with a no-break space between a number and its per cent sign."""
+    """Put a no-break space between a number and its per cent sign."""
     return re.sub(r"(\d) %", "\\1\N{NO-BREAK SPACE}%", text)
 
 
@@ -169,7 +161,7 @@ def floats(document: Document) -> list[Float]:
 
 
 def number_sections(blocks: list[Block]) -> Iterator[Section]:
-    """Number the headings of all Markdown blocks; sections from the references on have none."""
+    """Number the headings of all Markdown blocks, up to the references."""
     numbers, numbered = [0, 0], True
     for block in blocks:
         markdown = block.markdown if isinstance(block, Text) else ""
@@ -187,7 +179,7 @@ def slug(heading: str) -> str:
 
 
 def read_blocks(notebook: NotebookNode, show_code: bool) -> Iterator[Block]:
-    """The blocks in order, not yet numbered."""
+    """The blocks in order, without numbers."""
     for index, cell in enumerate(notebook.cells):
         tags = cell.metadata.get("tags", [])
         if cell.cell_type == "markdown":
@@ -222,37 +214,29 @@ def read_blocks(notebook: NotebookNode, show_code: bool) -> Iterator[Block]:
 
 
 def numbered(about: dict[str, Any], **more) -> Float:
-    """A figure or table from the metadata of its output; its number comes later."""
+    """A figure or table from the metadata of its output; its number is set later."""
     sources = [plain_label(source) for source in about["sources"]]
     return Float(about["kind"], plain_label(about["label"]), 0, about["caption"], sources, **more)
 
 
 def plain_label(label: str) -> str:
-    """A label or the name of a run; both are used in anchors and file names.
-
-    Raises:
-        ExportError: if it has other characters.
-    """
+    """Check a label or run name, which are used in anchors and file names; raise ExportError for other characters."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*", label):
-        raise ExportError(f"{label!r} is no label: letters, digits, '-', '_', '.', and '/' between them")
+        raise ExportError(f"{label!r} is not a label: use letters, digits, '-', '_', '.', and '/' between them")
     return label
 
 
 def checked_table(table: dict[str, Any]) -> dict[str, Any]:
-    """A table's cells as text and its columns' sides as ``l`` or ``r``.
-
-    Raises:
-        ExportError: if rows, header and sides do not match.
-    """
+    """A table with text cells and one ``l`` or ``r`` per column; raises ExportError if they do not match."""
     header, align = [str(cell) for cell in table["header"]], "".join(table["align"])
     rows = [[str(cell) for cell in row] for row in table["rows"]]
     if not re.fullmatch("[lr]+", align) or any(len(row) != len(header) for row in [align, *rows]):
-        raise ExportError("a table's rows, header and sides do not match")
+        raise ExportError("a table's rows, header and alignment do not match")
     return {"header": header, "rows": rows, "align": align}
 
 
 def joined_streams(outputs: list[NotebookNode]) -> Iterator[NotebookNode]:
-    """The outputs with consecutive streams joined, without stderr (warnings of libraries)."""
+    """The outputs with consecutive streams joined, without stderr (library warnings)."""
     printed = None
     for output in outputs:
         if output.output_type == "stream" and output.name == "stderr":
@@ -269,27 +253,23 @@ def joined_streams(outputs: list[NotebookNode]) -> Iterator[NotebookNode]:
 
 
 def panel(data: dict[str, Any], alt: str) -> Panel:
-    """The image of a figure's output.
-
-    Raises:
-        ExportError: if there is none, or an SVG holds more than a drawing.
-    """
+    """The image of a figure's output; raises ExportError if it has none, or its SVG is more than a drawing."""
     if "image/png" in data:
         png = base64.b64decode(data["image/png"])
         width, height = struct.unpack(">II", png[16:24])
         return Panel("png", png, alt, width / PNG_DPI, height / PNG_DPI)
     if "image/svg+xml" not in data:
-        raise ExportError("a figure's output holds neither PNG nor SVG")
+        raise ExportError("a figure's output is neither PNG nor SVG")
     svg = data["image/svg+xml"]
     if MORE_THAN_A_DRAWING.search(svg):
-        raise ExportError("a figure's SVG holds a script, a handler or a remote reference")
+        raise ExportError("a figure's SVG contains a script, an event handler or a remote reference")
     size = [float(found[1]) / 72 for side in ("width", "height") if (found := re.search(rf'{side}="([\d.]+)pt"', svg))]
     if len(size) < 2:
-        raise ExportError("a figure's SVG does not say how large it is")
+        raise ExportError("a figure's SVG has no width and height")
     return Panel("svg", svg.encode(), alt, *size)
 
 
 def as_on_a_terminal(text: str) -> str:
-    """Printed text as a terminal shows it at the end: without colours, lines after ``\\r`` in their last state."""
+    """Printed text as a terminal shows it in the end: without colours, and with ``\\r`` applied."""
     lines = ANSI.sub("", text).rstrip().split("\n")
     return "\n".join(next((part for part in reversed(line.split("\r")) if part.strip()), "") for line in lines)

@@ -25,10 +25,7 @@ from mae_core.study.parameters import OUTPUTS
 from mae_core.study.results import whole
 
 HOUSE = Path(__file__).parent
-REPORT_NOTEBOOKS = (
-    HOUSE.parents[1] / "notebooks" / "report.ipynb",
-    HOUSE.parent / "notebooks" / "report.ipynb",
-)  # a wheel's last
+REPORT_NOTEBOOKS = [folder / "notebooks" / "report.ipynb" for folder in (HOUSE.parents[1], HOUSE.parent)]  # last: a wheel's
 TEMPLATES, FONTS, STYLE = HOUSE / "templates", HOUSE / "fonts", HOUSE / "templates" / "mae" / "style.css"
 TEXT_WIDTH = "156mm"  # of the PDF: A4 less its margins
 
@@ -36,9 +33,9 @@ TEXT_WIDTH = "156mm"  # of the PDF: A4 less its margins
 class ReportHtmlExporter(HTMLExporter):
     """One HTML file without scripts or remote references, with embedded fonts."""
 
-    show_code = Bool(False, help="print sources and streams, too").tag(config=True)
+    show_code = Bool(False, help="show source code and printed text too").tag(config=True)
     back = Unicode("", help="a link back to the report").tag(config=True)
-    without = AnyTrait(frozenset(), help="sources that have no page to link to").tag(config=True)
+    without = AnyTrait(frozenset(), help="sources without a page to link to").tag(config=True)
 
     def __init__(self, **options):
         super().__init__(template_name="mae", extra_template_basedirs=[str(TEMPLATES)], **options)
@@ -55,7 +52,7 @@ class ReportHtmlExporter(HTMLExporter):
 
 
 class ReportTypstExporter(TemplateExporter):
-    """A Typst source; its images are written into the folder that ``resources["folder"]`` names."""
+    """A Typst source; its images are written into the folder ``resources["folder"]``."""
 
     file_extension = ".typ"
 
@@ -80,7 +77,7 @@ class ReportTypstExporter(TemplateExporter):
         return super().from_notebook_node(nb, {**(resources or {}), "document": document}, **more)
 
 
-html_exporter = functools.cache(ReportHtmlExporter)  # a new one compiles its templates anew
+html_exporter = functools.cache(ReportHtmlExporter)  # a new one would compile its templates again
 
 
 def open_notebook(path: Path) -> NotebookNode:
@@ -89,12 +86,12 @@ def open_notebook(path: Path) -> NotebookNode:
 
 
 def page(source: str) -> str:
-    """The rendered notebook of a run named ``case/seed0/stage``, or of ``ablations``, relative to the report."""
+    """The page of a run ``case/seed0/stage``, or of ``ablations``, relative to the report."""
     return f"notebooks/{source.replace('/', '-')}.html"
 
 
 def style(with_code: bool) -> str:
-    """The style sheet, with its fonts as data; pages with code get colours for it instead of all fonts."""
+    """The style sheet with embedded fonts; pages with code also get syntax colours."""
 
     def embed(found: re.Match) -> str:
         font = (FONTS / found[1]).read_bytes()
@@ -130,26 +127,26 @@ def write_pdf(notebook: Path, target: Path) -> None:
 
 
 def write_figures(notebook: Path, folder: Path) -> None:
-    """Write every panel of every figure as a file named after its label, for use elsewhere."""
+    """Write every panel of every figure to a file named after its label, for use elsewhere."""
     for block in floats(read(open_notebook(notebook))):
         for index, panel in enumerate(block.panels):
             suffix = f"-{'abcdefgh'[index]}" if len(block.panels) > 1 else ""
             with whole(folder / f"{block.label}{suffix}.{panel.kind}") as temporary:
                 temporary.write_bytes(panel.content)
-            other = {"png": "svg", "svg": "png"}[panel.kind]  # of an earlier print
+            other = {"png": "svg", "svg": "png"}[panel.kind]  # of an earlier report
             (folder / f"{block.label}{suffix}.{other}").unlink(missing_ok=True)
 
 
 def write_report(report: Path, folder: Path, results: Path | None = None) -> None:
-    """Print the report as HTML and PDF, and beside it the executed notebook of every run that it names.
+    """Write the report as HTML and PDF, with a page for the executed notebook of every run that it names.
 
     Args:
         report: the executed report notebook, ``outputs/<study>/report.ipynb``.
         folder: gets ``index.html``, ``report.pdf``, ``figures/`` and ``notebooks/``.
-        results: folder of the runs, where it is not the report's own; a run without a notebook there gets no link.
+        results: folder of the runs, if it is not the report's own; runs without a notebook there get no link.
 
     Raises:
-        ExportError: if a notebook holds an error, or something that must not be printed.
+        ExportError: if a notebook contains an error, or something that is not allowed in a report.
     """
     document = read(open_notebook(report))
     named = {source for block in floats(document) for source in block.sources}
@@ -158,7 +155,7 @@ def write_report(report: Path, folder: Path, results: Path | None = None) -> Non
         *run, name = source.split("/")
         notebook = (results or report.parent).joinpath(*run, *([name] if run else []), f"{name}.ipynb")
         if not notebook.exists() and (folder / page(source)).exists():
-            continue  # a published study: its executed notebooks are kept as pages
+            continue  # a published study keeps its executed notebooks as pages only
         if not notebook.exists() and results:
             without.add(source)
             continue
@@ -172,14 +169,10 @@ def write_report(report: Path, folder: Path, results: Path | None = None) -> Non
 
 
 def write_report_of_results(results: Path, folder: Path) -> None:
-    """Execute the report notebook on a folder of results, and print it; the results are only read.
-
-    Args:
-        results: ``outputs/<study>``, or a copy of it elsewhere.
-        folder: as for :func:`write_report`.
+    """Execute the report notebook on ``outputs/<study>`` or a copy of it, and write the report to ``folder``.
 
     Raises:
-        ParameterError: if the folder holds no results.
+        ParameterError: if there are no results.
         ExportError: as :func:`write_report`, or if the notebook fails.
     """
     import papermill  # takes half a second
@@ -191,9 +184,7 @@ def write_report_of_results(results: Path, folder: Path) -> None:
         link.parent.mkdir()
         link.symlink_to(results.absolute())
         try:
-            papermill.execute_notebook(
-                notebook, report, run.flat(), kernel_name="python3", cwd=place, progress_bar=False
-            )
+            papermill.execute_notebook(notebook, report, run.flat(), kernel_name="python3", cwd=place, progress_bar=False)
         except papermill.PapermillExecutionError as error:
             raise ExportError(f"{notebook} ended in an error: {error.ename}: {error.evalue}") from error
         write_report(report, folder, results)

@@ -1,7 +1,4 @@
-"""The study's figures, drawn from saved results only.
-
-Every function returns a matplotlib Figure of its own (no pyplot, no global state), ready for display.py.
-"""
+"""The study's figures, drawn from saved results only. Each function returns a new matplotlib Figure, without pyplot."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,39 +19,26 @@ from mae_core.study.results import load_sheet, read_json
 
 INK, GREY, ACCENT = "#222222", "#8a8a8a", "#7a1f1f"
 COLOURS = ("#7a1f1f", "#00635a", "#94541b", "#3b528b", "#8a4f9e", "#5b6b1f", "#2f7fb5", "#b05a7a")
-STYLE: Any = matplotlib.rc_params_from_file(
-    Path(__file__).parent / "templates" / "mae" / "figures.mplstyle", use_default_template=False
-)
+STYLE_FILE = Path(__file__).parent / "templates" / "mae" / "figures.mplstyle"
+STYLE: Any = matplotlib.rc_params_from_file(STYLE_FILE, use_default_template=False)
+
+
+styled = matplotlib.rc_context(STYLE)  # decorator: draws in the report's style, whatever the notebook has set
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure in the report's style; sizes in inches."""
+    """An empty figure; sizes in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def styled(draw):
-    """Decorator: draw with the report's style, whatever the notebook has set."""
-
-    def wrapper(*args, **kwargs):
-        with matplotlib.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    wrapper.__name__, wrapper.__doc__ = draw.__name__, draw.__doc__
-    return wrapper
-
-
 @styled
-def curves(
-    series: Mapping[str, Sequence[Mapping[str, Sequence[float]]]],
-    quantity: str,
-    label: str,
-) -> Figure:
-    """One quantity against the epoch.
+def curves(series: Mapping[str, Sequence[Mapping[str, Sequence[float]]]], quantity: str, label: str) -> Figure:
+    """One curve of the histories against the epoch.
 
     Args:
-        series: name to the histories of its seeds; the line is their mean, the band their range.
-        quantity: which list of the histories.
-        label: of the vertical axis, with its unit.
+        series: histories of all seeds, by name; the line is their mean, the band their range.
+        quantity: name of the curve.
+        label: label of the vertical axis, with unit.
     """
     series = {name: histories for name, histories in series.items() if histories}
     if not series:
@@ -64,9 +48,7 @@ def curves(
     for (name, histories), colour in zip(series.items(), COLOURS * 9, strict=False):
         epochs = histories[0]["epoch"]
         values = np.array([history[quantity] for history in histories])
-        axes.plot(
-            epochs, values.mean(0), color=colour, label=name, marker="o" if len(epochs) < 12 else "", markersize=3
-        )
+        axes.plot(epochs, values.mean(0), color=colour, label=name, marker="o" if len(epochs) < 12 else "", markersize=3)
         if len(values) > 1:
             axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
     locator: Any = axes.xaxis.get_major_locator()
@@ -78,16 +60,14 @@ def curves(
 
 @styled
 def image_rows(
-    rows: Sequence[tuple[str, Sequence[np.ndarray]]],
-    titles: Sequence[str] = (),
-    notes: Mapping[int, Sequence[str]] = MappingProxyType({}),
+    rows: Sequence[tuple[str, Any]], titles: Sequence[str] = (), notes: Mapping[int, Sequence[str]] = MappingProxyType({})
 ) -> Figure:
-    """Rows of small images, each row with its name to the left.
+    """Rows of small images, each with its name on the left.
 
     Args:
         rows: name and images (each HWC, uint8) of each row.
-        titles: one above each column.
-        notes: row to a short text for each of its images, printed in their corners.
+        titles: title of each column.
+        notes: short texts for the corners of a row's images, by row number.
     """
     n_columns = len(rows[0][1])
     figure = Figure(figsize=(1.25 + 0.72 * n_columns, 0.74 * len(rows) + (0.25 if len(titles) else 0)))
@@ -114,11 +94,7 @@ def image_rows(
 
 @styled
 def mask_overview(masks: Mapping[str, np.ndarray]) -> Figure:
-    """Masks as black (masked) and white (visible) squares.
-
-    Args:
-        masks: name to masked_BGG, booleans on the grid of patches.
-    """
+    """Masks as dark (masked) and light (visible) squares, from booleans masked_BGG on the grid of patches, by name."""
     rows = [(name, np.repeat(np.where(m, 60, 245)[..., None].astype(np.uint8), 3, -1)) for name, m in masks.items()]
     return image_rows(rows)
 
@@ -132,7 +108,7 @@ def reconstructions(folder: Path | None, n_images: int = 8) -> Figure:
 
 
 def samplings(folders: Mapping[str, Path], n_images: int = 8) -> Figure:
-    """The same test images under several kinds of masks, with reconstructions and PSNR; the originals last."""
+    """The same test images with several kinds of masks, their reconstructions with PSNR (dB), and the originals."""
     if not folders:
         return not_run(7.0)
     rows: list[tuple[str, np.ndarray]] = []
@@ -147,11 +123,11 @@ def samplings(folders: Mapping[str, Path], n_images: int = 8) -> Figure:
 
 
 def psnr(painted_nHWC: np.ndarray, original_nHWC: np.ndarray, hidden_share: float) -> np.ndarray:
-    """Peak signal-to-noise ratio of each picture over its masked pixels, in decibels: psnr_n.
+    """Peak signal-to-noise ratio of each uint8 picture over its masked pixels, in decibels: psnr_n.
 
     Args:
-        painted_nHWC: uint8; equal to it in visible patches: ``original_nHWC``.
-        hidden_share: of the pixels, in (0, 1).
+        painted_nHWC: equal to ``original_nHWC`` in visible patches.
+        hidden_share: fraction of masked pixels, in (0, 1).
     """
     difference = painted_nHWC.astype(float) - original_nHWC
     mse_n = (difference**2).mean(axis=(1, 2, 3)) / hidden_share
@@ -167,7 +143,7 @@ def attention(folder: Path | None, n_images: int = 8) -> Figure:
 
 
 def neighbours(folder: Path | None, n_images: int = 8) -> Figure:
-    """Test images, and below each its nearest training images in the features of the frozen encoder."""
+    """Test images, and below each its nearest training images by features of the frozen encoder."""
     if folder is None:
         return not_run(7.0, "not recorded")
     n_rows = 1 + len(read_json(folder / "metrics.json")["neighbours"]["labels"][0])
@@ -177,7 +153,7 @@ def neighbours(folder: Path | None, n_images: int = 8) -> Figure:
 
 @styled
 def predictions(folder: Path | None) -> Figure:
-    """Test images with the predicted class and its probability; a wrong one in red, with the true class."""
+    """Test images with the predicted class and its probability; mistakes are red and show the true class."""
     if folder is None:
         return not_run(6.2)
     metrics = read_json(folder / "metrics.json")
@@ -194,7 +170,7 @@ def mistakes(folder: Path | None) -> Figure:
 
 
 def named_images(images: Sequence[np.ndarray], told: Mapping[str, Any], metrics: Mapping[str, Any]) -> Figure:
-    """Up to ten images under the class that was predicted; ``told`` lists true, predicted and confidence of each."""
+    """Up to ten images with their predicted class; ``told`` lists true class, predicted class and confidence."""
     figure, names = new_figure(6.2, 3.1), metrics["predictions"]["classes"]
     places = figure.subplots(2, 5).flat
     for axes in places[len(told["true"]) :]:
@@ -204,16 +180,14 @@ def named_images(images: Sequence[np.ndarray], told: Mapping[str, Any], metrics:
     ):
         bare_image(axes, image)
         right = true == predicted
-        axes.set_title(
-            f"{names[predicted]}, {100 * confidence:.0f} %", color=INK if right else ACCENT, fontsize=9, pad=2
-        )
+        axes.set_title(f"{names[predicted]}, {100 * confidence:.0f} %", color=INK if right else ACCENT, fontsize=9, pad=2)
         axes.set_xlabel("" if right else f"is: {names[true]}", color=ACCENT, fontsize=8, labelpad=1)
     return figure
 
 
 @styled
 def confusion(folder: Path | None) -> Figure:
-    """Confusion matrix of a fine-tuning run: per cent of each true class (row) predicted as each class (column)."""
+    """Confusion matrix of a fine-tuning run: per cent of each true class (row) that is predicted as each class (column)."""
     if folder is None:
         return not_run(4.2)
     told = read_json(folder / "metrics.json")["predictions"]
@@ -233,11 +207,11 @@ def confusion(folder: Path | None) -> Figure:
 
 @styled
 def accuracies(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy of every case: ours with every seed and the interval, the student's and the paper's.
+    """Accuracy of every case: ours with all seeds and the interval, the student's and the paper's.
 
     Args:
-        rows: ``name``, ``values`` (one per seed, may be empty), ``interval`` (half-width or None), ``student`` and
-            ``paper`` (numbers or None), all in per cent.
+        rows: in per cent ``values`` (one per seed, may be empty), ``interval`` (half-width or None), ``student`` and
+            ``paper`` (numbers or None) of each case ``name``.
     """
     figure = new_figure(6.4, 0.42 * len(rows) + 0.9)
     axes = figure.add_subplot(xlabel="test accuracy after fine-tuning (%)")
@@ -265,12 +239,12 @@ def accuracies(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 @styled
 def ratios(rows: Mapping[float, Mapping[str, Estimate | None]], quantity: str, label: str) -> Figure:
-    """One accuracy against the masking ratio, with the interval where there is one.
+    """One accuracy against the masking ratio, with intervals.
 
     Args:
-        rows: ratio to estimates by quantity, in per cent.
-        quantity: which of them.
-        label: of the vertical axis.
+        rows: estimates in per cent, by ratio and quantity.
+        quantity: the quantity to draw.
+        label: label of the vertical axis.
     """
     points = {ratio: point for ratio, values in rows.items() if (point := values[quantity])}
     if len(points) < 2:
@@ -289,7 +263,7 @@ def ratios(rows: Mapping[float, Mapping[str, Estimate | None]], quantity: str, l
 
 @styled
 def environment(provenance: Mapping[str, Any], dataset: str) -> Figure:
-    """The pipeline of a study from parameters to report, with versions and machine."""
+    """The steps from a study's parameters to its report, with versions and machine."""
     if not provenance:
         return not_run(7.2)
     versions = provenance["versions"]
@@ -315,9 +289,7 @@ def environment(provenance: Mapping[str, Any], dataset: str) -> Figure:
         axes.text(x + 0.5, 1.12, name, ha="center", va="center", fontsize=10.5, color=INK)
         axes.text(x + 0.5, 0.89, detail, ha="center", va="center", fontsize=8.5, color="#555555")
         if x:
-            axes.annotate(
-                "", (x + 0.08, 1.03), (x - 0.08, 1.03), arrowprops={"arrowstyle": "->", "color": INK, "lw": 0.9}
-            )
+            axes.annotate("", (x + 0.08, 1.03), (x - 0.08, 1.03), arrowprops={"arrowstyle": "->", "color": INK, "lw": 0.9})
     axes.text(len(steps) / 2, 0.42, provenance["device"], ha="center", va="center", fontsize=10, color=INK)
     detail = f"{provenance['platform']}; {provenance['precision']} matrix products; data: {dataset}"
     axes.text(len(steps) / 2, 0.16, detail, ha="center", va="center", fontsize=9, color="#555555")
@@ -326,7 +298,7 @@ def environment(provenance: Mapping[str, Any], dataset: str) -> Figure:
 
 @styled
 def not_run(width: float, why: str = "not run") -> Figure:
-    """A placeholder for a figure without runs."""
+    """A placeholder for a figure whose runs are missing."""
     figure = Figure(figsize=(width, 0.6))
     figure.text(0.5, 0.5, why, ha="center", va="center", color=GREY, fontsize=12)
     return figure

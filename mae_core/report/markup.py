@@ -1,7 +1,6 @@
-"""Markdown to HTML and to Typst, both through mistune; raw HTML in Markdown is printed, never passed on.
+"""Markdown to HTML and Typst, with mistune; raw HTML in Markdown is shown as text.
 
-Links go inside the document only: to a numbered figure, table or reference, or to a section. A remote address is left
-out, its text stays.
+Links go only to figures, tables, references and sections of the document; of other links, only the text stays.
 """
 
 import base64
@@ -27,7 +26,7 @@ MATH_SIZE = 10.0  # points
 
 @dataclass(frozen=True)
 class Formula:
-    """A typeset formula; lengths in units of the text's size."""
+    """A typeset formula; lengths in units of the font size."""
 
     svg: bytes
     width: float
@@ -36,11 +35,7 @@ class Formula:
 
 
 def typeset(tex: str) -> Formula:
-    """A TeX formula as SVG, by matplotlib's mathtext.
-
-    Raises:
-        ValueError: if it is not a formula that mathtext knows.
-    """
+    """Typeset a TeX formula as SVG with matplotlib's mathtext; raises ValueError if mathtext cannot."""
     file = io.BytesIO()
     properties = FontProperties(family="STIXGeneral", size=MATH_SIZE, math_fontfamily="stix")
     with matplotlib.rc_context(STYLE):
@@ -95,11 +90,11 @@ class HtmlRenderer(mistune.HTMLRenderer):
 
 
 class TypstRenderer(mistune.HTMLRenderer):
-    """Markdown as Typst: every text is a string literal, so that nothing in it is read as markup.
+    """Markdown as Typst; texts become string literals, so nothing in them is read as markup.
 
     Args:
         document: resolves links.
-        folder: where images of formulas are written.
+        folder: gets the images of formulas.
     """
 
     NAME: ClassVar[Any] = "typst"
@@ -137,13 +132,9 @@ class TypstRenderer(mistune.HTMLRenderer):
         if not url.startswith("#"):
             return text
         name = self.names.get(url[1:])
-        said = (
-            text
-            if name is None
-            else f"{text} #{literal(name)};"
-            if name.startswith("[") and text
-            else f"#{literal(name)};"
-        )
+        said = f"#{literal(name)};" if name else text
+        if name and name.startswith("[") and text:
+            said = f"{text} {said}"
         return f"#link(label({literal(url[1:])}))[{said}];"
 
     def image(self, text: str, url: str, title: str | None = None) -> str:
@@ -202,7 +193,7 @@ def to_html(markdown: str, document: Document) -> str:
 
 
 def to_typst(markdown: str, document: Document, folder: Path) -> str:
-    """Markdown as Typst; pictures of formulas go into ``folder``."""
+    """Markdown as Typst; ``folder`` gets the images of formulas."""
     tokens: Any = mistune.create_markdown(renderer=None, plugins=[math])(markdown)
     return TypstRenderer(document, folder)(tokens, mistune.BlockState())
 
@@ -214,5 +205,5 @@ def literal(text: str) -> str:
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """An image as a data URI; kind is svg or png."""
+    """An svg or png image as a data URI."""
     return f"data:image/{'svg+xml' if kind == 'svg' else kind};base64,{base64.b64encode(content).decode()}"

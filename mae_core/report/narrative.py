@@ -1,4 +1,4 @@
-"""The report's sentences with numbers, verdicts or dates; all are generated from results."""
+"""The report's sentences with numbers, verdicts or dates, generated from results."""
 
 import datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ DATASETS = {"cifar10": "CIFAR-10", "shapes": "the package's own drawn shapes"}
 
 
 def newest(summary: Summary) -> dict[str, Any]:
-    """The provenance of the run that finished last; empty if nothing has run."""
+    """The provenance of the latest run; empty if nothing has run."""
     told = [p for case in summary.all_cases.values() for p in case.read("finetune", "provenance").values()]
     return max(told, key=lambda p: p["finished"], default={})
 
@@ -31,22 +31,21 @@ def byline(summary: Summary) -> str:
 
 
 def seeds(summary: Summary) -> str:
-    """How many seeds, in words."""
+    """The number of seeds, in words."""
     return count(len(summary.seeds), "seed")
 
 
 def count(n: int, noun: str) -> str:
-    """A number and its noun, in the right form."""
+    """A number and its noun, singular or plural."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def intervals(summary: Summary) -> str:
-    """The meaning of ±, or why there is none."""
+    """The meaning of ±, or why there are no intervals."""
     if len(summary.seeds) < 2:
         return (
-            "There is one seed, so there are no intervals: how much the accuracies and the order of the cases depend "
-            "on the "
-            "seed is unknown."
+            "There is one seed, so there are no intervals: how much the accuracies and the order of the cases depend on "
+            "the seed is unknown."
         )
     most = max(len(case.values("accuracy")) for case in summary.all_cases.values())
     least = min(len(case.values("accuracy")) for case in summary.all_cases.values() if case.values("accuracy"))
@@ -58,13 +57,13 @@ def intervals(summary: Summary) -> str:
 
 
 def dataset(summary: Summary) -> str:
-    """The data sets of the runs, in words."""
+    """The names of the runs' data sets."""
     used = {p["dataset"] for case in summary.cases.values() for p in case.read("finetune", "parameters").values()}
     return " and ".join(DATASETS[name] for name in sorted(used)) or "nothing yet"
 
 
 def abstract(summary: Summary) -> str:
-    """The study in one paragraph."""
+    """The abstract."""
     text = (
         "A student's report tested the masked autoencoder (MAE) of [He et al.](#ref-he2021) at small scale, with a tiny "
         "vision transformer. We repeat that study so that every number comes from a run that anyone can reproduce. On "
@@ -79,21 +78,18 @@ def abstract(summary: Summary) -> str:
     return (
         f"{text}, an encoder pre-trained with 75 % random masking reaches {number(ours)} % test accuracy after "
         f"fine-tuning, against {number(scratch)} % from scratch with the same recipe. We judge {len(verdicts)} claims, "
-        "most "
-        f"of them from the report and the paper: {told} ([Table](#tab-claims)). {intervals(summary)}"
+        f"most of them from the report and the paper: {told} ([Table](#tab-claims)). {intervals(summary)}"
     )
 
 
 def model(summary: Summary) -> str:
-    """The model that ran, in words."""
+    """A description of the model."""
     run = summary.find("random", 0.75).pretrained
     if not run:
         return "The default case has not been pre-trained."
     position = "learned" if run.variant == "report" else "fixed sine-cosine"
     told = summary.find("random", 0.75).read("pretrain", "metrics").values()
-    counted = {
-        f" Encoder and decoder together have {m['n_parameters']:,} parameters." for m in told if "n_parameters" in m
-    }
+    counted = {f" Encoder and decoder together have {m['n_parameters']:,} parameters." for m in told if "n_parameters" in m}
     return (
         f"**Model.** Images of 32×32 pixels are cut into patches of {run.patch_size}×{run.patch_size}, which gives "
         f"{run.model.n_patches} patches. The encoder has {count(run.depth, 'pre-norm block')} of width {run.width} with "
@@ -105,23 +101,22 @@ def model(summary: Summary) -> str:
 
 
 def reconstruction_caption(case: Case) -> str:
-    """The caption of the reconstructions, with their mean PSNR."""
+    """The caption of the reconstructions, with the mean PSNR."""
     psnr = case.estimate("psnr")
     told = f" Over all test images, masked pixels have a PSNR of {number(psnr)} dB." if psnr else ""
     return f"Test images with masked patches, their reconstructions, and the originals ({case.label}).{told}"
 
 
 def sensitivity(summary: Summary) -> str:
-    """How the order of the cases depends on the seed."""
+    """How much the order of the cases depends on the seed."""
     default = summary.find("random", 0.75)
     others = [case for case in summary.cases.values() if case is not default and case.beats(default, "accuracy")]
     if not others:
         return "No two cases have run with the same seed."
     if len(summary.seeds) < 2:
         return (
-            "There is one seed, so the variation over seeds is unknown: each difference is a single draw, and the "
-            "order of the "
-            "cases may be chance."
+            "There is one seed, so the variation over seeds is unknown: each difference is a single draw, and the order of "
+            "the cases may be chance."
         )
     accuracies = {case.label: case.values("accuracy") for case in (default, *others)}
     complete = sorted(set.intersection(*(set(values) for values in accuracies.values())))
@@ -146,7 +141,7 @@ def sensitivity(summary: Summary) -> str:
 
 
 def neighbours_caption(folder: Path | None, n_images: int = 8) -> str:
-    """The caption of the nearest neighbours, with the number that share the class of their test image."""
+    """The caption of the nearest neighbours, with the number that have the class of their test image."""
     text = "Test images, and below each the training images with the most similar features in the frozen encoder."
     if folder is None:
         return text
@@ -168,9 +163,8 @@ def discussion(summary: Summary) -> str:
         also = f", and a linear probe of the frozen encoder by {measured(probe, 'linear')}" if probe else ""
         paragraphs.append(
             f"**Pre-training** changes the accuracy by {measured(gain, 'accuracy')} compared with training from "
-            f"scratch{also}. "
-            f"The claim that it helps is {verdicts[0]}; the claim that it helps after every epoch of fine-tuning is "
-            f"{verdicts[1]}."
+            f"scratch{also}. The claim that it helps is {verdicts[0]}; the claim that it helps after every epoch of "
+            f"fine-tuning is {verdicts[1]}."
         )
     change, ratio = tokens.beats(default, "accuracy"), tokens.ratio(default, "flops")
     if change and ratio:
@@ -186,20 +180,16 @@ def discussion(summary: Summary) -> str:
     if ratio := block50.ratio(default, "flops"):
         paragraphs.append(
             f"An epoch of block 50 % costs {ratio:.2f} times the FLOPs of an epoch of random 75 %, because its encoder "
-            "sees "
-            f"twice as many patches. Equal epochs are therefore not equal compute. {equal_work(summary)}"
+            f"sees twice as many patches. Equal epochs are therefore not equal compute. {equal_work(summary)}"
         )
     if told := best_ratios(summary):
         paragraphs.append(told)
     losses = [(loss, case.label) for case in (grid, default, block75) if (loss := case.estimate("loss"))]
     if len(losses) > 1:
-        told = ", ".join(
-            f"{label} {number(value, 4)}" for value, label in sorted(losses, key=lambda pair: pair[0].mean)
-        )
+        told = ", ".join(f"{label} {number(value, 4)}" for value, label in sorted(losses, key=lambda pair: pair[0].mean))
         paragraphs.append(
-            f"**The difficulty of the task** shows in the test loss at 75 %, lowest first: {told}. The easiest task "
-            "does not "
-            "have to give the best features; the accuracies measure that."
+            f"**The difficulty of the task** shows in the test loss at 75 %, lowest first: {told}. The easiest task does "
+            "not have to give the best features; the accuracies measure that."
         )
     if not paragraphs:
         return "There is nothing to discuss yet: fewer than two cases have run."
@@ -215,13 +205,13 @@ def equal_work(summary: Summary) -> str:
     also = f", and the linear probe by {measured(probe, 'linear')}" if probe else ""
     return (
         f"Compared with random 75 % trained for {longer.pretrained.epochs} epochs, which is "
-        f"{longer.work / block50.work:.2f} times "
-        f"its compute, block 50 % changes the accuracy by {measured(change, 'accuracy')}{also}."
+        f"{longer.work / block50.work:.2f} times its compute, block 50 % changes the accuracy by "
+        f"{measured(change, 'accuracy')}{also}."
     )
 
 
 def best_ratios(summary: Summary) -> str:
-    """The best ratio of random masks, fine-tuned and frozen; empty with fewer than three ratios."""
+    """The best ratio of random masks for fine-tuning and the linear probe; empty with fewer than three ratios."""
     told = []
     for quantity, name in (("accuracy", "fine-tuning"), ("linear", "the linear probe")):
         ratios = summary.ratios().items()
@@ -235,7 +225,7 @@ def best_ratios(summary: Summary) -> str:
 
 
 def left_out(summary: Summary) -> str:
-    """Which runs are not shown, and why; empty if all are."""
+    """The runs that are not shown, and why; empty if all are shown."""
     return f" Left out because their recipe differs: {'; '.join(summary.left_out)}." if summary.left_out else ""
 
 

@@ -1,7 +1,6 @@
-"""Published numbers that this study compares with.
+"""Published accuracies after fine-tuning, in per cent, and the references.
 
-The student's: the report whose claims we test, ViT-T/2 on CIFAR-10. The paper's: He et al. 2021, ViT-L on
-ImageNet-1k, tables 1c and 1f. Both are test (validation) accuracies after fine-tuning, in per cent.
+The student's: ViT-T/2 on CIFAR-10 (test). The paper's: He et al. 2021, ViT-L on ImageNet-1k (validation), tables 1c, 1f.
 """
 
 from mae_core.study.parameters import PretrainParameters
@@ -25,7 +24,7 @@ STUDENT_FLOPS_RATIO, PAPER_FLOPS_RATIO = 2.4, 3.3  # mask tokens in the encoder 
 
 
 def look_up(numbers: dict[tuple[str, float, bool], float], run: PretrainParameters | None) -> float | None:
-    """The published number for a case with these masks; None if there is none."""
+    """The published number for these masks, or None."""
     if run is None or run.norm_pix:
         return None
     return numbers.get((run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder))

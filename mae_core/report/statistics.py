@@ -13,8 +13,7 @@ class Estimate:
 
     Attributes:
         values: one per seed.
-        mean: of the values.
-        interval: half-width of the 95 % interval (Student's t); None with fewer than two seeds, which give none.
+        interval: half-width of the 95 % interval of the mean (Student's t); None with fewer than two seeds.
     """
 
     values: tuple[float, ...]
@@ -23,21 +22,17 @@ class Estimate:
 
     @property
     def median(self) -> float:
-        """Of the values."""
+        """The median of the values."""
         return float(np.median(self.values))
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval exists and does not hold zero."""
+        """Whether there is an interval and it does not contain zero."""
         return self.interval is not None and abs(self.mean) > self.interval
 
 
 def estimate(values: Sequence[float], confidence: float = 0.95) -> Estimate:
-    """Mean and interval of at least one value.
-
-    Raises:
-        ValueError: without any value.
-    """
+    """Mean and interval of at least one value; without a value, raises ValueError."""
     if not len(values):
         raise ValueError("no values: nothing to estimate")
     mean, interval = float(np.mean(values)), None
@@ -53,12 +48,12 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """The standard deviation over seeds; None with fewer than two, which have none."""
+    """The standard deviation over seeds; None with fewer than two seeds."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
-    """``first - second`` over the seeds that both have, as in a paired t-test; None without shared seeds.
+    """``first - second`` for the seeds that both have, as in a paired t-test; None without shared seeds.
 
     The interval excludes zero exactly when the two-sided paired t-test rejects equality at 5 %.
     """

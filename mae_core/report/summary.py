@@ -1,4 +1,4 @@
-"""All results of a study, read from its folder."""
+"""The results of a study, read from its folder."""
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,7 +11,7 @@ from mae_core.report.statistics import Estimate, estimate, paired_difference
 from mae_core.study.parameters import FREE, OUTPUTS, SWEEP, PretrainParameters, ReportParameters
 from mae_core.study.results import read_json
 
-# What can be asked of a run: name -> (stage, path into metrics.json)
+# Quantities of a run: name -> (stage, path into metrics.json)
 QUANTITIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "accuracy": ("finetune", ("last_epoch_accuracy",)),
     "best_accuracy": ("finetune", ("best_epoch_accuracy",)),
@@ -33,33 +33,22 @@ QUANTITIES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One case of a study and the folders of its seeds.
+    """One case of a study."""
 
-    Attributes:
-        name: as in the study file.
-        pretrained: the pre-training parameters; None from scratch, or where nothing has run.
-        from_scratch: whether fine-tuning started without weights; False where nothing has run.
-        folders: seed to ``outputs/<study>/<case>/seed<k>``.
-        usual_epochs: of pre-training, in this study; a case of another length says so in its label.
-    """
-
-    name: str
-    pretrained: PretrainParameters | None
-    from_scratch: bool
-    folders: dict[int, Path]
-    usual_epochs: int | None = None
+    name: str  # as in the study file
+    pretrained: PretrainParameters | None  # None from scratch, or if nothing has run
+    from_scratch: bool  # whether fine-tuning started without weights; False if nothing has run
+    folders: dict[int, Path]  # outputs/<study>/<case>/seed<k> by seed
+    usual_epochs: int | None = None  # usual length of pre-training in this study; labels name another length
 
     def read(self, stage: str, file: str) -> dict[int, Any]:
-        """A file of a stage, of every seed that finished it."""
+        """The content of a stage's JSON file, for every seed that finished the stage."""
         paths = {seed: folder / stage for seed, folder in self.folders.items()}
-        return {
-            seed: read_json(path / f"{file}.json")
-            for seed, path in sorted(paths.items())
-            if (path / "metrics.json").exists()
-        }
+        finished = {seed: path for seed, path in sorted(paths.items()) if (path / "metrics.json").exists()}
+        return {seed: read_json(path / f"{file}.json") for seed, path in finished.items()}
 
     def values(self, quantity: str) -> dict[int, float]:
-        """One of QUANTITIES, by seed; empty if it was not run or not measured."""
+        """One of QUANTITIES by seed; empty if it was not run or not measured."""
         stage, path = QUANTITIES[quantity]
         found = {}
         for seed, value in self.read(stage, "metrics").items():
@@ -75,30 +64,30 @@ class Case:
         return estimate(list(values.values())) if values else None
 
     def finished(self, stage: str, file: str = "metrics.json") -> dict[int, Path]:
-        """Seed to folder of the runs that finished a stage, and left a file there."""
+        """Folder of each seed that finished a stage and has the file."""
         folders = {seed: self.folders[seed] / stage for seed in self.read(stage, "metrics")}
         return {seed: folder for seed, folder in folders.items() if (folder / file).exists()}
 
     def wall(self) -> Estimate | None:
-        """Seconds that both stages took, with data and evaluation; None if a stage of a pre-trained case is missing."""
+        """Total seconds of both stages, with data and evaluation; None if a stage is missing."""
         first, second = self.values("wall"), self.values("finetune_wall")
         seeds = second.keys() if self.from_scratch else first.keys() & second.keys()
         return estimate([first.get(seed, 0.0) + second[seed] for seed in sorted(seeds)]) if seeds else None
 
     def folder(self, stage: str, file: str = "metrics.json") -> Path | None:
-        """Of the first seed that finished a stage, and left a file there; None if none did."""
+        """Folder of the first seed that finished a stage and has the file; None if there is none."""
         return next(iter(self.finished(stage, file).values()), None)
 
     def sources(self, stage: str, file: str = "metrics.json") -> list[str]:
-        """The runs that finished a stage, and left a file there, as figures and tables name them."""
+        """Names of the runs that finished a stage and have the file, as figures and tables give them."""
         return [f"{self.name}/seed{seed}/{stage}" for seed in self.finished(stage, file)]
 
     def beats(self, other: "Case", quantity: str) -> Estimate | None:
-        """A quantity minus another case's, paired by seed; None if one of them has not run."""
+        """The difference of a quantity from another case, paired by seed; None without a shared seed."""
         return paired_difference(self.values(quantity), other.values(quantity))
 
     def ratio(self, other: "Case", quantity: str) -> float | None:
-        """A quantity's mean as a multiple of another case's; None where one of them has not run."""
+        """The mean of a quantity divided by that of another case; None if one of them has not run."""
         own, others = self.estimate(quantity), other.estimate(quantity)
         return own.mean / others.mean if own and others else None
 
@@ -115,12 +104,12 @@ class Case:
 
     @property
     def of_other_length(self) -> bool:
-        """Whether pre-training took another number of epochs than the study's usual one."""
+        """Whether the number of pre-training epochs differs from the study's usual one."""
         return self.pretrained is not None and self.usual_epochs not in (None, self.pretrained.epochs)
 
     @property
     def work(self) -> float | None:
-        """FLOPs of an image times epochs of pre-training; None if it has not run."""
+        """FLOPs per image times epochs of pre-training; None if it has not run."""
         flops = self.estimate("flops")
         return flops.mean * self.pretrained.epochs if flops and self.pretrained else None
 
@@ -136,9 +125,9 @@ class Summary:
 
     @classmethod
     def read(cls, run: ReportParameters) -> "Summary":
-        """Read ``outputs/<study>``; a case that has not run is kept, and has no values.
+        """Read ``outputs/<study>``; a case that has not run has no values.
 
-        A run of another recipe than the others, from before an edit of the study, is left out.
+        A run whose recipe differs from the others, for example from before an edit of the study, is left out.
         """
         found: dict[str, Case] = {}
         left_out: list[str] = []
@@ -156,24 +145,20 @@ class Summary:
 
     @property
     def all_cases(self) -> dict[str, Case]:
-        """Those of ``cases`` and of ``sweep``."""
+        """All entries of ``cases`` and ``sweep``."""
         return self.cases | self.sweep
 
     def find(self, strategy: str | None, ratio: float = 0.0, mask_tokens: bool = False) -> Case:
-        """The case of the usual length that ran with these masks (None: from scratch); one without values if none did."""
+        """The case of usual length with these masks (None: from scratch), or NOT_RUN."""
         for case in self.all_cases.values():
             if strategy is None and case.from_scratch:
                 return case
-            if (
-                not case.of_other_length
-                and case.pretrained
-                and masks_of(case.pretrained) == (strategy, ratio, mask_tokens)
-            ):
+            if not case.of_other_length and case.pretrained and masks_of(case.pretrained) == (strategy, ratio, mask_tokens):
                 return case
         return NOT_RUN
 
     def equal_work(self) -> Case:
-        """The random 75 % of another length that did the work of block 50 %, within 5 %; one without values if none did."""
+        """The case of random 75 % whose compute is that of block 50 %, within 5 %, or NOT_RUN."""
         work = self.find("block", 0.5).work
         for case in self.all_cases.values():
             fits = case.of_other_length and masks_of(case.pretrained) == ("random", 0.75, False)
@@ -182,7 +167,7 @@ class Summary:
         return NOT_RUN
 
     def ratios(self) -> dict[float, Case]:
-        """Random masking by ratio, lowest first, without mask tokens, over the seeds that all of them finished."""
+        """The cases of random masking by ratio, lowest first, with only the seeds that all of them finished."""
         ran = {case.pretrained.mask_ratio for case in self.all_cases.values() if case.pretrained}
         found = {ratio: self.find("random", ratio) for ratio in sorted(ran)}
         found = {ratio: case for ratio, case in found.items() if case.values("accuracy")}
@@ -195,18 +180,16 @@ class Summary:
 
 
 def found_in(results: Path) -> ReportParameters:
-    """What a folder of results holds: its cases in the order of its results.csv, its seeds.
+    """The cases and seeds in a folder of results, in the order of its results.csv.
 
     Raises:
-        ParameterError: if it holds none.
+        ParameterError: if there are none.
     """
     runs = sorted(results.glob("*/seed*/*/parameters.json"))
     if not runs:
         raise ParameterError(f"{results} holds no results: give a study's folder, such as outputs/laptop")
     table = results / "results.csv"
-    listed = (
-        [line.split(",")[1] for line in table.read_text(encoding="utf-8").splitlines()[1:]] if table.exists() else []
-    )
+    listed = [line.split(",")[1] for line in table.read_text(encoding="utf-8").splitlines()[1:]] if table.exists() else []
     cases = dict.fromkeys([*listed, *(path.parents[2].name for path in runs)])
     seeds = {read_json(path)["seed"] for path in runs}
     sweep = [case for case in cases if case in SWEEP]
@@ -218,29 +201,26 @@ NOT_RUN = Case("not run", None, False, {})
 
 
 def masks_of(run: PretrainParameters | None) -> tuple[str, float, bool] | None:
-    """Strategy, ratio, mask tokens in the encoder; None where the target is another than pixels."""
+    """Strategy, ratio, mask tokens in the encoder; None for other targets than pixels."""
     return None if run is None or run.norm_pix else (run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder)
 
 
 def shared_seeds(cases: list[Case]) -> list[Case]:
-    """The cases that have run, with those seeds alone that all of them finished: what is compared has run alike."""
+    """The cases with only the seeds that all of them (except those that have not run) finished."""
     finished = [set(case.values("accuracy")) for case in cases if case.values("accuracy")]
     shared = set.intersection(*finished) if finished else set()
-    return [
-        replace(case, folders={seed: folder for seed, folder in case.folders.items() if seed in shared})
-        for case in cases
-    ]
+    return [replace(case, folders={k: folder for k, folder in case.folders.items() if k in shared}) for case in cases]
 
 
-# What may differ between compared runs: their names, and how they were computed.
+# Parameters that may differ between compared runs: names, and how a run is computed.
 NOT_THE_RECIPE = {"study", "case", "seed", "weights", "data_dir", "device", "probes", *FREE}
-SWEPT = {"mask_strategy", "mask_ratio", "mask_tokens_in_encoder", "norm_pix", "epochs"}  # what a sweep's case may set
+SWEPT = {"mask_strategy", "mask_ratio", "mask_tokens_in_encoder", "norm_pix", "epochs"}  # may differ in a sweep
 
 
 def of_one_recipe(case: Case, pattern: Case | None, left_out: list[str]) -> dict[int, Path]:
-    """The folders of a case whose runs have one recipe: except for the masks, that of ``pattern`` and of its first run.
+    """The folders of a case's runs with the recipe of its first run and, except for the masks, of ``pattern``.
 
-    Runs that differ are listed in ``left_out``.
+    Other runs are added to ``left_out``.
     """
     folders = dict(case.folders)
     for stage in ("pretrain", "finetune"):
@@ -259,7 +239,7 @@ def of_one_recipe(case: Case, pattern: Case | None, left_out: list[str]) -> dict
 
 
 def difference(values: dict[str, Any], recipe: dict[str, Any], free: set[str]) -> str:
-    """The first parameter in which a run differs from a recipe, in words; empty if there is none."""
+    """A sentence about the first parameter in which a run differs from a recipe; empty if there is none."""
     for name, wanted in recipe.items():
         if name not in free and values.get(name, wanted) != wanted:
             return f"{name} is {values[name]!r} there, and {wanted!r} elsewhere"
@@ -267,17 +247,14 @@ def difference(values: dict[str, Any], recipe: dict[str, Any], free: set[str]) -
 
 
 def accuracy_series(summary: Summary) -> list[dict[str, Any]]:
-    """Every case's accuracies beside the published ones, for figures.accuracies."""
-    rows = []
-    for case in summary.cases.values():
-        mean = case.estimate("accuracy")
-        rows.append(
-            {
-                "name": case.label,
-                "values": list(mean.values) if mean else [],
-                "interval": mean.interval if mean else None,
-                "student": published.look_up(published.STUDENT, case.pretrained),
-                "paper": published.look_up(published.PAPER, case.pretrained),
-            }
-        )
-    return rows
+    """Every case's accuracies and the published ones, for figures.accuracies."""
+    return [
+        {
+            "name": case.label,
+            "values": list(mean.values) if (mean := case.estimate("accuracy")) else [],
+            "interval": mean.interval if mean else None,
+            "student": published.look_up(published.STUDENT, case.pretrained),
+            "paper": published.look_up(published.PAPER, case.pretrained),
+        }
+        for case in summary.cases.values()
+    ]

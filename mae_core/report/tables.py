@@ -1,4 +1,4 @@
-"""The study's tables as rows of text, from saved results; a dash marks what has not run."""
+"""The study's tables as rows of text, from saved results; a dash stands for runs that are missing."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ NOT_RUN = "–"
 
 
 def number(value: Estimate | float | None, digits: int = 2, scale: float = 1.0) -> str:
-    """A number, with its interval where it has one."""
+    """A number, with its interval if there is one."""
     if value is None:
         return NOT_RUN
     if not isinstance(value, Estimate):
@@ -21,25 +21,25 @@ def number(value: Estimate | float | None, digits: int = 2, scale: float = 1.0) 
 
 
 def cost(value: Estimate | None, digits: int = 0, scale: float = 1.0) -> str:
-    """A time, speed or memory as its median: it varies with the load of the machine, not with the seed."""
+    """The median of a time, speed or memory, which depends on the machine's load more than on the seed."""
     return number(value.median if value else None, digits, scale)
 
 
 def minutes(value: Estimate | None) -> str:
-    """A time in minutes, from seconds; with a digit more below one minute."""
+    """A time in minutes, from seconds; with two digits below one minute."""
     return cost(value, 1 if value and value.median >= 60 else 2, 1 / 60)
 
 
 def relative(case: Case, base: Case, quantity: str) -> str:
-    """A quantity as a multiple of another case's."""
+    """A quantity divided by that of another case."""
     a, b = case.estimate(quantity), base.estimate(quantity)
     return f"{a.mean / b.mean:.2f}×" if a and b else NOT_RUN
 
 
 def mask_token_rows(summary: Summary) -> list[list[str]]:
-    """Table 1a of the student's report: with and without mask tokens in the encoder, accuracy and FLOPs.
+    """Mask tokens in the encoder (table 1a of the student's report).
 
-    Columns: encoder, accuracy here, student, paper; FLOPs here, student, paper.
+    Columns: encoder; accuracy here, student's, paper's; FLOPs here, student's, paper's.
     """
     base, rows = summary.find("random", 0.75), []
     for name, tokens in (("with mask tokens", True), ("without", False)):
@@ -51,9 +51,9 @@ def mask_token_rows(summary: Summary) -> list[list[str]]:
 
 
 def sampling_rows(summary: Summary) -> list[list[str]]:
-    """Table 1b of the student's report: mask sampling against accuracy, with the cost of an epoch.
+    """Mask sampling (table 1b of the student's report).
 
-    Columns: masks, ratio, accuracy here, student, paper, FLOPs relative to random 75 %.
+    Columns: masks, ratio, accuracy here, student's, paper's, FLOPs relative to random 75 %.
     """
     base, rows = summary.find("random", 0.75), []
     for strategy, ratio in (("random", 0.75), ("block", 0.5), ("block", 0.75), ("grid", 0.75)):
@@ -64,10 +64,9 @@ def sampling_rows(summary: Summary) -> list[list[str]]:
 
 
 def main_rows(summary: Summary) -> list[list[str]]:
-    """The main table: the first row names the cases, every other row is a quantity.
+    """The main table: one column per case, one row per quantity.
 
-    Accuracy of the last epoch, the student's, the paper's; best epoch; linear probe, k-NN; FLOPs relative to random 75 %;
-    medians of the minutes of both stages, of images a second of pre-training, and of its peak memory.
+    Times, speed and memory are medians; minutes are those of both stages, images/s and memory those of pre-training.
     """
     base, cases = summary.find("random", 0.75), summary.cases.values()
 
@@ -94,7 +93,7 @@ def main_rows(summary: Summary) -> list[list[str]]:
 
 
 def feature_rows(summary: Summary) -> list[list[str]]:
-    """Every case before fine-tuning: linear probe, k-NN, error and PSNR on masked pixels."""
+    """Every case before fine-tuning. Columns: case, linear probe, k-NN, test loss, PSNR on masked pixels."""
     quantities = (("linear", 2), ("knn", 2), ("loss", 4), ("psnr", 2))
     return [
         [case.label, *(number(case.estimate(quantity), digits) for quantity, digits in quantities)]
@@ -103,7 +102,7 @@ def feature_rows(summary: Summary) -> list[list[str]]:
 
 
 def cost_rows(summary: Summary) -> list[list[str]]:
-    """Every case's pre-training and fine-tuning: FLOPs; medians of time, images a second and memory."""
+    """The cost of every case's two stages: FLOPs; medians of minutes, images per second and memory."""
     base = summary.find("random", 0.75)
     return [
         [
@@ -121,9 +120,9 @@ def cost_rows(summary: Summary) -> list[list[str]]:
 
 
 def ratio_rows(summary: Summary) -> list[list[str]]:
-    """Random masking at several ratios, lowest first, over the seeds that all of them finished.
+    """Random masking by ratio, over the seeds that all ratios finished.
 
-    Columns: ratio, FLOPs relative to 75 %, test loss, fine-tuned, linear probe, k-NN.
+    Columns: ratio, FLOPs relative to 75 %, test loss, accuracy, linear probe, k-NN.
     """
     base = summary.find("random", 0.75)
     return [
@@ -138,9 +137,9 @@ def ratio_rows(summary: Summary) -> list[list[str]]:
 
 
 def work_rows(summary: Summary) -> list[list[str]]:
-    """Block 50 % and random 75 % at equal epochs and at equal work: columns masks, epochs, work, accuracy, linear probe.
+    """Block 50 % and random 75 % at equal epochs and at equal compute, over the seeds that all of them finished.
 
-    Work is FLOPs of an image times epochs, relative to random 75 %. Over the seeds that all of them finished.
+    Columns: masks, epochs, compute (FLOPs per image times epochs, relative to random 75 %), accuracy, linear probe.
     """
     cases = [summary.find("random", 0.75), summary.find("block", 0.5), summary.equal_work()]
     base, *_ = cases = shared_seeds(cases)
@@ -154,10 +153,7 @@ def work_rows(summary: Summary) -> list[list[str]]:
 
 
 def sensitivity_rows(summary: Summary) -> list[list[str]]:
-    """Every case's accuracy minus that of random 75 %, by seed, and the standard deviation over seeds.
-
-    Columns: case, one for each seed, standard deviation.
-    """
+    """Difference in accuracy from random 75 %. Columns: case, one per seed, standard deviation over seeds."""
     base, rows = summary.find("random", 0.75), []
     theirs = base.values("accuracy")
     for case in summary.cases.values():
@@ -171,12 +167,12 @@ def sensitivity_rows(summary: Summary) -> list[list[str]]:
 
 
 def claim_rows(summary: Summary) -> list[list[str]]:
-    """Every claim with who makes it, what this study measured, and the verdict."""
+    """Columns: claim, who makes it, measured difference, verdict."""
     return [[claim.statement, claim.source, claim.measured, claim.verdict] for claim in claims(summary)]
 
 
 def recipe_rows(summary: Summary) -> list[list[str]]:
-    """Model and recipes of the default case: parameter, pre-training, fine-tuning."""
+    """Model and recipe of the default case. Columns: parameter, pre-training, fine-tuning."""
     default = summary.find("random", 0.75)
     names = (
         "dataset", "augment", "variant", "patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth",
@@ -189,7 +185,7 @@ def recipe_rows(summary: Summary) -> list[list[str]]:
 
 
 def provenance_rows(summary: Summary) -> list[list[str]]:
-    """Every run: when it finished, the commit of the code, and the checksum of its weights."""
+    """Columns: run, time of its end, commit of the code, checksum of the weights."""
     rows = []
     for case in summary.all_cases.values():
         for stage in ("pretrain", "finetune"):
@@ -202,7 +198,7 @@ def provenance_rows(summary: Summary) -> list[list[str]]:
 
 
 def csv_rows(summary: Summary) -> list[list[str]]:
-    """A header and one line per case and seed with every quantity, unrounded; empty where it was not run."""
+    """A header, and one row per case and seed with all quantities, unrounded; empty if missing."""
     rows = [["study", "case", "seed", *QUANTITIES]]
     for case in summary.all_cases.values():
         values = {quantity: case.values(quantity) for quantity in QUANTITIES}

@@ -19,14 +19,15 @@ from mae_core.model.config import Attention, ModelConfig, Strategy, Variant, che
 from mae_core.study.checked import Checked, Name, Seed
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Compile = Literal["auto", "on", "graphs", "off"]
 OUTPUTS = Path("outputs")
-FREE = ("checkpoint_seconds", "micro_batch", "threads", "compile")  # may change within a run: how it computes, not what
+FREE = ("checkpoint_seconds", "micro_batch", "threads", "compile")  # may change when a run resumes: how it computes
 
 
 def enter_project() -> None:
-    """Change the working folder to the project's root, from wherever below it a notebook was started.
+    """Change the working folder from a subfolder of the project, where JupyterLab starts a notebook, to its root.
 
-    JupyterLab starts a notebook in its own folder, papermill in a given one. Outside the project, nothing changes.
     Also run the garbage collector less often: importing torch creates hundreds of thousands of objects (see LOG.md).
     """
     gc.set_threshold(50_000)
@@ -46,25 +47,18 @@ class Parameters(Checked):
 
     @classmethod
     def check(cls, values: Mapping[str, Any]) -> Self:
-        """Build the parameters from plain values, such as those of a file.
-
-        Raises:
-            ParameterError: see the class.
-        """
+        """Build the parameters from plain values, such as those of a file; raises ParameterError (see the class)."""
         return cls(**values)
 
     @classmethod
     def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
-        """Build the parameters from a notebook's namespace: the values that its last cells of plain assignments set.
+        """Build the parameters from the variables that a notebook's last cells of plain assignments set.
 
-        A misspelt name in such a cell (the notebook's own, or the one that papermill inserts below it) is an error.
-        Variables of other cells are ignored.
+        A misspelt name in such a cell (the notebook's own, or the one that papermill inserts below it) raises
+        ParameterError. Variables of other cells are ignored.
 
         Args:
             namespace: ``globals()``; IPython stores the source of executed cells there, under ``In``.
-
-        Raises:
-            ParameterError: see the class.
         """
         return cls.check({name: namespace[name] for name in assigned_last(namespace.get("In", []))})
 
@@ -83,13 +77,9 @@ class RunParameters(Parameters):
     data_dir: str = Field("data", description="folder that contains the data set")
     train_images: int = Field(0, description="use only the first N training images; 0: all", ge=0)
     device: Device = Field("auto", description="where to compute; auto: cuda if available, else mps, else cpu")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of matrix products; auto: bfloat16 where fast"
-    )
+    precision: Precision = Field("auto", description="of matrix products; auto: bfloat16 where fast")
     threads: int = Field(0, description="number of CPU threads; 0: all cores", ge=0, le=1024)
-    compile: Literal["auto", "on", "graphs", "off"] = Field(
-        "auto", description="use torch.compile; graphs: with CUDA graphs; auto: on for cuda"
-    )
+    compile: Compile = Field("auto", description="use torch.compile; graphs: with CUDA graphs; auto: on for cuda")
     checkpoint_seconds: float = Field(60.0, description="seconds between checkpoints for resuming", ge=0)
     variant: Variant = Field("report", description="model of the report or of the MAE paper")
     attention: Attention = Field("auto", description="explicit: softmax(q k) v; auto: fused, except to train on a cpu")
@@ -101,9 +91,7 @@ class RunParameters(Parameters):
     decoder_depth: int = Field(1, description="number of decoder blocks", ge=1, le=64)
     decoder_heads: int = Field(2, description="number of attention heads in the decoder", ge=1, le=64)
     batch_size: int = Field(64, description="images per optimizer step", ge=1, le=50000)
-    micro_batch: int = Field(
-        0, description="images per pass, with gradient accumulation; 0: fits a CPU's caches, or all on a GPU", ge=0
-    )
+    micro_batch: int = Field(0, description="images per pass; 0: as many as fit a CPU's caches, or all on a GPU", ge=0)
     weight_decay: float = Field(0.05, description="weight decay of AdamW; applies to matrices only", ge=0, le=10)
     augment: Augmentation = Field("none", description="crop-flip: random shifts by up to 4 pixels and horizontal flips")
 
@@ -119,9 +107,8 @@ class RunParameters(Parameters):
     @property
     def model(self) -> ModelConfig:
         """The model's shape."""
-        return ModelConfig(
-            **{f.name: getattr(self, f.name) for f in dataclasses.fields(ModelConfig) if hasattr(self, f.name)}
-        )
+        names = [f.name for f in dataclasses.fields(ModelConfig) if hasattr(self, f.name)]
+        return ModelConfig(**{name: getattr(self, name) for name in names})
 
     @property
     def folder(self) -> Path:
@@ -176,8 +163,8 @@ class ReportParameters(Parameters):
     """The results to compare and report."""
 
     study: Name = Field("laptop", description="name of the study; its results are in outputs/<study>/")
-    cases: list[Name] = Field(list(CASES), description="names of the cases to show, in order", min_length=1)
-    sweep: list[Name] = Field(list(SWEEP), description="additional cases: other ratios or lengths; may be empty")
+    cases: list[Name] = Field(list(CASES), description="cases to show, in order", min_length=1)
+    sweep: list[Name] = Field(list(SWEEP), description="additional cases; may be empty")
     seeds: list[Seed] = Field([0], description="seeds of every case", min_length=1)
 
     def check_together(self) -> None:
@@ -201,11 +188,7 @@ def check_data_dir(dataset: str, data_dir: str) -> None:
 
 
 def assigned_last(sources: list[str]) -> list[str]:
-    """The names that the last cells with only plain assignments set, in order.
-
-    Args:
-        sources: source code of all executed cells, the newest last.
-    """
+    """The names set by the last cells with only plain assignments, from the sources of all executed cells in order."""
     found: list[str] = []
     for source in reversed(sources):
         names = assigned(source)

@@ -16,33 +16,22 @@ from mae_core.study.parameters import RunParameters
 from mae_core.study.sources import PACKAGE, sources
 from mae_core.study.tensors import tensors_sha256
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "safetensors",
-    "papermill",
-    "nbconvert",
-    "matplotlib",
-    "snakemake",
-    "typst",
-)
+PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "papermill", "nbconvert", "matplotlib", "snakemake", "typst")
 
 
 def collect(run: RunParameters, device: torch.device, weights: Path) -> dict[str, Any]:
-    """What is needed, besides the commit, to repeat a run and to check that its result is the same.
+    """The information, besides the commit, to repeat a run with the final ``weights`` and to check the result."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    data, result = images.checksum(run.dataset, run.data_dir), tensors_sha256(weights)
+    return {"finished": now} | machine(run, device) | {"versions": versions(), "data_md5": data, "weights_sha256": result}
 
-    Args:
-        weights: file of the run's final weights.
-    """
+
+def machine(run: RunParameters, device: torch.device) -> dict[str, str]:
+    """The hardware, precision and system that a run uses."""
     return {
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": devices.describe(device),
         "precision": str(devices.choose_precision(run.precision, device)).removeprefix("torch."),
         "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": versions(),
-        "data_md5": images.checksum(run.dataset, run.data_dir),
-        "weights_sha256": tensors_sha256(weights),
     }
 
 
@@ -54,7 +43,7 @@ def ingredients(run: RunParameters, device: torch.device) -> dict[str, str]:
         "data": images.checksum(run.dataset, run.data_dir),
         "weights": tensors_sha256(Path(weights)) if weights else "",
         "device": device.type,
-        "precision": str(devices.choose_precision(run.precision, device)).removeprefix("torch."),
+        "precision": machine(run, device)["precision"],
     }
 
 

@@ -15,7 +15,7 @@ WAIT_SECONDS = 10
 
 
 def processes() -> Iterator[tuple[psutil.Process, list[str], Path | None]]:
-    """All processes with command line and working folder; the folder is None if another user's is not readable."""
+    """All processes with command line and working folder; the folder is None if it is another user's and not readable."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             words = process.cmdline()
@@ -26,14 +26,14 @@ def processes() -> Iterator[tuple[psutil.Process, list[str], Path | None]]:
 
 
 def check_nobody_runs(folder: Path) -> None:
-    """Raise BusyError if Snakemake runs in ``folder``, or as another user in a folder that is not readable."""
+    """Raise BusyError if Snakemake is running in ``folder``, or as another user in a folder that is not readable."""
     for process, words, where in processes():
         if where in (folder, None) and any(Path(word).name == "snakemake" for word in words[:3]):
             raise BusyError(f"Snakemake is running here, as process {process.pid}: wait for it, or end it")
 
 
 def orphans(study: str, folder: Path) -> list[psutil.Process]:
-    """The papermill processes that run this study in ``folder``, and kernels there whose papermill has ended."""
+    """The papermill processes of this study in ``folder``, and kernels there whose papermill has ended."""
     found = []
     for process, words, where in processes():
         papermill = any(Path(word).name == "papermill" for word in words[:3])
@@ -45,16 +45,12 @@ def orphans(study: str, folder: Path) -> list[psutil.Process]:
 
 
 def jupyter_is_first() -> bool:
-    """Whether process 1 is a Jupyter server, as in a container; its kernels are then not orphans."""
+    """Whether process 1 is a Jupyter server, as in a container, so that its kernels are not orphans."""
     return any("jupyter" in word for word in psutil.Process(1).cmdline()[:3])
 
 
 def end(lost: list[psutil.Process]) -> int:
-    """End processes and all their descendants; return how many processes there were.
-
-    Raises:
-        BusyError: if a process does not end.
-    """
+    """End processes and all their descendants, and return their number; raises BusyError if a process does not end."""
     family = set(lost)
     for process in lost:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -69,11 +65,10 @@ def end(lost: list[psutil.Process]) -> int:
 
 
 def recover(path: Path, folder: Path) -> None:
-    """End a study's orphaned processes, and remove the lock that a killed Snakemake left.
+    """End a study's orphaned processes in the project ``folder``, and remove the lock of a killed Snakemake.
 
     Args:
         path: the study file.
-        folder: the project's root.
 
     Raises:
         BusyError: if Snakemake is running there, a process does not end, or the lock cannot be removed.

@@ -1,9 +1,8 @@
-"""Repeat a published run from its provenance, at its commit, and report whether it gives the same weights."""
+"""Repeat a published run at its commit, and report whether it gives the same weights."""
 
 import contextlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from mae_core.study.tensors import tensors_sha256
 
 ROOT = Path(__file__).parents[2]
 
-# Runs at the published commit; it uses only names that exist at every commit.
+# Run with the code of the published commit, so it uses only names that exist at every commit.
 SCRIPT = """
 import json, sys
 import mae_core
@@ -45,11 +44,7 @@ class Published:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read ``outputs/<study>/<case>/seed<k>/<stage>/provenance.json`` and the files beside it.
-
-        Raises:
-            ParameterError: if a file is missing or incomplete.
-        """
+        """Read a ``provenance.json`` and the files beside it; raises ParameterError if one is missing or incomplete."""
         stage = path.absolute().parent.name
         try:
             told = read_json(path)
@@ -61,22 +56,16 @@ class Published:
                 raise ValueError("its data_dir contains '..'")
             return cls(stage, parameters, run, told, read_json(path.with_name("metrics.json")))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ParameterError(
-                f"{path} cannot be used ({error!r}): it must be the provenance.json of a run"
-            ) from error
+            raise ParameterError(f"{path} cannot be used ({error!r}): it must be the provenance.json of a run") from error
 
 
 def reproduce(path: Path) -> bool:
-    """Repeat the run that a provenance file describes, in a temporary folder; the published files are only read.
+    """Repeat a published run in a temporary folder, and return whether the weights are identical bit for bit.
 
-    A fine-tuned run starts from pre-trained weights with the published checksum: those beside it, or else those that
-    repeating its pre-training gives.
+    Fine-tuning starts from pre-trained weights with the published checksum; if there are none, pre-training is repeated.
 
     Args:
         path: ``outputs/<study>/<case>/seed<k>/<stage>/provenance.json``.
-
-    Returns:
-        Whether the weights are identical, bit for bit.
 
     Raises:
         ParameterError: if the file is incomplete, or the data or the pre-trained weights differ.
@@ -94,25 +83,18 @@ def reproduce(path: Path) -> bool:
         again = train(published, Path(place))
         metrics = read_json(Path(place) / run.folder / published.stage / "metrics.json")
         same = again == told["weights_sha256"]
-        print(
-            f"weights: {'the same, bit for bit' if same else 'not the same'} (SHA-256 {told['weights_sha256'][:16]} …)"
-        )
-        for line in compare(published.metrics, metrics):
-            print(line)
+        print(f"weights: {'the same, bit for bit' if same else 'not the same'} (SHA-256 {told['weights_sha256'][:16]} …)")
+        for (name, before), (_, now) in zip(metric_rows(published.metrics), metric_rows(metrics), strict=True):
+            print(f"{name}: {before} published, {now} now")
     return same
 
 
 def differences(published: Published) -> Iterator[str]:
-    """Differences from the published run that can change the bits of its weights."""
+    """Differences from the published run that can change its weights."""
     told, run = published.provenance, published.run
     device = devices.choose_device(run.device)
     devices.set_up(run.threads)
-    here = {
-        "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "device": devices.describe(device),
-        "precision": str(devices.choose_precision(run.precision, device)).removeprefix("torch."),
-    }
-    for name, value in here.items():
+    for name, value in provenance.machine(run, device).items():
         if told[name] != value:
             yield f"{name}, {told[name]}; here {value}"
     for name, version in provenance.versions().items():
@@ -124,7 +106,7 @@ def differences(published: Published) -> Iterator[str]:
 
 @contextlib.contextmanager
 def checked_out(commit: str | None, clean: bool | None) -> Iterator[Path]:
-    """A folder with the package at ``commit``: this work tree if it is at that commit, else a temporary one."""
+    """A folder with the package at ``commit``: this work tree if it is unchanged at that commit, else a temporary one."""
     here = provenance.commit()
     if commit is None or (here["commit"] == commit and here["clean"] and clean):
         yield ROOT
@@ -145,10 +127,10 @@ def checked_out(commit: str | None, clean: bool | None) -> Iterator[Path]:
 
 
 def provide_weights(published: Published, path: Path, place: Path) -> None:
-    """Put pre-trained weights with the published checksum where a fine-tuned run looks for them in ``place``.
+    """Put pre-trained weights with the published checksum where fine-tuning in ``place`` looks for them.
 
     Raises:
-        ParameterError: if they are missing, and repeating the pre-training does not reproduce them.
+        ParameterError: if they are missing and repeating the pre-training does not give them.
     """
     wanted = Path(getattr(published.run, "weights", ""))
     beside = path.absolute().parents[1] / "pretrain" / "provenance.json"
@@ -174,11 +156,7 @@ def link(name: Path, target: Path) -> None:
 
 
 def train(published: Published, place: Path) -> str:
-    """Train in a separate process, in the folder ``place``, with the package at the run's commit.
-
-    Returns:
-        SHA-256 of the weights' tensors.
-    """
+    """Train in another process in the folder ``place``, with the package at the run's commit; SHA-256 of the weights."""
     run, told = published.run, published.provenance
     link(place / run.data_dir, Path(run.data_dir))
     with checked_out(told["commit"], told["clean"]) as code:
@@ -186,9 +164,3 @@ def train(published: Published, place: Path) -> str:
         if subprocess.run(words, cwd=place, env={**os.environ, "PYTHONPATH": str(code)}).returncode:
             raise ParameterError(f"{published.stage} of {run.case} failed: see above")
     return tensors_sha256(place / run.folder / published.stage / "weights.safetensors")
-
-
-def compare(published: dict[str, Any], again: dict[str, Any]) -> Iterator[str]:
-    """One line per metric: its published and its new value."""
-    for (name, before), (_, now) in zip(metric_rows(published), metric_rows(again), strict=True):
-        yield f"{name}: {before} published, {now} now"

@@ -1,4 +1,4 @@
-"""A run's folder: files are written completely or not at all, and read without unpickling.
+"""A run's folder; files are written atomically and read without unpickling.
 
 Its path is ``outputs/<study>/<case>/seed<k>/<stage>/`` with stage ``pretrain`` or ``finetune``:
 
@@ -61,7 +61,7 @@ def whole(path: Path) -> Iterator[Path]:
 def replaced(folder: Path, last: str) -> Iterator[Path]:
     """Yield a temporary folder; at the end its files move into ``folder``, the file named ``last`` after all others.
 
-    During the move, ``folder`` has no such file: if it exists, all files belong to the same run.
+    During the move there is no such file in ``folder``: if it exists, all files belong to the same run.
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished.") as unfinished:
         yield Path(unfinished)
@@ -76,7 +76,7 @@ def replaced(folder: Path, last: str) -> Iterator[Path]:
 
 
 def synchronize(folder: Path) -> None:
-    """Make renames in a folder survive a power failure."""
+    """Flush renames in a folder to disk, so that they survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -86,11 +86,7 @@ def synchronize(folder: Path) -> None:
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Lock a run's folder for this process; the lock ends with the process, however it ends.
-
-    Raises:
-        BusyError: if another process holds the lock.
-    """
+    """Lock a run's folder until this process ends; raises BusyError if another process holds the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(f".{folder.name}.lock"), "a+", encoding="utf-8") as lock:
         try:
@@ -109,9 +105,7 @@ def claimed(folder: Path) -> Iterator[None]:
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as JSON; equal content gives equal bytes."""
     with whole(path) as temporary:
-        temporary.write_text(
-            json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_csv(path: Path, rows: list[list[str]]) -> None:

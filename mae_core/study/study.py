@@ -36,18 +36,12 @@ class Study(Checked):
     shared: Settings = Field({}, description="parameters of both pre-training and fine-tuning")
     pretrain: Settings = Field({}, description="parameters of pre-training")
     finetune: Settings = Field({}, description="parameters of fine-tuning")
-    cases: Cases = Field(
-        min_length=1, description="name of each case: its own pre-training parameters; null: train from scratch"
-    )
+    cases: Cases = Field(min_length=1, description="name of each case: its pre-training parameters; null: from scratch")
     sweep: Cases = Field({}, description="additional cases, run on request: make sweep")
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read a study file.
-
-        Raises:
-            ParameterError: if the file is missing, is not YAML, or describes a study that cannot run.
-        """
+        """Read a study file; raises ParameterError if it is missing, is not YAML, or describes an invalid study."""
         try:
             content = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeys)
         except (OSError, UnicodeDecodeError) as error:
@@ -61,11 +55,7 @@ class Study(Checked):
 
     @classmethod
     def check(cls, content: Any) -> Self:
-        """Build a study from a study file's content, and check the parameters of every run.
-
-        Raises:
-            ParameterError: see the class.
-        """
+        """Build a study from a study file's content; raises ParameterError (see the class)."""
         if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
             keys = ", ".join(spec.alias or key for key, spec in cls.model_fields.items())
             raise ParameterError(f"the study file must be a mapping with the keys {keys}")
@@ -91,9 +81,7 @@ class Study(Checked):
             runs = [self.run(case, self.seeds[0], stage) for stage in self.stages(case)]
             for name in ENCODER:
                 if len({getattr(run, name) for run in runs}) > 1:
-                    raise ParameterError(
-                        f"case {case}: {name} differs between pretrain and finetune; put it under shared"
-                    )
+                    raise ParameterError(f"case {case}: {name} differs between pretrain and finetune; put it under shared")
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -110,11 +98,7 @@ class Study(Checked):
         return tuple(STAGES) if self.all_cases[case] is not None else ("finetune",)
 
     def run(self, case: str, seed: int, stage: str) -> PretrainParameters | FinetuneParameters:
-        """The parameters of one run.
-
-        Raises:
-            ParameterError: if the study has no such run, or its parameters are invalid.
-        """
+        """The parameters of one run; raises ParameterError if the study has no such run."""
         for name, value, known in (
             ("case", case, tuple(self.all_cases)),
             ("seed", seed, self.all_seeds),
@@ -152,7 +136,7 @@ class UniqueKeys(yaml.SafeLoader):
 
 
 def check_file(path: str | Path, study: Study) -> None:
-    """Raise ParameterError unless a study's file has its name: a copy must not overwrite another study's results."""
+    """Raise ParameterError unless a study's file has its name, so that a copy cannot overwrite another study's results."""
     if Path(path).stem != study.name:
         raise ParameterError(f"study is {study.name!r}, but its file is {path}: they must have the same name")
 

@@ -1,4 +1,4 @@
-"""Weights and checkpoints as safetensors files with a JSON note and a checksum; nothing is unpickled."""
+"""Save and load tensors as safetensors files with a JSON note and a checksum; nothing is unpickled."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) 
     note = json.dumps(about)
     with whole(path) as temporary:
         try:
-            # Use one entry: safetensors orders several randomly, but equal weights must give equal bytes.
+            # One entry only: safetensors writes several in random order, but equal weights must give equal bytes.
             told = json.dumps({"about": note, "crc32": checksum(tensors, note)})
             save_file(tensors, temporary, metadata={"mae_core": told})
         except SafetensorError as error:
@@ -28,11 +28,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) 
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file of :func:`save_tensors`, on the CPU.
-
-    Raises:
-        ValueError: if the file is damaged, or was not written by :func:`save_tensors`.
-    """
+    """Read a file of :func:`save_tensors` on the CPU; raises ValueError if it is damaged or from another program."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -43,9 +39,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         told = json.loads(metadata["mae_core"])
         note, crc32 = told["about"], told["crc32"]
     except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged, or was not written by this package: it has no note or no checksum"
-        ) from error
+        raise ValueError(f"{path} is damaged, or was not written by this package: it has no note or no checksum") from error
     if crc32 != checksum(tensors, note):
         raise ValueError(f"{path} is damaged (its checksum differs): delete it")
     return tensors, json.loads(note)

@@ -1,6 +1,6 @@
-"""Checkpoints of a run: written completely or not at all, and refused or skipped if they do not match the run.
+"""Checkpoints, written atomically. A checkpoint of other parameters is an error; a damaged one is skipped.
 
-The newest two are kept, so that damage to the newest one costs minutes and not the run.
+A run keeps its newest two checkpoints, so damage to the newest one costs minutes and not the run.
 Tensors: ``model/...``, ``optimizer/<index>/...``, ``generator``, ``losses``, ``order``. JSON note: the rest of
 :class:`Position`, ``parameters``, ``made_of``, ``elapsed``. ``load_tensors(path)`` reads both.
 """
@@ -16,38 +16,28 @@ from mae_core.errors import ParameterError
 from mae_core.study.parameters import FREE, RunParameters
 from mae_core.study.tensors import load_tensors, save_tensors
 
-PLAIN = ("epoch", "step", "spent", "history", "seconds")  # of a position, all that is not a tensor
+PLAIN = ("epoch", "step", "spent", "history", "seconds")  # the fields of Position that are not tensors
 
 
 @dataclass
 class Position:
-    """The progress of a run.
+    """The progress of a run."""
 
-    Attributes:
-        losses_S: the losses of this epoch's steps so far.
-        order_n: the order of the images in this epoch; empty before its first step.
-        epoch: epochs that are complete.
-        step: steps of this epoch that are complete.
-        spent: seconds that these steps took.
-        history: a list per curve, an entry per complete epoch.
-        seconds: of training, an entry per complete epoch; not in the history, which the same seed gives again.
-    """
-
-    losses_S: Tensor
-    order_n: Tensor
-    epoch: int = 0
-    step: int = 0
-    spent: float = 0.0
-    history: dict[str, list[float]] = field(default_factory=dict)
-    seconds: list[float] = field(default_factory=list)
+    losses_S: Tensor  # loss of each step of this epoch so far
+    order_n: Tensor  # order of the images in this epoch; empty before its first step
+    epoch: int = 0  # number of complete epochs
+    step: int = 0  # number of complete steps in this epoch
+    spent: float = 0.0  # seconds that these steps took
+    history: dict[str, list[float]] = field(default_factory=dict)  # one list per curve, one entry per complete epoch
+    seconds: list[float] = field(default_factory=list)  # of training, per epoch; not in the history, which a seed repeats
 
 
 class Checkpoint:
-    """Model, optimizer, generator and position of a run, in safetensors files in its folder.
+    """Saves and restores model, optimizer, generator and position of a run, as safetensors files in its folder.
 
     Args:
-        made_of: what else the run depends on, as provenance.ingredients says: of other code, data or weights than
-            these, a checkpoint is passed over; of another device or precision, it is refused.
+        made_of: what the run depends on besides its parameters, see provenance.ingredients. A checkpoint made with
+            other code, data or initial weights is skipped; one made on another device or precision is an error.
     """
 
     def __init__(
@@ -65,11 +55,11 @@ class Checkpoint:
         self.saved_at = time.monotonic()
 
     def due(self) -> bool:
-        """Whether the last checkpoint is ``checkpoint_seconds`` old."""
+        """Whether the last checkpoint is at least ``checkpoint_seconds`` old."""
         return time.monotonic() - self.saved_at >= self.run.checkpoint_seconds
 
     def save(self, at: Position) -> None:
-        """Write a new checkpoint; the newest one becomes the one before."""
+        """Write a new checkpoint, and keep the one before."""
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
@@ -87,10 +77,10 @@ class Checkpoint:
         self.saved_at = time.monotonic()
 
     def restore(self, start: Position) -> Position:
-        """Go back to the newest checkpoint that is whole and of this run; ``start`` if there is none.
+        """Restore the newest usable checkpoint and return its position, or ``start`` if there is none.
 
         Raises:
-            ParameterError: naming the parameter in which the checkpoint's run differs from this one.
+            ParameterError: if a parameter differs between the checkpoint and this run.
         """
         for path in (self.newest, self.before):
             if not path.exists():
@@ -108,10 +98,11 @@ class Checkpoint:
                 path.unlink()
                 continue
             self.elapsed_before = about["elapsed"]
-            return self.take_up(tensors, about, start.losses_S.device)
+            return self.load(tensors, about, start.losses_S.device)
         return start
 
     def check_parameters(self, theirs: dict) -> None:
+        """Raise ParameterError if a checkpoint's parameters differ from those of this run."""
         ours = self.run.flat() | {name: self.made_of[name] for name in ("device", "precision")}
         for name, value in ours.items():
             if theirs.get(name) != value and name not in FREE:
@@ -120,7 +111,8 @@ class Checkpoint:
                     f"delete its checkpoint*.safetensors to start anew"
                 )
 
-    def take_up(self, tensors: dict[str, Tensor], about: dict, device: torch.device) -> Position:
+    def load(self, tensors: dict[str, Tensor], about: dict, device: torch.device) -> Position:
+        """Load a checkpoint's content into the model, the optimizer and the generator; return its position."""
         self.model.load_state_dict(under(tensors, "model/"))
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in under(tensors, "optimizer/").items():
@@ -135,14 +127,14 @@ class Checkpoint:
         )
 
     def describe(self) -> str:
-        """The way back, for an error message."""
+        """The last checkpoint, for an error message."""
         if not self.newest.exists():
             return "no checkpoint was saved yet"
         return f"the last good checkpoint is {self.newest}: delete it to start anew with another rate"
 
 
 def discard(folder: Path) -> None:
-    """Delete the checkpoints of a run that is complete: those that are older than its ``metrics.json``."""
+    """Delete the checkpoints of a complete run: those older than its ``metrics.json``."""
     metrics = folder / "metrics.json"
     for path in folder.glob("checkpoint*.safetensors"):
         if metrics.exists() and path.stat().st_mtime_ns <= metrics.stat().st_mtime_ns:
@@ -150,5 +142,5 @@ def discard(folder: Path) -> None:
 
 
 def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries whose names begin with ``prefix``, without it."""
+    """The entries whose names start with ``prefix``, with the prefix removed."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -25,7 +25,7 @@ from mae_core.training.objective import Objective
 from mae_core.training.plan import Plan, choose_plan
 from mae_core.training.replicas import Replicas
 
-SHOWN = ("train_loss", "test_accuracy")  # beside the progress bar
+SHOWN = ("train_loss", "test_accuracy")  # next to the progress bar
 
 
 def fit(
@@ -37,7 +37,7 @@ def fit(
     device: torch.device,
     test_epoch: Callable[[], dict[str, float]] = dict,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Train with AdamW, linear warm-up and cosine decay; resumable at every checkpoint.
+    """Train with AdamW, linear warm-up and cosine decay; an interrupted run continues from its last checkpoint.
 
     Each epoch uses a new random order of the images and drops the last incomplete batch.
 
@@ -45,19 +45,17 @@ def fit(
         model: its float32 weights are trained in place; copies of it compute the gradients (see replicas.py).
         objective: targets and loss.
         train: uint8 images on the device.
-        run: epochs, rates and the like.
-        folder: where checkpoints go.
-        device: where the model and the data are.
-        test_epoch: measured after each epoch and added to the history.
+        folder: where checkpoints are saved.
+        test_epoch: returns test metrics, which are added to the history after each epoch.
 
     Returns:
-        The history, a list per curve with an entry per epoch; and metrics: last training loss, seconds of training (in
-        all and by epoch), images a second, peak memory in bytes, data included (of the process; on CUDA of the device),
-        and the seconds that processes before this one took for the run.
+        The history: one list per curve, one entry per epoch. And metrics: last training loss, seconds of training (total
+        and per epoch), images per second, peak memory in bytes with the data (of the process; on CUDA of the device), and
+        the seconds that earlier processes spent on the run.
 
     Raises:
-        NotFiniteError: naming the step, the rate and the checkpoint to go back to.
-        DeviceMemoryError: with a smaller number of images to try.
+        NotFiniteError: if the loss or the weights are not finite; names step, learning rate and last good checkpoint.
+        DeviceMemoryError: if memory runs out; suggests a smaller ``micro_batch``.
     """
     steps = len(train) // run.batch_size
     if not steps:
@@ -88,7 +86,7 @@ def fit(
                 check_finite("sum of weights", sum_of_weights(model), at, run, checkpoint)
                 checkpoint.save(at)
                 began = time.perf_counter() - at.spent
-        mean_loss = at.losses_S.mean().item()  # the one wait for the device in an epoch
+        mean_loss = at.losses_S.mean().item()  # the only synchronization with the device in an epoch
         at.spent = time.perf_counter() - began
         check_finite("training loss", at.losses_S, at, run, checkpoint)
         check_finite("sum of weights", sum_of_weights(model), at, run, checkpoint)
@@ -116,7 +114,7 @@ def fit(
 
 
 def sum_of_weights(model: nn.Module) -> Tensor:
-    """The sum of all weights' absolute values, as a vector of one: not finite if one of them is not."""
+    """The sum of all weights' absolute values, as a vector of length 1; not finite if any weight is not finite."""
     return torch.stack(torch._foreach_norm(list(model.parameters()), 1)).sum()[None].detach()
 
 
@@ -129,7 +127,7 @@ def new_step(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> Callable[[Tensor, float], Tensor]:
-    """A function of the images' indices and the learning rate that takes one step, and returns the loss before it."""
+    """A function that takes one step, given image indices and learning rate, and returns the loss before the step."""
     loss_of = compile_loss(objective.loss_of, plan.graphs) if plan.compiled else objective.loss_of
     replicas = Replicas(model, plan.precision, plan.workers, loss_of)
 
@@ -147,7 +145,7 @@ def new_step(
 
 
 def compile_loss(loss_of: Callable[..., Tensor], graphs: bool) -> Callable[..., Tensor]:
-    """``loss_of`` by torch.compile; where CUDA ``graphs`` record it, the next call overwrites its loss and gradients."""
+    """Compile ``loss_of``; with CUDA ``graphs``, each call overwrites the loss and the gradients of the call before."""
     if not graphs:
         return torch.compile(loss_of)
     recorded_loss = torch.compile(loss_of, mode="reduce-overhead")
@@ -162,7 +160,7 @@ def compile_loss(loss_of: Callable[..., Tensor], graphs: bool) -> Callable[..., 
 def check_finite(
     name: str, values_s: Tensor, at: Position, run: PretrainParameters | FinetuneParameters, checkpoint: Checkpoint
 ) -> None:
-    """Raise NotFiniteError if one of the values is not finite: those of this epoch's first steps, or of all after it."""
+    """Raise NotFiniteError if a value is not finite; ``values_s`` has one value per step so far, or just one value."""
     wrong = values_s.isfinite().logical_not().nonzero()
     if len(wrong):
         step = int(wrong[0]) if len(values_s) == at.step else at.step - 1
@@ -182,7 +180,7 @@ def learning_rate(epoch: float, run: PretrainParameters | FinetuneParameters) ->
 
 
 def new_optimizer(model: nn.Module, run: PretrainParameters | FinetuneParameters) -> torch.optim.AdamW:
-    """AdamW; weight decay on the matrices, not on biases, norms, tokens and positions."""
+    """AdamW with weight decay on matrices only, not on biases, norms, tokens and positions."""
     decayed = {id(p) for m in model.modules() if isinstance(m, nn.Linear) for p in [m.weight]}
     groups = [
         {"params": [p for p in model.parameters() if id(p) in decayed], "weight_decay": run.weight_decay},
@@ -192,9 +190,9 @@ def new_optimizer(model: nn.Module, run: PretrainParameters | FinetuneParameters
 
 
 def progress(total: int, initial: int, desc: str) -> tqdm:
-    """A one-line bar of plain text: the same in a terminal, in JupyterLab and in an executed notebook.
+    """A one-line progress bar of plain text, for terminals, JupyterLab and executed notebooks.
 
-    It is redrawn once a second; the environment variable TQDM_MININTERVAL sets another pace for batch runs.
+    It is redrawn once a second; the environment variable TQDM_MININTERVAL sets another interval for batch runs.
     """
     pace = float(os.environ.get("TQDM_MININTERVAL", 1))
     return tqdm(total=total, initial=initial, desc=desc, unit="step", mininterval=pace, ncols=100, file=sys.stdout)

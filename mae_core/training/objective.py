@@ -1,4 +1,4 @@
-"""What a model is trained for: to reconstruct masked patches, or to name classes.
+"""Training objectives: reconstruct masked patches, or classify images.
 
 Shapes: B batch, C = 3 colours, H = W pixels.
 """
@@ -18,12 +18,11 @@ from mae_core.study.parameters import PretrainParameters
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What a model is trained for.
+    """Targets and loss.
 
     Attributes:
-        draw: what a batch is to predict, given its labels_B and the run's generator: its masks, or the labels. It can
-            be sliced along the batch.
-        loss_of: of a model, images_BCHW in [-1, 1] and what was drawn for them: a mean over the images, in float32.
+        draw: from labels_B and the run's generator, the masks or labels of a batch; can be sliced along the batch.
+        loss_of: mean loss in float32, from a model, images_BCHW in [-1, 1], and their masks or labels.
     """
 
     draw: Callable[[Tensor, torch.Generator], Any]

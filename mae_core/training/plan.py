@@ -8,37 +8,28 @@ import torch
 from mae_core.devices import choose_precision, cpu_has_tiles
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 
-# The widest activations of a worker's images, in bytes, by measurement (LOG.md): half and twice as much are no faster.
+# Target size of a worker's widest activations, in bytes. Measured: half and twice as much are no faster (LOG.md).
 CACHED_BYTES = 8 << 20
-TILED_BYTES = 32 << 20  # where tiles multiply bfloat16, several times as fast: small parts would not feed them
+TILED_BYTES = 32 << 20  # processors with AMX tiles multiply bfloat16 several times as fast and need larger parts
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run is computed; ``str`` says it, with the reasons, in one line.
+    """How a run is computed; ``str`` gives it in one line, with reasons."""
 
-    Attributes:
-        precision: of matrix products and activations; weights, gradients' sums and the optimizer stay float32.
-        workers: copies of the model that compute side by side.
-        images_at_once: of a worker; gradients add up to a step's.
-        compiled: whether torch.compile fuses the model's operations.
-        graphs: whether a part's operations are recorded as CUDA graphs too, and started by one call each.
-        reasons: one a choice.
-    """
-
-    precision: torch.dtype
-    workers: int
-    images_at_once: int
-    compiled: bool
-    graphs: bool
-    reasons: tuple[str, ...]
+    precision: torch.dtype  # of matrix products and activations; weights, gradient sums and optimizer stay float32
+    workers: int  # number of model copies that compute in parallel
+    images_at_once: int  # per pass of one worker; gradients are accumulated over the passes of a step
+    compiled: bool  # whether the loss is compiled with torch.compile
+    graphs: bool  # whether CUDA graphs are used too
+    reasons: tuple[str, ...]  # one for each choice
 
     def __str__(self) -> str:
         return "; ".join(self.reasons)
 
 
 def choose_plan(run: PretrainParameters | FinetuneParameters, device: torch.device) -> Plan:
-    """Choose the settings that the run leaves open, based on measurements (in LOG.md)."""
+    """Choose the settings that are ``auto`` or 0 in the run, based on measurements (LOG.md)."""
     precision = choose_precision(run.precision, device)
     cpu = device.type == "cpu"
     workers = torch.get_num_threads() if cpu else 1

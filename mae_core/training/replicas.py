@@ -1,7 +1,7 @@
 """The gradients of a step, computed in the chosen precision by several workers in parallel.
 
-The optimizer's weights stay float32. Each worker has a copy of the model whose weights are cast once a
-step, computes on parts of the batch that fit the processor's caches, and adds its gradients up in float32.
+The optimizer's weights stay float32. Each worker has a copy of the model, whose weights are cast once per step. It
+computes on parts of the batch that fit into the processor's caches, and accumulates its gradients in float32.
 """
 
 import copy
@@ -17,22 +17,18 @@ class Replicas:
     """Copies of a model, one for each worker.
 
     On a CPU, workers with one thread each are faster than one worker with all threads, because no operation waits for
-    the slowest thread (LOG.md has the timings). Gradients are added in a fixed order, so that the same seed gives the
+    the slowest thread (LOG.md has the timings). Gradients are added in a fixed order, so the same seed gives the
     same weights; another number of workers rounds differently.
 
     Args:
-        model: its float32 weights are read at every step, and get the gradients.
+        model: its float32 weights are copied at every step; its gradients are set.
         precision: of weights and activations in the copies.
-        n_workers: 1 computes in the calling thread, with whatever threads torch uses.
-        loss_of: of a copy, images_BCHW and what was drawn for them: a mean over the images, in float32.
+        n_workers: 1 computes in the calling thread, with torch's number of threads.
+        loss_of: see Objective.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        precision: torch.dtype,
-        n_workers: int,
-        loss_of: Callable[[nn.Module, Tensor, Any], Tensor],
+        self, model: nn.Module, precision: torch.dtype, n_workers: int, loss_of: Callable[[nn.Module, Tensor, Any], Tensor]
     ):
         self.weights: list[Tensor] = list(model.parameters())
         self.copies = [copy.deepcopy(model).to(precision).train() for _ in range(n_workers)]
@@ -40,22 +36,19 @@ class Replicas:
         self.loss_of = loss_of
 
     def compute_gradients(self, images_BCHW: Tensor, drawn: Any, images_at_once: int) -> Tensor:
-        """Set the model's gradients to those of the batch's mean loss.
+        """Set the model's gradients to those of the batch's mean loss, and return that loss.
 
         Args:
             images_BCHW: the batch.
-            drawn: of each image, what the loss needs; can be sliced along the batch.
-            images_at_once: size of the parts that the workers share out.
-
-        Returns:
-            The mean loss, a scalar without gradient.
+            drawn: masks or labels of the batch, from Objective.draw.
+            images_at_once: number of images in one pass of a worker.
         """
         n_images = len(images_BCHW)
         parts = [slice(start, start + images_at_once) for start in range(0, n_images, images_at_once)]
         n_workers = min(len(self.copies), len(parts))
 
         def work(worker: int) -> tuple[Tensor, list[Tensor]]:
-            """The summed loss of every ``n_workers``-th part, and its gradients in float32."""
+            """Summed loss and float32 gradients of every ``n_workers``-th part."""
             model = self.copies[worker]
             weights: list[Tensor] = list(model.parameters())
             with torch.no_grad():

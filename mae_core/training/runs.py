@@ -1,6 +1,4 @@
-"""Pre-training and fine-tuning: a run from its data to its results.
-
-Both write a run's folder (see study/results.py).
+"""Pre-training and fine-tuning: a run from its data to its results folder (see study/results.py).
 
 Shapes: B batch, C = 3 colours, H = W pixels, n images of a split.
 """
@@ -29,14 +27,14 @@ from mae_core.training import objective
 from mae_core.training.checkpoint import discard
 from mae_core.training.loop import fit
 
-N_NEIGHBOURS = 5  # in the picture of nearest neighbours
+N_NEIGHBOURS = 5  # nearest training images shown for each test image
 
 
 def pretrain(run: PretrainParameters) -> MaskedAutoencoder:
     """Pre-train a masked autoencoder and write its results to ``run.folder / "pretrain"``.
 
     Raises:
-        ParameterError: if the device is missing, or a checkpoint of other parameters lies in the folder.
+        ParameterError: if the device is missing, or the folder has a checkpoint of other parameters.
         NotFiniteError: if training diverges.
     """
     with recorded(run, "pretrain") as record:
@@ -56,7 +54,7 @@ def finetune(run: FinetuneParameters) -> Classifier:
     """Fine-tune the encoder with a linear head, and write the results to ``run.folder / "finetune"``.
 
     Raises:
-        ParameterError: as :func:`pretrain`, or if the weights belong to a model of another shape.
+        ParameterError: as :func:`pretrain`, or if the weights are those of a model of another shape.
         NotFiniteError: if training diverges.
     """
     with recorded(run, "finetune") as record:
@@ -111,16 +109,16 @@ def probe(encoder: Encoder, train: Split, test: Split, run: FinetuneParameters, 
 
 
 def new_model(kind: type[nn.Module], run: PretrainParameters | FinetuneParameters, device: torch.device, **more):
-    """A model whose initial weights depend on the seed alone, not on the device."""
+    """A new model; its initial weights depend only on the seed, not on the device."""
     torch.manual_seed(run.seed)
     return kind(run.model, **more).to(device)
 
 
 def load_encoder(model: Classifier, run: FinetuneParameters) -> None:
-    """Put pre-trained weights into the classifier's encoder.
+    """Load pre-trained weights into the classifier's encoder.
 
     Raises:
-        ParameterError: if there is no such file, or naming the parameter in which the two models differ.
+        ParameterError: if the file is missing or damaged, or its model differs; names the parameter that differs.
     """
     if not Path(run.weights).is_file():
         raise ParameterError(f"weights is {run.weights!r}: there is no such file; pre-train first, or leave it empty")
@@ -137,17 +135,11 @@ def load_encoder(model: Classifier, run: FinetuneParameters) -> None:
     try:
         model.encoder.load_state_dict(encoder)
     except RuntimeError as error:
-        raise ParameterError(
-            f"weights is {run.weights!r}: it does not hold an encoder of this shape ({error})"
-        ) from error
+        raise ParameterError(f"weights is {run.weights!r}: it does not hold an encoder of this shape ({error})") from error
 
 
 def load_both(run: PretrainParameters | FinetuneParameters, device: torch.device) -> tuple[Split, Split]:
-    """The training and the test split.
-
-    Raises:
-        ParameterError: if the data set is not there.
-    """
+    """Training and test split; raises ParameterError if the data set is missing."""
     try:
         train = load(run.dataset, run.data_dir, train=True, limit=run.train_images, device=device)
         return train, load(run.dataset, run.data_dir, train=False, device=device)
@@ -157,35 +149,24 @@ def load_both(run: PretrainParameters | FinetuneParameters, device: torch.device
 
 @dataclasses.dataclass
 class Record:
-    """The results of a run, gathered during the computation and written at the end.
-
-    Attributes:
-        folder: the run's.
-        device: where it computes.
-        history: a list per curve.
-        metrics: final numbers.
-        sheets: name to rows of images, see :func:`results.save_sheet`.
-        weights: the model's.
-    """
+    """The results of a run, collected during the computation and written at the end."""
 
     folder: Path
     device: torch.device
-    history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
-    sheets: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)
+    history: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # one list per curve
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)  # final numbers
+    sheets: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)  # rows of images, see results.save_sheet
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 @contextlib.contextmanager
 def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterator[Record]:
-    """Set up the device, and write the results of a run: all of them or none.
-
-    Until then, the results of an earlier run stay unchanged.
+    """Set up the device, and at the end write all results of a run, or none; an earlier run's results stay until then.
 
     Raises:
         ParameterError: if the device is missing, or data would be written outside the project.
-        BusyError: if another process trains into the folder.
-        DeviceMemoryError: if the memory does not suffice.
+        BusyError: if another process writes to the folder.
+        DeviceMemoryError: if memory runs out.
         OutputError: if the folder cannot be written.
     """
     check_data_dir(run.dataset, run.data_dir)
@@ -197,7 +178,7 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
     folder = record.folder
     try:
         with results.claimed(folder):
-            discard(folder)  # of an earlier run, where it is complete
+            discard(folder)  # left by an earlier, complete run
             began, commit = time.perf_counter(), provenance.commit()
             with devices.explained_shortage():
                 yield record
@@ -215,8 +196,8 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
         if isinstance(error, Explained):
             raise
         raise OutputError(
-            f"results cannot be written to {folder} ({error.strerror or error}): free some space, or see to its "
-            f"permissions; what was there before is untouched"
+            f"results cannot be written to {folder} ({error.strerror or error}): free some space, or check its "
+            f"permissions; the files that were there before are unchanged"
         ) from error
-    # Checkpoints stay until this process exits normally: if it is killed while drawing figures, nothing is trained again.
+    # Checkpoints stay until this process exits normally, so that a kill while drawing figures costs no training.
     atexit.register(discard, folder.absolute())

@@ -12,7 +12,7 @@ def test_a_damaged_file_is_named(tmp_path):
     raw = bytearray(damaged.read_bytes())
     raw[1000] ^= 1
     damaged.write_bytes(raw)
-    with pytest.raises(MissingDataError, match=r"data_batch_2 is damaged .*: delete the folder"):
+    with pytest.raises(MissingDataError, match=r"data_batch_2 is damaged .*: delete its folder"):
         load("shapes", tmp_path)
 
 

@@ -95,6 +95,6 @@ def test_a_damaged_file_is_told_as_such_and_an_unwritable_folder_too(tmp_path, d
         load("shapes", tmp_path, train=False)
     (tmp_path / "file").write_text("no folder", encoding="utf-8")
     with pytest.raises(
-        MissingDataError, match=r"shapes-2-batches-py/ cannot be made there \(.*; see to its permissions"
+        MissingDataError, match=r"shapes-2-batches-py/ cannot be created there \(.*: check its permissions"
     ):
         load("shapes", tmp_path / "file")

@@ -162,9 +162,7 @@ def test_psnr_counts_hidden_pixels_only():
     mask = sample_mask("random", 0.75, 4, 8)
     hidden = mask.masked_BN.reshape(4, 1, 8, 8).repeat_interleave(4, 2).repeat_interleave(4, 3)
     off = torch.where(hidden, images() * 0 + 0.2, images() * 0)
-    assert psnr(off, torch.zeros(4, 3, 32, 32), mask).tolist() == pytest.approx(
-        [20.0] * 4, abs=1e-4
-    )  # 10 log (4 / 0.04)
+    assert psnr(off, torch.zeros(4, 3, 32, 32), mask).tolist() == pytest.approx([20.0] * 4, abs=1e-4)  # 10 log (4 / 0.04)
 
 
 def test_the_classifier_reads_the_class_token():
@@ -193,15 +191,7 @@ def test_impossible_shapes_are_refused_by_name(shape, message):
         ModelConfig(**shape)
 
 
-COARSE = {
-    "patch_size": 8,
-    "width": 24,
-    "depth": 2,
-    "heads": 2,
-    "decoder_width": 24,
-    "decoder_depth": 2,
-    "decoder_heads": 2,
-}
+COARSE = {"patch_size": 8, "width": 24, "depth": 2, "heads": 2, "decoder_width": 24, "decoder_depth": 2, "decoder_heads": 2}
 
 
 def small(variant="report"):

@@ -118,9 +118,7 @@ def check_self_contained(source):
     for tag, attrs in page.tags:
         assert not [name for name in attrs if name.startswith("on")], (tag, attrs)
         for name in ("src", "href", "srcset", "action", "data", "poster"):
-            assert re.match(
-                r"(data:image/(png|svg\+xml);base64,|#|notebooks/|\.\./index\.html$)", attrs.get(name) or "#"
-            )
+            assert re.match(r"(data:image/(png|svg\+xml);base64,|#|notebooks/|\.\./index\.html$)", attrs.get(name) or "#")
     style = "".join(re.findall(r"<style>(.*?)</style>", source, re.DOTALL))
     assert "@import" not in style
     assert all(url.startswith("data:font/woff2") for url in re.findall(r"url\(([^)]{0,30})", style))
@@ -171,9 +169,7 @@ def test_neither_code_nor_prints_reach_the_report(notebook, tmp_path):
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_no_text_becomes_markup(monkeypatch, notebook, payload, tmp_path):
     """In Markdown, captions, labels' texts, table cells, alternative texts, references, streams and raw HTML outputs."""
-    plain = new_output(
-        "display_data", {"text/html": payload, "application/javascript": "alert(1)", "text/plain": payload}
-    )
+    plain = new_output("display_data", {"text/html": payload, "application/javascript": "alert(1)", "text/plain": payload})
     notebook.cells += [
         new_markdown_cell(f"{payload}\n\n## {payload} heading\n\n*{payload}* and `{payload}`"),
         new_code_cell(
@@ -210,7 +206,7 @@ def test_a_notebook_that_failed_is_refused(notebook):
 
 def test_a_label_stands_once(notebook):
     notebook.cells.append(notebook.cells[5])
-    with pytest.raises(ExportError, match="the label fig-a stands twice"):
+    with pytest.raises(ExportError, match="the label fig-a is used twice"):
         read(notebook)
 
 
@@ -240,9 +236,9 @@ def test_a_picture_is_a_picture(notebook, svg):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda about: about.update(label="../../x"), "is no label"),
-        (lambda about: about.update(label='"><script>'), "is no label"),
-        (lambda about: about.update(sources=["../../../x"]), "is no label"),
+        (lambda about: about.update(label="../../x"), "is not a label"),
+        (lambda about: about.update(label='"><script>'), "is not a label"),
+        (lambda about: about.update(sources=["../../../x"]), "is not a label"),
         (lambda about: about.update(columns='1"><script>alert(1)</script>'), "invalid literal"),
     ],
 )

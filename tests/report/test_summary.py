@@ -110,22 +110,12 @@ def test_means_and_intervals_stand_in_the_tables():
     assert (names[1], accuracies[1]) == ("random 75 %", f"{expected.mean:.2f} ± {expected.interval:.2f}")
     rows = {name: cells for name, *cells in tables.main_rows(summary)}
     assert not [cell for name in ("minutes", "images/s", "memory (MiB)") for cell in rows[name] if "±" in cell]
-    assert tables.mask_token_rows(summary)[0][1:] == [
-        accuracies[2],
-        "80.6",
-        "84.2",
-        "2.42×",
-        "2.4×",
-        "3.3×",
-    ]
+    assert tables.mask_token_rows(summary)[0][1:] == [accuracies[2], "80.6", "84.2", "2.42×", "2.4×", "3.3×"]
     assert tables.sampling_rows(summary)[1][-1] == "1.43×"
 
 
 def test_published_numbers_belong_to_masks_and_not_to_names():
-    assert (
-        published.look_up(published.STUDENT, PretrainParameters(case="x", mask_strategy="block", mask_ratio=0.5))
-        == 85.1
-    )
+    assert published.look_up(published.STUDENT, PretrainParameters(case="x", mask_strategy="block", mask_ratio=0.5)) == 85.1
     assert published.look_up(published.STUDENT, PretrainParameters(mask_ratio=0.6)) is None
     assert published.look_up(published.PAPER, None) is None
 
@@ -225,9 +215,7 @@ def test_a_run_of_another_recipe_is_left_out_and_named(run, name, value):
     before = read(seeds=(0, 1, 2))
     assert not before.left_out
     path = Path("outputs/fake") / run / "parameters.json"
-    path.write_text(
-        json.dumps(json.loads(path.read_text(encoding="utf-8")) | {name: value, "heads": 2}), encoding="utf-8"
-    )
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {name: value, "heads": 2}), encoding="utf-8")
     summary = Summary.read(
         ReportParameters(study="fake", cases=list(fake_study.CASES), sweep=list(fake_study.SWEEP), seeds=[0, 1, 2])
     )

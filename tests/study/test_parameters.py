@@ -1,6 +1,7 @@
 import ast
 import gc
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import nbformat
 import pytest
@@ -56,8 +57,7 @@ def test_what_cannot_run_is_refused_by_name(values, message):
 
 
 @pytest.mark.parametrize(
-    "values",
-    [{"cases": []}, {"cases": ["a", "a"]}, {"cases": ["../a"]}, {"seeds": ["0"]}, {"seeds": 0}, {"seeds": [True]}],
+    "values", [{"cases": []}, {"cases": ["a", "a"]}, {"cases": ["../a"]}, {"seeds": ["0"]}, {"seeds": 0}, {"seeds": [True]}]
 )
 def test_lists_are_checked_too(values):
     with pytest.raises(ParameterError, match=r"cases|seeds"):
@@ -80,9 +80,7 @@ def executed(*cells):
 def test_a_namespace_gives_what_its_parameter_cells_set():
     own, injected = "seed: int = 3  # comment\nepochs = 2", "# Parameters\nseed = 4"
     assert PretrainParameters.from_namespace(executed(own, "x = print")) == PretrainParameters(seed=3, epochs=2)
-    assert PretrainParameters.from_namespace(executed(own, injected, "x = print")) == PretrainParameters(
-        seed=4, epochs=2
-    )
+    assert PretrainParameters.from_namespace(executed(own, injected, "x = print")) == PretrainParameters(seed=4, epochs=2)
     with pytest.raises(ParameterError, match="seeed is not a parameter of pretrain; did you mean seed"):
         PretrainParameters.from_namespace(executed(own, "seeed = 4", "x = print"))
 
@@ -100,7 +98,7 @@ def test_flat_parameters_are_read_back_the_same():
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_notebooks_cell_holds_the_same_parameters(name):
-    """Same names, order, types, defaults, each with a comment."""
+    """Same names, order, types and defaults; each line's comment is the parameter's description and its choices."""
     cells = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
     (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     statements = ast.parse(cell.source).body
@@ -108,7 +106,9 @@ def test_a_notebooks_cell_holds_the_same_parameters(name):
     default = KINDS[name]()
     held = {field: getattr(default, field) for field in KINDS[name].model_fields}
     assert found == [(field, type(value).__name__, value) for field, value in held.items()]
-    assert all("# " in line for line in cell.source.splitlines())
+    for line, spec in zip(cell.source.splitlines(), KINDS[name].model_fields.values(), strict=True):
+        choices = f" ({', '.join(get_args(spec.annotation))})" if get_origin(spec.annotation) is Literal else ""
+        assert line.endswith(f"  # {spec.description}{choices}")
 
 
 def test_a_notebook_started_below_the_root_works_at_the_root(tmp_path, monkeypatch):

@@ -31,9 +31,7 @@ def published(tmp_path_factory, few_shapes_dir):
     pretraining = PretrainParameters.check(values)
     weights = str(pretraining.folder / "pretrain" / "weights.safetensors")
     finetuning = FinetuneParameters.check({**values, "weights": weights, "probes": False})
-    script = (
-        "import json, sys; from mae_core import FinetuneParameters as F, PretrainParameters as P, finetune, pretrain\n"
-    )
+    script = "import json, sys; from mae_core import FinetuneParameters as F, PretrainParameters as P, finetune, pretrain\n"
     script += "pretrain(P.check(json.loads(sys.argv[1]))); finetune(F.check(json.loads(sys.argv[2])))"
     words = [sys.executable, "-c", script, json.dumps(pretraining.flat()), json.dumps(finetuning.flat())]
     subprocess.run(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(tree)}, check=True)

@@ -38,12 +38,7 @@ def test_the_paper_study_is_the_students_recipe():
     pretraining, finetuning = (study.run("random-75", 0, stage) for stage in ("pretrain", "finetune"))
     assert study.seeds == (0, 1, 2)
     assert (pretraining.batch_size, pretraining.base_lr, pretraining.beta2) == (4096, 1.5e-4, 0.95)
-    assert (finetuning.epochs, finetuning.batch_size, finetuning.base_lr, finetuning.warmup_epochs) == (
-        100,
-        128,
-        1e-3,
-        5,
-    )
+    assert (finetuning.epochs, finetuning.batch_size, finetuning.base_lr, finetuning.warmup_epochs) == (100, 128, 1e-3, 5)
     assert pretraining.weight_decay == finetuning.weight_decay == 0.05
     assert pretraining.model.n_patches == 256
     assert pretraining.augment == finetuning.augment == "none"
@@ -171,12 +166,7 @@ def test_sources_follow_imports():
         "mae_core/data/cifar.py",
     } <= pretrain
     assert (
-        not {
-            "mae_core/report/narrative.py",
-            "mae_core/report/export.py",
-            "mae_core/study/study.py",
-            "mae_core/explore.py",
-        }
+        not {"mae_core/report/narrative.py", "mae_core/report/export.py", "mae_core/study/study.py", "mae_core/explore.py"}
         & pretrain
     )
     assert {"mae_core/report/narrative.py", "mae_core/report/tables.py", "mae_core/report/claims.py"} <= report

@@ -46,9 +46,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, monkeypatch):
 
 
 def test_micro_batches_add_up_to_the_whole_batch(tiny):
-    runs = [
-        FinetuneParameters.check({**tiny, "case": f"m{m}", "micro_batch": m, "precision": "float32"}) for m in (0, 16)
-    ]
+    runs = [FinetuneParameters.check({**tiny, "case": f"m{m}", "micro_batch": m, "precision": "float32"}) for m in (0, 16)]
     for run in runs:
         finetune(run)
     first, second = (weights(run, "finetune") for run in runs)

@@ -87,9 +87,7 @@ def test_one_thread_a_worker_leaves_the_caller_its_threads():
 
 def test_fast_and_plain_training_have_the_same_curve_on_cifar10(tiny, cifar10_dir, monkeypatch):
     """Same seed, bfloat16 copies against float32: every epoch's loss within 1 %."""
-    monkeypatch.setattr(
-        reconstruction, "reconstruction_metrics", lambda *words: {}
-    )  # of all test images: not needed here
+    monkeypatch.setattr(reconstruction, "reconstruction_metrics", lambda *words: {})  # of all test images: not needed here
     values = {
         **tiny, "dataset": "cifar10", "data_dir": str(cifar10_dir), "train_images": 2048, "epochs": 4,
         "width": 48, "depth": 2, "decoder_width": 48,

@@ -102,12 +102,9 @@ def test_a_missing_device_is_refused(tiny):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_it_trains_on_a_gpu(tiny):
     for case, device in (("cpu", "cpu"), ("gpu", "cuda")):
-        pretrain(
-            PretrainParameters.check({**tiny, "case": case, "device": device, "precision": "float32", "epochs": 8})
-        )
+        pretrain(PretrainParameters.check({**tiny, "case": case, "device": device, "precision": "float32", "epochs": 8}))
     losses = [
-        read_json(PretrainParameters(study="notebook", case=c).folder / "pretrain" / "metrics.json")
-        for c in ("cpu", "gpu")
+        read_json(PretrainParameters(study="notebook", case=c).folder / "pretrain" / "metrics.json") for c in ("cpu", "gpu")
     ]
     assert losses[0]["test_loss"] == pytest.approx(losses[1]["test_loss"], rel=0.1)
 
