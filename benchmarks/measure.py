@@ -23,7 +23,8 @@ from benchmarks import limits
 from benchmarks.contestants import EPOCH_STEPS, Contestant, build
 from mae_core import devices
 
-processes = multiprocessing.get_context("spawn")
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["benchmarks.contestants"])  # one import of torch for all contestants
 
 
 @dataclass

@@ -11,11 +11,13 @@ UNPACK = ROOT.parent / "shared" / "data" / "unpack_cifar10.py"
 TINY = {"width": 24, "depth": 1, "decoder_width": 24, "train_images": 512, "epochs": 2, "threads": 1}
 
 
+LONGEST = ("workflow", "notebooks", "checkpoint", "survival", "reproduce", "benchmarks", "wheel", "runs", "replicas", "input")
+
+
 def pytest_collection_modifyitems(items):
-    """Run the files with long tests first: two workers that share the files then finish at nearly the same time."""
-    items.sort(
-        key=lambda item: item.path.stem not in ("test_notebooks", "test_reproduce", "test_survival", "test_workflow")
-    )
+    """Run the longest files first, so that two workers that share the files finish at nearly the same time."""
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(autouse=True)

@@ -229,7 +229,7 @@ def test_a_title_is_needed(notebook):
 )
 def test_a_picture_is_a_picture(notebook, svg):
     notebook.cells[5].outputs[4].data = {"image/svg+xml": svg}
-    with pytest.raises(ExportError, match="script, a handler or a remote reference"):
+    with pytest.raises(ExportError, match="script, an event handler or a remote reference"):
         read(notebook)
 
 
