@@ -11,7 +11,18 @@ UNPACK = ROOT.parent / "shared" / "data" / "unpack_cifar10.py"
 TINY = {"width": 24, "depth": 1, "decoder_width": 24, "train_images": 512, "epochs": 2, "threads": 1}
 
 
-LONGEST = ("workflow", "notebooks", "checkpoint", "survival", "reproduce", "benchmarks", "wheel", "runs", "replicas", "input")
+LONGEST = [
+    "workflow",
+    "notebooks",
+    "checkpoint",
+    "survival",
+    "reproduce",
+    "benchmarks",
+    "wheel",
+    "runs",
+    "replicas",
+    "input",
+]
 
 
 def pytest_collection_modifyitems(items):
