@@ -68,8 +68,11 @@ def load(
 
 
 def checksum(dataset: str, data_dir: str | Path = "data") -> str:
-    """MD5 of the MD5s of a data set's files on disk."""
-    files = sorted((Path(data_dir) / FOLDERS[dataset]).absolute().glob("*batch*"))
+    """MD5 of the MD5s of a data set's files on disk; raises MissingDataError if there are none."""
+    folder = (Path(data_dir) / FOLDERS[dataset]).absolute()
+    files = sorted(folder.glob("*batch*"))
+    if not files:
+        raise MissingDataError(f"{folder} contains no data files (*batch*)")
     md5s = [md5_of(path, (state := path.stat()).st_size, state.st_mtime_ns) for path in files]
     return hashlib.md5("".join(md5s).encode()).hexdigest()
 

@@ -78,6 +78,8 @@ def test_the_checksum_names_the_data(few_shapes_dir, draws_few, tmp_path):
     path = tmp_path / Shapes.base_folder / "test_batch"
     path.write_bytes(path.read_bytes() + b" ")
     assert checksum("shapes", tmp_path) != checksum("shapes", few_shapes_dir)
+    with pytest.raises(MissingDataError, match=r"cifar-10-batches-py contains no data files"):
+        checksum("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
