@@ -5,6 +5,7 @@ Shapes: B batch, n images of a split, C = 3 colours, H = W = 32 pixels.
 
 import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mae_core.data import DATASETS, FOLDERS
-from mae_core.data.cifar import open_cifar10
+from mae_core.data.cifar import CheckedCIFAR10, open_cifar10
 from mae_core.data.shapes import Shapes
 from mae_core.errors import MissingDataError
+
+READERS: dict[str, Callable[[Path, bool], CheckedCIFAR10]] = {"shapes": Shapes, "cifar10": open_cifar10}
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def load(
     if dataset not in DATASETS:
         raise ValueError(f"dataset is {dataset!r}, not one of {', '.join(DATASETS)}")
     try:
-        source = Shapes(data_dir, train) if dataset == "shapes" else open_cifar10(Path(data_dir), train)
+        source = READERS[dataset](Path(data_dir), train)
     except OSError as error:
         if isinstance(error, MissingDataError):
             raise

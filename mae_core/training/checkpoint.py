@@ -2,7 +2,7 @@
 
 A run keeps its newest two checkpoints, so damage to the newest one costs minutes and not the run.
 Tensors: ``model/...``, ``optimizer/<index>/...``, ``generator``, ``losses``, ``order``. JSON note: the rest of
-:class:`Position`, ``parameters``, ``made_of``, ``elapsed``. ``load_tensors(path)`` reads both.
+:class:`Position`, ``parameters``, ``made_of``, ``elapsed``. ``mae_core.study.tensors.load_tensors(path)`` reads both.
 """
 
 import time

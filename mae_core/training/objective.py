@@ -21,8 +21,8 @@ class Objective:
     """Targets and loss.
 
     Attributes:
-        draw: from labels_B and the run's generator, the masks or labels of a batch; can be sliced along the batch.
-        loss_of: mean loss in float32, from a model, images_BCHW in [-1, 1], and their masks or labels.
+        draw: a function of labels_B and the run's generator; returns the masks or labels of a batch, which can be sliced.
+        loss_of: a function of a model, images_BCHW in [-1, 1] and their masks or labels; returns the mean loss, float32.
     """
 
     draw: Callable[[Tensor, torch.Generator], Any]
