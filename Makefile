@@ -67,12 +67,18 @@ define install
 @touch $@
 endef
 
+# JupyterLab saves outputs into notebooks. This git filter (.gitattributes) strips them, so that running one changes nothing.
+INFO  := codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version
+STRIP := '$(abspath $(BIN))/python' -m nbstripout -t --keep-id --extra-keys \
+  '$(addprefix metadata.language_info.,$(INFO)) metadata.widgets cell.metadata.execution'
+
 # The report needs less than the tests: peers of the benchmark, a type checker and the like come with the first test.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, but $(PYTHON) is older: use make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(call install,-c constraints.txt -e .)
+	@git config filter.notebook.clean "$(STRIP)" 2>/dev/null || true  # git then sees notebooks without their outputs
 
 $(DEV): $(READY)
 	$(call install,-c constraints.txt -e ".[dev]")

@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 
 from mae_core.errors import ParameterError
-from mae_core.study.sources import sources
+from mae_core.study.sources import code, sources
 from mae_core.study.study import Study, flat_yaml
 from snakemake.exceptions import WorkflowError
 
@@ -44,7 +44,7 @@ HAS_GPU = shutil.which("nvidia-smi") is not None or sys.platform == "darwin"
 GPUS = int(DEVICE in ("cuda", "mps") or (DEVICE == "auto" and HAS_GPU))
 
 PAPERMILL = (
-    "TQDM_MININTERVAL=10 papermill {input.notebook} {log.notebook} -k python3 --cwd . --no-progress-bar --log-output"
+    "TQDM_MININTERVAL=10 papermill {params.notebook} {log.notebook} -k python3 --cwd . --no-progress-bar --log-output"
     " --autosave-cell-every 30 -y {params.flat:q} > {log.text} 2>&1"
     " || {{ tail -n 1 {log.text} >&2; echo 'more in {log.text} and {log.notebook}' >&2; exit 1; }}"
 )
@@ -59,8 +59,9 @@ def pretrained(wildcards):
     return study.run(wildcards.case, int(wildcards.seed), "finetune").weights or []
 
 
+# A notebook is not an input: Jupyter changes the file when it saves outputs. A change of its code counts as a parameter.
 def notebook(name):
-    return {"notebook": f"notebooks/{name}.ipynb", "sources": sources(f"notebooks/{name}.ipynb")}
+    return {"notebook": f"notebooks/{name}.ipynb", "code": zlib.crc32(code(f"notebooks/{name}.ipynb").encode())}
 
 
 wildcard_constraints:
@@ -69,6 +70,7 @@ wildcard_constraints:
 
 localrules:
     all,
+    table,
     render,
 
 
@@ -80,7 +82,7 @@ rule all:
 
 rule pretrain:
     input:
-        **notebook("pretrain"),
+        sources("notebooks/pretrain.ipynb"),
     output:
         f"{RUN}/pretrain/metrics.json",
         weights=f"{RUN}/pretrain/weights.safetensors",
@@ -88,6 +90,7 @@ rule pretrain:
         notebook=f"{RUN}/pretrain/pretrain.ipynb",
         text=f"{RUN}/pretrain/log.txt",
     params:
+        **notebook("pretrain"),
         flat=flat("pretrain"),
     priority: 1  # start the longest chains first: two cores then finish sooner
     threads: THREADS
@@ -99,7 +102,7 @@ rule pretrain:
 
 rule finetune:
     input:
-        **notebook("finetune"),
+        sources("notebooks/finetune.ipynb"),
         weights=pretrained,
     output:
         f"{RUN}/finetune/metrics.json",
@@ -107,6 +110,7 @@ rule finetune:
         notebook=f"{RUN}/finetune/finetune.ipynb",
         text=f"{RUN}/finetune/log.txt",
     params:
+        **notebook("finetune"),
         flat=flat("finetune"),
     threads: THREADS
     resources:
@@ -136,16 +140,36 @@ if REPEATED:
             REPEATED,
 
 
+# Every number of the study, unrounded: one line for each case and seed.
+rule table:
+    input:
+        FINETUNED,
+        sources("mae_core/report/tables.py"),
+    output:
+        f"{OUT}/results.csv",
+    params:
+        flat=COMPARED,
+        more=MORE,
+    run:
+        from mae_core.report.summary import Summary
+        from mae_core.report.tables import csv_rows
+        from mae_core.study.parameters import ReportParameters
+        from mae_core.study.results import write_csv
+
+        write_csv(Path(output[0]), csv_rows(Summary.read(ReportParameters(study=study.name, **CHOSEN))))
+
+
 rule ablations:
     input:
         FINETUNED,
-        **notebook("ablations"),
+        sources("notebooks/ablations.ipynb"),
     output:
-        f"{OUT}/results.csv",
+        touch(f"{OUT}/.compared"),
     log:
         notebook=f"{OUT}/ablations.ipynb",
         text=f"{OUT}/ablations.log.txt",
     params:
+        **notebook("ablations"),
         flat=COMPARED,
         more=MORE,
     shell:
@@ -155,13 +179,14 @@ rule ablations:
 rule report:
     input:
         FINETUNED,
-        **notebook("report"),
+        sources("notebooks/report.ipynb"),
     output:
         touch(f"{OUT}/.reported"),
     log:
         notebook=f"{OUT}/report.ipynb",
         text=f"{OUT}/report.log.txt",
     params:
+        **notebook("report"),
         flat=COMPARED,
         more=MORE,
     shell:
@@ -171,6 +196,7 @@ rule report:
 rule render:
     input:
         f"{OUT}/.reported",
+        f"{OUT}/.compared",
         f"{OUT}/results.csv",
         sources("mae_core/report/export.py"),
         Path("mae_core/report/templates").rglob("*.*"),

@@ -7,6 +7,7 @@ from typing import Any
 HOMES = {
     "Classifier": "model.mae",
     "FinetuneParameters": "study.parameters",
+    "Live": "training.live",
     "Mask": "model.masking",
     "MaskedAutoencoder": "model.mae",
     "ModelConfig": "model.config",

@@ -33,6 +33,10 @@ class BusyError(Explained, RuntimeError):
     """Another process writes into the same folder."""
 
 
+class StoppedError(Explained, RuntimeError):
+    """A run was stopped on request (Stop in JupyterLab, Ctrl-C); it can continue later."""
+
+
 class NotFiniteError(Explained, ArithmeticError):
     """The loss became infinite or not a number."""
 

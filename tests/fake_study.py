@@ -32,7 +32,7 @@ def write(study="fake", seeds=(0,), skip=(), cases=CASES | SWEEP, accuracy=ACCUR
         for seed in seeds:
             if (case, seed) in skip or case in skip:
                 continue
-            run = FinetuneParameters(study=study, case=case, seed=seed)
+            run = FinetuneParameters(study=study, case=case, seed=seed, weights="")
             wobble = WOBBLE[(seed + index) % 3]
             if masks is not None:
                 pretraining = PretrainParameters(study=study, case=case, seed=seed, **{"epochs": 4} | masks)

@@ -1,6 +1,7 @@
 """The five notebooks as files, and as a user runs them: top to bottom, with their defaults."""
 
 import ast
+import json
 import shutil
 import time
 from pathlib import Path
@@ -37,6 +38,7 @@ def test_a_notebook_runs_with_its_defaults_within_a_minute(name, tmp_path, monke
     if (ROOT / "outputs" / "laptop").exists():
         shutil.copytree(ROOT / "outputs" / "laptop", tmp_path / "outputs" / "laptop")
     (tmp_path / "data").symlink_to(shapes_dir)
+    published = {path: path.read_bytes() for path in (tmp_path / "outputs").rglob("*") if path.is_file()}
     began = time.monotonic()
     done = papermill.execute_notebook(
         ROOT / "notebooks" / f"{name}.ipynb",
@@ -49,6 +51,10 @@ def test_a_notebook_runs_with_its_defaults_within_a_minute(name, tmp_path, monke
     outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
     pictures = [o for o in outputs if o.get("metadata", {}).get("report", {}).get("kind") == "figure"]
     assert pictures
+    assert {path: path.read_bytes() for path in published} == published  # looking changes nothing
+    if name in ("ablations", "report"):  # by default, they show every case and seed that is there
+        shown = json.dumps(outputs)
+        assert all(text in shown for text in ("block 50 %", "random 90 %", "3 seeds" if name == "report" else "[0, 1, 2]"))
     if name == "explore":
         assert [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
         state = done.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]

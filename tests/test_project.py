@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
@@ -116,6 +117,37 @@ def test_the_workflow_runs_what_ci_runs():
     assert [step["run"] for step in job["steps"] if "run" in step] == ["make env", *(f"make {t}" for t in loop.split())]
     assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
     assert workflow["permissions"] == {"contents": "read"}
+
+
+def test_git_sees_no_outputs_that_jupyter_saved(tmp_path):
+    """With the filter that ``make env`` sets up."""
+    words = ["make", "--dry-run", "--what-if", "pyproject.toml", "env", f"VENV={sys.prefix}"]
+    told = subprocess.run(words, cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
+    (command,) = [line for line in told.splitlines() if line.startswith("git config")]
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    shutil.copy(ROOT / ".gitattributes", tmp_path)
+
+    def git(*words):
+        words = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *words]
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, encoding="utf-8", check=True).stdout
+
+    git("init", "--quiet")
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    git("add", ".")
+    git("commit", "--quiet", "--message", "as they are")
+    for path in (tmp_path / "notebooks").glob("*.ipynb"):
+        assert git("show", f"HEAD:notebooks/{path.name}") == path.read_text(encoding="utf-8")  # the filter changes nothing
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata.language_info.version = "3.14.1"
+    code = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    code.outputs, code.execution_count = [nbformat.v4.new_output("stream", text="printed")], 7
+    nbformat.write(notebook, path)
+    assert git("diff") == ""
+    git("add", ".")
+    assert git("status", "--porcelain") == ""
+    code.source += "\n# changed"
+    nbformat.write(notebook, path)
+    assert '+    "# changed"' in git("diff")
 
 
 def test_the_citation_names_this_version():

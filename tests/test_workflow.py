@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from checkout import STUDY, Checkout
 
@@ -95,6 +96,7 @@ def test_a_change_of_one_case_runs_that_case_again(checkout):
     assert plan == {
         "pretrain": {"block-50"},
         "finetune": {"block-50"},
+        "table": {""},
         "ablations": {""},
         "report": {""},
         "render": {""},
@@ -107,7 +109,7 @@ def test_a_change_of_one_case_runs_that_case_again(checkout):
     [
         ("report/markup", {"render", "all"}),
         ("report/narrative", {"report", "render", "all"}),
-        ("model/masking", {"pretrain", "finetune", "ablations", "report", "render", "all"}),
+        ("model/masking", {"pretrain", "finetune", "table", "ablations", "report", "render", "all"}),
     ],
 )
 def test_a_change_of_the_package_runs_what_imports_it(checkout, module, rules):
@@ -120,11 +122,27 @@ def test_a_change_of_the_package_runs_what_imports_it(checkout, module, rules):
     assert checkout.planned() == {}
 
 
+def test_a_notebook_that_was_only_run_or_saved_runs_nothing_again(checkout):
+    path = checkout.folder / "notebooks" / "pretrain.ipynb"
+    before = path.read_text(encoding="utf-8")
+    notebook = nbformat.reads(before, as_version=4)
+    code = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    code.outputs, code.execution_count = [nbformat.v4.new_output("stream", text="printed")], 1
+    path.write_text(nbformat.writes(notebook), encoding="utf-8")
+    saved = checkout.planned()
+    code.source += "\nprint(1)"
+    path.write_text(nbformat.writes(notebook), encoding="utf-8")
+    edited = checkout.planned()
+    path.write_text(before, encoding="utf-8")
+    assert saved == {}
+    assert edited["pretrain"] == {"random-75", "block-50"}
+
+
 def test_sweep_and_more_seeds_run_on_request_only(checkout):
     checkout.write(STUDY | {"sweep": {"random-50": {"mask_ratio": 0.5}}, "more_seeds": [1]})
     usual, sweep, seeds = checkout.planned(), checkout.planned("sweep"), checkout.planned("seeds")
     checkout.write(STUDY)
-    assert set(usual) == {"ablations", "report", "render", "all"}  # they show the runs that exist
+    assert set(usual) == {"table", "ablations", "report", "render", "all"}  # they show the runs that exist
     assert sweep == {"pretrain": {"random-50"}, "finetune": {"random-50"}, "sweep": {""}}
     assert seeds["pretrain"] == {"random-75", "block-50"}
     assert seeds["finetune"] == {"random-75", "block-50", "scratch"}

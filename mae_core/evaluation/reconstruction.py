@@ -5,6 +5,7 @@ The evaluation masks come from a fixed seed, the same for every case, epoch and 
 Shapes: B batch, n images of a split, N patches, P values in a patch, C colours or classes.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,6 +76,11 @@ def pictures(model: MaskedAutoencoder, test: Split, run: PretrainParameters, dev
     model.eval()
     images = to_unit(test.images_nCHW[:N_PICTURES])
     return [images, *reconstruct(model, images, fixed_masks(run, len(test), device)[:N_PICTURES], run)]
+
+
+def to_pixels(images_BCHW: Tensor) -> np.ndarray:
+    """Images in [-1, 1] as pixels_BHWC, uint8."""
+    return ((images_BCHW.permute(0, 2, 3, 1) + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
 
 
 def psnr(painted_BCHW: Tensor, images_BCHW: Tensor, mask: Mask) -> Tensor:

@@ -59,6 +59,36 @@ def curves(series: Mapping[str, Sequence[Mapping[str, Sequence[float]]]], quanti
 
 
 @styled
+def progress(
+    history: Mapping[str, Sequence[float]], losses_S: np.ndarray, step: int, n_epochs: int, rows: Sequence[tuple[str, Any]]
+) -> Figure:
+    """A run in progress: its training loss, and beside it pictures or the test accuracy.
+
+    Args:
+        history: curves of the complete epochs; may be empty.
+        losses_S: loss of each step of the current epoch.
+        step: number of complete steps in the current epoch.
+        n_epochs: number of epochs of the whole run.
+        rows: as in :func:`image_rows`; if empty, the accuracy is drawn.
+    """
+    figure, epochs = new_figure(7.4, 2.4), history.get("epoch", ())
+    grid = figure.add_gridspec(max(1, len(rows)), 12)
+    axes = figure.add_subplot(grid[:, :5], xlabel="epoch", ylabel="training loss", xlim=(0, 1.02 * n_epochs))
+    axes.plot(len(epochs) + np.arange(1, step + 1) / len(losses_S), losses_S[:step], color=GREY, linewidth=0.8)
+    axes.plot(epochs, history.get("train_loss", ()), color=ACCENT, marker="o", markersize=3)
+    if not rows:
+        axes = figure.add_subplot(grid[:, 6:], xlabel="epoch", ylabel="test accuracy (%)", xlim=(0, 1.02 * n_epochs))
+        axes.plot(epochs, history.get("test_accuracy", ()), color=ACCENT, marker="o", markersize=3)
+    for i, (name, images) in enumerate(rows):
+        for j, image in enumerate(images):
+            axes = figure.add_subplot(grid[i, 7 + j])  # the columns before have the loss and the rows' names
+            bare_image(axes, image)
+            if j == 0:
+                axes.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=5)
+    return figure
+
+
+@styled
 def image_rows(
     rows: Sequence[tuple[str, Any]], titles: Sequence[str] = (), notes: Mapping[int, Sequence[str]] = MappingProxyType({})
 ) -> Figure:

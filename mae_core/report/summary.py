@@ -125,10 +125,14 @@ class Summary:
 
     @classmethod
     def read(cls, run: ReportParameters) -> "Summary":
-        """Read ``outputs/<study>``; a case that has not run has no values.
+        """Read ``outputs/<study>``; a case that has not run has no values. Empty lists mean all cases or seeds on disk.
 
         A run whose recipe differs from the others, for example from before an edit of the study, is left out.
         """
+        if not run.cases or not run.seeds:
+            there = found_in(OUTPUTS / run.study)
+            shown = run if run.cases else there
+            run = run.model_copy(update={"cases": shown.cases, "sweep": shown.sweep, "seeds": run.seeds or there.seeds})
         found: dict[str, Case] = {}
         left_out: list[str] = []
         for name in [*run.cases, *run.sweep]:

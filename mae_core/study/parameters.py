@@ -7,7 +7,7 @@ import ast
 import dataclasses
 import gc
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -51,15 +51,17 @@ class Parameters(Checked):
         return cls(**values)
 
     @classmethod
-    def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
+    def from_namespace(cls, namespace: MutableMapping[str, Any]) -> Self:
         """Build the parameters from the variables that a notebook's last cells of plain assignments set.
 
         A misspelt name in such a cell (the notebook's own, or the one that papermill inserts below it) raises
         ParameterError. Variables of other cells are ignored.
 
         Args:
-            namespace: ``globals()``; IPython stores the source of executed cells there, under ``In``.
+            namespace: ``globals()``; IPython stores the source of executed cells there, under ``In``. An old ``run`` in
+                it is deleted.
         """
+        namespace.pop("run", None)  # of an earlier cell: if the check fails, later cells must not use it
         return cls.check({name: namespace[name] for name in assigned_last(namespace.get("In", []))})
 
     def flat(self) -> dict[str, Any]:
@@ -96,7 +98,7 @@ class RunParameters(Parameters):
     augment: Augmentation = Field("none", description="crop-flip: random shifts by up to 4 pixels and horizontal flips")
 
     @classmethod
-    def from_namespace(cls, namespace: Mapping[str, Any]) -> Self:
+    def from_namespace(cls, namespace: MutableMapping[str, Any]) -> Self:
         run = super().from_namespace(namespace)
         check_data_dir(run.dataset, run.data_dir)
         return run
@@ -143,7 +145,7 @@ class PretrainParameters(RunParameters):
 class FinetuneParameters(RunParameters):
     """Parameters of one fine-tuning run, or of the same recipe from scratch."""
 
-    weights: str = Field("", description="path of pre-trained weights (.safetensors); empty: train from scratch")
+    weights: str = Field("auto", description="of pre-training: a path; auto: this case's, if there; empty: from scratch")
     probes: bool = Field(True, description="also evaluate the frozen encoder with a linear probe and k-NN")
     epochs: int = Field(2, description="passes over the training images", ge=1, le=100000)
     warmup_epochs: float = Field(1.0, description="epochs of linear learning-rate warm-up", ge=0)
@@ -154,8 +156,19 @@ class FinetuneParameters(RunParameters):
         super().check_together()
         check_warmup(self)
 
+    @classmethod
+    def from_namespace(cls, namespace: MutableMapping[str, Any]) -> Self:
+        """As for all runs; a run from scratch that has the default name of a case is renamed to ``scratch``."""
+        run = super().from_namespace(namespace).resolved()
+        unnamed = not run.weights and run.case == cls.model_fields["case"].default
+        return run.model_copy(update={"case": "scratch"}) if unnamed else run
 
-CASES = ("random-75", "mask-tokens", "block-50", "block-75", "grid-75", "scratch")
+    def resolved(self) -> Self:
+        """Replace ``weights: auto`` by the path of this case's pre-trained weights, or by nothing if there are none."""
+        path = self.folder / "pretrain" / "weights.safetensors"
+        return self.model_copy(update={"weights": str(path) if path.exists() else ""}) if self.weights == "auto" else self
+
+
 SWEEP = ("random-25", "random-50", "random-90", "random-75-longer")
 
 
@@ -163,9 +176,9 @@ class ReportParameters(Parameters):
     """The results to compare and report."""
 
     study: Name = Field("laptop", description="name of the study; its results are in outputs/<study>/")
-    cases: list[Name] = Field(list(CASES), description="cases to show, in order", min_length=1)
-    sweep: list[Name] = Field(list(SWEEP), description="additional cases; may be empty")
-    seeds: list[Seed] = Field([0], description="seeds of every case", min_length=1)
+    cases: list[Name] = Field([], description="cases to show, in order; empty: all that have run")
+    sweep: list[Name] = Field([], description="additional cases, beside the cases named above")
+    seeds: list[Seed] = Field([], description="seeds to show; empty: all that have run")
 
     def check_together(self) -> None:
         for name in ("cases", "seeds"):

@@ -18,9 +18,7 @@ def sources(path: str | Path) -> list[str]:
     """
     path = Path(path)
     if path.suffix == ".ipynb":
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-        queue = set(imports(re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE)))
+        queue = set(imports(re.sub(r"^[%!].*$", "", code(path), flags=re.MULTILINE)))
     else:
         queue = {path.resolve()}
     found: set[Path] = set()
@@ -28,6 +26,12 @@ def sources(path: str | Path) -> list[str]:
         found |= queue
         queue = set().union(*(imports(module.read_text(encoding="utf-8")) for module in queue)) - found
     return sorted(str(module.relative_to(PACKAGE.parent)) for module in found)
+
+
+def code(notebook: str | Path) -> str:
+    """The code cells of a notebook, joined: what remains the same if it is only run or saved."""
+    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
 @functools.cache  # called repeatedly with the same text

@@ -116,6 +116,8 @@ class Study(Checked):
         elif "pretrain" in self.stages(case):
             values |= {name: value for name, value in masks.items() if name in ENCODER}
             values["weights"] = str(self.run(case, seed, "pretrain").folder / "pretrain" / "weights.safetensors")
+        else:
+            values["weights"] = ""
         try:
             run = STAGES[stage](**values)
             check_data_dir(run.dataset, run.data_dir)

@@ -3,11 +3,14 @@
 Shapes: B batch, C = 3 colours, H = W pixels, S steps of an epoch.
 """
 
+import contextlib
 import math
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from tqdm import tqdm
 
 from mae_core import devices
 from mae_core.data.images import Split, augment, to_unit
-from mae_core.errors import NotFiniteError, ParameterError
+from mae_core.errors import NotFiniteError, ParameterError, StoppedError
 from mae_core.study import provenance
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.training.checkpoint import Checkpoint, Position
@@ -36,6 +39,7 @@ def fit(
     folder: Path,
     device: torch.device,
     test_epoch: Callable[[], dict[str, float]] = dict,
+    watch: Callable[[Position], None] = lambda at: None,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Train with AdamW, linear warm-up and cosine decay; an interrupted run continues from its last checkpoint.
 
@@ -47,6 +51,7 @@ def fit(
         train: uint8 images on the device.
         folder: where checkpoints are saved.
         test_epoch: returns test metrics, which are added to the history after each epoch.
+        watch: called after every step and every epoch, for a live picture.
 
     Returns:
         The history: one list per curve, one entry per epoch. And metrics: last training loss, seconds of training (total
@@ -56,6 +61,7 @@ def fit(
     Raises:
         NotFiniteError: if the loss or the weights are not finite; names step, learning rate and last good checkpoint.
         DeviceMemoryError: if memory runs out; suggests a smaller ``micro_batch``.
+        StoppedError: on SIGINT (Stop in JupyterLab, Ctrl-C), after the current step and a checkpoint.
     """
     steps = len(train) // run.batch_size
     if not steps:
@@ -68,40 +74,50 @@ def fit(
     checkpoint = Checkpoint(folder, model, optimizer, generator, run, provenance.ingredients(run, device))
     start = Position(torch.zeros(steps, device=device), torch.zeros(0, dtype=torch.int64, device=device))
     at = checkpoint.restore(start)
+    if at is not start:
+        print(
+            f"resumed at step {at.step + 1} of epoch {at.epoch + 1}" if at.epoch < run.epochs else "training was complete"
+        )
 
     devices.reset_peak_memory(device)
-    bar = progress(total=run.epochs * steps, initial=at.epoch * steps + at.step, desc=folder.name)
-    while at.epoch < run.epochs:
-        if at.step == 0:
-            at.order_n = torch.randperm(len(train), generator=generator, device=device)
-        began = time.perf_counter() - at.spent
-        while at.step < steps:
-            batch_B = at.order_n[at.step * run.batch_size : (at.step + 1) * run.batch_size]
-            at.losses_S[at.step] = take_step(batch_B, learning_rate(at.epoch + at.step / steps, run))
-            at.step += 1
-            bar.update()
-            if checkpoint.due() and at.step < steps:
-                at.spent = time.perf_counter() - began
-                check_finite("training loss", at.losses_S[: at.step], at, run, checkpoint)
-                check_finite("sum of weights", sum_of_weights(model), at, run, checkpoint)
+    done = {"total": run.epochs * steps, "initial": at.epoch * steps + at.step}
+    with stop_requested() as stop, progress(**done, desc=folder.name) as bar:
+        while at.epoch < run.epochs:
+            if at.step == 0:
+                at.order_n = torch.randperm(len(train), generator=generator, device=device)
+            began = time.perf_counter() - at.spent
+            while at.step < steps:
+                batch_B = at.order_n[at.step * run.batch_size : (at.step + 1) * run.batch_size]
+                at.losses_S[at.step] = take_step(batch_B, learning_rate(at.epoch + at.step / steps, run))
+                at.step += 1
+                bar.update()
+                watch(at)
+                if at.step < steps and (checkpoint.due() or stop.is_set()):
+                    at.spent = time.perf_counter() - began
+                    check_finite("training loss", at.losses_S[: at.step], at, run, checkpoint)
+                    check_finite("sum of weights", sum_of_weights(model), at, run, checkpoint)
+                    checkpoint.save(at)
+                    if stop.is_set():
+                        raise StoppedError(f"stopped at step {at.step} of epoch {at.epoch + 1}: run again to continue")
+                    began = time.perf_counter() - at.spent
+            mean_loss = at.losses_S.mean().item()  # the only synchronization with the device in an epoch
+            at.spent = time.perf_counter() - began
+            check_finite("training loss", at.losses_S, at, run, checkpoint)
+            check_finite("sum of weights", sum_of_weights(model), at, run, checkpoint)
+            rate = learning_rate(at.epoch + (steps - 1) / steps, run)
+            entry = {"epoch": at.epoch + 1, "train_loss": mean_loss, "learning_rate": rate}
+            entry |= test_epoch()
+            for name, value in entry.items():
+                check_finite(name, torch.tensor([value]), at, run, checkpoint)
+                at.history.setdefault(name, []).append(value)
+            bar.set_postfix_str(", ".join(f"{n.replace('_', ' ')} {entry[n]:.4g}" for n in SHOWN if n in entry))
+            at.seconds.append(at.spent)
+            at.epoch, at.step, at.spent = at.epoch + 1, 0, 0.0
+            watch(at)
+            if checkpoint.due() or stop.is_set() or at.epoch == run.epochs:
                 checkpoint.save(at)
-                began = time.perf_counter() - at.spent
-        mean_loss = at.losses_S.mean().item()  # the only synchronization with the device in an epoch
-        at.spent = time.perf_counter() - began
-        check_finite("training loss", at.losses_S, at, run, checkpoint)
-        check_finite("sum of weights", sum_of_weights(model), at, run, checkpoint)
-        rate = learning_rate(at.epoch + (steps - 1) / steps, run)
-        entry = {"epoch": at.epoch + 1, "train_loss": mean_loss, "learning_rate": rate}
-        entry |= test_epoch()
-        for name, value in entry.items():
-            check_finite(name, torch.tensor([value]), at, run, checkpoint)
-            at.history.setdefault(name, []).append(value)
-        bar.set_postfix_str(", ".join(f"{name.replace('_', ' ')} {entry[name]:.4g}" for name in SHOWN if name in entry))
-        at.seconds.append(at.spent)
-        at.epoch, at.step, at.spent = at.epoch + 1, 0, 0.0
-        if checkpoint.due() or at.epoch == run.epochs:
-            checkpoint.save(at)
-    bar.close()
+            if stop.is_set() and at.epoch < run.epochs:
+                raise StoppedError(f"stopped after epoch {at.epoch} of {run.epochs}: run again to continue")
     seconds = sum(at.seconds)
     return at.history, {
         "train_loss": at.history["train_loss"][-1],
@@ -187,6 +203,26 @@ def new_optimizer(model: nn.Module, run: PretrainParameters | FinetuneParameters
         {"params": [p for p in model.parameters() if id(p) not in decayed], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, run.beta2), fused=True)
+
+
+@contextlib.contextmanager
+def stop_requested() -> Iterator[threading.Event]:
+    """An event that SIGINT sets, so that a step ends before the run stops; a second SIGINT interrupts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
+        yield stop
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def progress(total: int, initial: int, desc: str) -> tqdm:

@@ -7,7 +7,7 @@ import atexit
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,25 @@ from torch import Tensor, nn
 
 from mae_core import devices
 from mae_core.data.images import Split, load, to_unit
-from mae_core.errors import Explained, MissingDataError, OutputError, ParameterError
+from mae_core.errors import Explained, MissingDataError, OutputError, ParameterError, StoppedError
 from mae_core.evaluation import N_PICTURES, classification, flops, probes, reconstruction
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study import provenance, results
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters, check_data_dir
 from mae_core.study.tensors import load_tensors, save_tensors
 from mae_core.training import objective
-from mae_core.training.checkpoint import discard
+from mae_core.training.checkpoint import Position, discard
 from mae_core.training.loop import fit
 
+Watch = Callable[[Position, nn.Module, Split], None]
 N_NEIGHBOURS = 5  # nearest training images shown for each test image
 
 
-def pretrain(run: PretrainParameters) -> MaskedAutoencoder:
+def pretrain(run: PretrainParameters, watch: Watch | None = None) -> MaskedAutoencoder:
     """Pre-train a masked autoencoder and write its results to ``run.folder / "pretrain"``.
+
+    Args:
+        watch: called after every step with the progress, the model and the test images; see live.py.
 
     Raises:
         ParameterError: if the device is missing, or the folder has a checkpoint of other parameters.
@@ -41,7 +45,8 @@ def pretrain(run: PretrainParameters) -> MaskedAutoencoder:
         device = record.device
         train, test = load_both(run, device)
         model = new_model(MaskedAutoencoder, run, device)
-        record.history, record.metrics = fit(model, objective.reconstruction(run), train, run, record.folder, device)
+        task, watching = objective.reconstruction(run), bind(watch, model, test)
+        record.history, record.metrics = fit(model, task, train, run, record.folder, device, watch=watching)
         record.metrics |= reconstruction.reconstruction_metrics(model, test, run, device)
         record.metrics["flops_per_image"] = flops.of_pretraining(run)
         record.metrics["n_parameters"] = flops.count_parameters(run.model)
@@ -50,13 +55,17 @@ def pretrain(run: PretrainParameters) -> MaskedAutoencoder:
     return model
 
 
-def finetune(run: FinetuneParameters) -> Classifier:
+def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
     """Fine-tune the encoder with a linear head, and write the results to ``run.folder / "finetune"``.
+
+    Args:
+        watch: as for :func:`pretrain`.
 
     Raises:
         ParameterError: as :func:`pretrain`, or if the weights are those of a model of another shape.
         NotFiniteError: if training diverges.
     """
+    run = run.resolved()
     with recorded(run, "finetune") as record:
         device = record.device
         train, test = load_both(run, device)
@@ -73,7 +82,8 @@ def finetune(run: FinetuneParameters) -> Classifier:
                 "test_accuracy": classification.accuracy(scores_nC, test.labels_n),
             }
 
-        record.history, trained = fit(model, objective.CLASSIFICATION, train, run, record.folder, device, test_epoch)
+        task, watching = objective.CLASSIFICATION, bind(watch, model, test)
+        record.history, trained = fit(model, task, train, run, record.folder, device, test_epoch, watching)
         record.metrics |= trained
         record.metrics["last_epoch_accuracy"] = record.history["test_accuracy"][-1]
         record.metrics["best_epoch_accuracy"] = max(record.history["test_accuracy"])
@@ -88,6 +98,11 @@ def finetune(run: FinetuneParameters) -> Classifier:
             record.sheets["mistakes"] = [to_unit(test.images_nCHW[record.metrics["mistakes"]["images"]])]
         record.weights = model.state_dict()
     return model
+
+
+def bind(watch: Watch | None, model: nn.Module, test: Split) -> Callable[[Position], None]:
+    """``watch`` as the training loop calls it."""
+    return lambda at: watch(at, model, test) if watch else None
 
 
 def probe(encoder: Encoder, train: Split, test: Split, run: FinetuneParameters, record: "Record") -> None:
@@ -168,6 +183,7 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
         BusyError: if another process writes to the folder.
         DeviceMemoryError: if memory runs out.
         OutputError: if the folder cannot be written.
+        StoppedError: if the user interrupts it.
     """
     check_data_dir(run.dataset, run.data_dir)
     try:
@@ -192,6 +208,8 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
                 source = provenance.collect(run, record.device, unfinished / "weights.safetensors")
                 results.write_json(unfinished / "provenance.json", commit | source | wall)
                 results.write_json(unfinished / "metrics.json", record.metrics | wall)
+    except KeyboardInterrupt:
+        raise StoppedError("stopped: run again to start, or to continue from the last checkpoint") from None
     except OSError as error:
         if isinstance(error, Explained):
             raise

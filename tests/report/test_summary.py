@@ -6,6 +6,7 @@ from pathlib import Path
 import fake_study
 import pytest
 
+from mae_core.errors import ParameterError
 from mae_core.report import narrative, published, tables
 from mae_core.report.claims import claims, judge
 from mae_core.report.statistics import estimate
@@ -88,12 +89,25 @@ def test_what_was_not_run_is_said_and_not_filled_in():
 
 
 def test_nothing_run_is_a_report_too():
-    summary = Summary.read(ReportParameters(study="nothing"))
+    with pytest.raises(ParameterError, match=r"^outputs/nothing holds no results"):
+        Summary.read(ReportParameters(study="nothing"))
+    summary = Summary.read(ReportParameters(study="nothing", cases=list(fake_study.CASES), seeds=[0]))
     assert {claim.verdict for claim in claims(summary)} == {"not run"}
     texts = [f(summary) for f in (narrative.byline, narrative.abstract, narrative.model, narrative.discussion)]
     assert all("not" in text or "no" in text for text in texts)
     for rows in (tables.mask_token_rows, tables.sampling_rows, tables.cost_rows, tables.recipe_rows):
         assert rows(summary)
+
+
+def test_without_lists_a_report_shows_all_that_is_on_disk():
+    fake_study.write(seeds=(0, 4))
+    every = Summary.read(ReportParameters(study="fake"))
+    assert set(every.cases) == set(fake_study.CASES)
+    assert set(every.sweep) == set(fake_study.SWEEP)
+    assert every.seeds == [0, 4]
+    one = Summary.read(ReportParameters(study="fake", cases=["grid-75"]))
+    assert (list(one.all_cases), one.seeds) == (["grid-75"], [0, 4])
+    assert Summary.read(ReportParameters(study="fake", seeds=[4])).seeds == [4]
 
 
 def test_an_unfinished_seed_is_left_out():

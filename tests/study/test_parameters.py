@@ -57,7 +57,7 @@ def test_what_cannot_run_is_refused_by_name(values, message):
 
 
 @pytest.mark.parametrize(
-    "values", [{"cases": []}, {"cases": ["a", "a"]}, {"cases": ["../a"]}, {"seeds": ["0"]}, {"seeds": 0}, {"seeds": [True]}]
+    "values", [{"cases": ["a", "a"]}, {"cases": ["../a"]}, {"seeds": ["0"]}, {"seeds": 0}, {"seeds": [True]}]
 )
 def test_lists_are_checked_too(values):
     with pytest.raises(ParameterError, match=r"cases|seeds"):
@@ -83,6 +83,31 @@ def test_a_namespace_gives_what_its_parameter_cells_set():
     assert PretrainParameters.from_namespace(executed(own, injected, "x = print")) == PretrainParameters(seed=4, epochs=2)
     with pytest.raises(ParameterError, match="seeed is not a parameter of pretrain; did you mean seed"):
         PretrainParameters.from_namespace(executed(own, "seeed = 4", "x = print"))
+
+
+def test_a_failed_check_leaves_no_earlier_run():
+    namespace = executed("seed = 1", "x = print")
+    namespace["run"] = PretrainParameters.from_namespace(namespace)
+    namespace["In"] += ["sead = 2"]
+    exec("sead = 2", namespace)
+    with pytest.raises(ParameterError):
+        namespace["run"] = PretrainParameters.from_namespace(namespace)
+    assert "run" not in namespace
+
+
+def test_fine_tuning_takes_the_weights_that_are_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "shapes-2-batches-py").mkdir(parents=True)
+    alone = FinetuneParameters.from_namespace(executed("seed = 3"))
+    assert (alone.weights, alone.case) == ("", "scratch")
+    assert FinetuneParameters.from_namespace(executed("case = 'mine'")).case == "mine"
+    weights = tmp_path / "outputs" / "notebook" / "random-75" / "seed3" / "pretrain" / "weights.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    found = FinetuneParameters.from_namespace(executed("seed = 3"))
+    assert (found.weights, found.case) == (str(weights.relative_to(tmp_path)), "random-75")
+    without = FinetuneParameters.from_namespace(executed("seed = 3\nweights = ''"))
+    assert (without.weights, without.case) == ("", "scratch")
 
 
 def test_a_notebook_can_be_run_again_in_the_same_kernel():

@@ -1,9 +1,11 @@
 import math
+import signal
 
 import pytest
 import torch
+from tqdm import tqdm
 
-from mae_core.errors import NotFiniteError, ParameterError
+from mae_core.errors import NotFiniteError, ParameterError, StoppedError
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.results import read_json
@@ -43,6 +45,42 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, monkeypatch):
     with pytest.raises(NotFiniteError, match=r"step 1 of epoch 1 is nan at a learning rate of .*: lower base_lr; no"):
         pretrain(run)
     assert not (run.folder / "pretrain" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("when", ["in the first epoch", "after it", "in the last step"])
+def test_stop_saves_at_once_and_the_next_run_goes_on(tiny, when, capsys):
+    whole = PretrainParameters.check({**tiny, "case": "whole"})
+    pretrain(whole)
+    run = PretrainParameters.check({**tiny, "checkpoint_seconds": 1000.0})
+    last = 512 // run.batch_size
+
+    def press_stop(at, model, test):
+        here = {"in the first epoch": (0, 3), "after it": (1, 0), "in the last step": (1, last)}[when]
+        if (at.epoch, at.step) == here:
+            signal.raise_signal(signal.SIGINT)
+
+    if when == "in the last step":  # there is nothing left to stop
+        pretrain(run, watch=press_stop)
+    else:
+        with pytest.raises(StoppedError, match=r"^stopped (at step 3 of epoch 1|after epoch 1 of 2): run again to"):
+            pretrain(run, watch=press_stop)
+        assert "resumed" not in capsys.readouterr().out
+        pretrain(run)
+        assert f"resumed at step {4 if when == 'in the first epoch' else 1} of epoch" in capsys.readouterr().out
+    assert not list(tqdm._instances)  # a bar that stays open would push the next one to another line
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(run)[name])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_stop_pressed_twice_interrupts_at_once(tiny):
+    def press_twice(at, model, test):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("it went on")
+
+    with pytest.raises(StoppedError, match="run again"):
+        pretrain(PretrainParameters.check(tiny), watch=press_twice)
 
 
 def test_micro_batches_add_up_to_the_whole_batch(tiny):
