@@ -172,9 +172,34 @@ def normalize_patches(patches_BNP: Tensor) -> Tensor:
 
 def take(rows: Tensor, ids_BK: Tensor) -> Tensor:
     """Rows ``ids_BK`` of each image's x_BND, or of one x_ND for all images: (B, K, D)."""
-    if rows.dim() == 2 and rows.device.type == "cpu":
-        return F.embedding(ids_BK, rows)  # on a GPU its gradient may collide on the few rows: not tried
-    return rows.expand(len(ids_BK), -1, -1).gather(1, ids_BK[..., None].expand(-1, -1, rows.shape[-1]))
+    if rows.dim() == 2:
+        return F.embedding(ids_BK, rows) if rows.device.type == "cpu" else SharedRows.apply(rows, ids_BK)
+    return rows.gather(1, ids_BK[..., None].expand(-1, -1, rows.shape[-1]))
+
+
+class SharedRows(torch.autograd.Function):
+    """Rows of one x_ND that all images share, no row twice in an image, for a GPU (LOG.md has the counted bytes).
+
+    The gradient is gathered as well: additions scattered from all images at once would collide on the few rows.
+    """
+
+    @staticmethod
+    def forward(ctx, rows_ND: Tensor, ids_BK: Tensor) -> Tensor:
+        """The rows ``ids_BK``: (B, K, D)."""
+        ctx.save_for_backward(ids_BK)
+        ctx.n_rows = len(rows_ND)
+        return rows_ND[ids_BK]
+
+    @staticmethod
+    def backward(ctx, grad_BKD: Tensor) -> tuple[Tensor, None]:
+        """Each row's gradient, summed over the images in which it was taken."""
+        (ids_BK,) = ctx.saved_tensors
+        B, K, D = grad_BKD.shape
+        turn_K = torch.arange(K, device=ids_BK.device)
+        turn_BN = ids_BK.new_full((B, ctx.n_rows), K).scatter(1, ids_BK, turn_K.expand(B, -1))
+        if ctx.n_rows > K:  # a row of zeros for those that were not taken
+            grad_BKD = F.pad(grad_BKD, (0, 0, 0, 1))
+        return grad_BKD.gather(1, turn_BN[..., None].expand(-1, -1, D)).sum(0), None
 
 
 def initialize(module: nn.Module, skip: nn.Module | None = None) -> None:

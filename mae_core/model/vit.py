@@ -150,12 +150,17 @@ class ExplicitAttention(torch.autograd.Function):
         scale = k.shape[-1] ** -0.5
         grad = split_heads(grad_BQD, 1, ctx.heads)[0].flatten(0, 1)
         grad_scores = torch._softmax_backward_data(grad @ v.mT, weights, -1, weights.dtype)
-        grads = k.new_empty(3, *k.shape)
-        if q.shape != k.shape:
-            grads[0].zero_()
-        scaled_product(grad_scores, k, scale, out=grads[0][:, ctx.queries])
-        scaled_product(grad_scores.mT, q, scale, out=grads[1])
-        torch.bmm(weights.mT, grad, out=grads[2])
+        if torch.compiler.is_compiling():  # torch's compiler traces no product into a part of a tensor
+            grad_q = torch.zeros_like(k)
+            grad_q[:, ctx.queries] = scaled_product(grad_scores, k, scale)
+            grads = torch.stack([grad_q, scaled_product(grad_scores.mT, q, scale), weights.mT @ grad])
+        else:
+            grads = k.new_empty(3, *k.shape)
+            if q.shape != k.shape:
+                grads[0].zero_()
+            scaled_product(grad_scores, k, scale, out=grads[0][:, ctx.queries])
+            scaled_product(grad_scores.mT, q, scale, out=grads[1])
+            torch.bmm(weights.mT, grad, out=grads[2])
         return grads.unflatten(1, (-1, ctx.heads)).permute(1, 3, 0, 2, 4).flatten(2), None, None
 
 

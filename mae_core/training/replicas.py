@@ -34,6 +34,7 @@ class Replicas:
         self.copies = [copy.deepcopy(model).to(precision).train() for _ in range(n_workers)]
         self.pool = ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,))
         self.loss_of = loss_of
+        self.started = False
 
     def compute_gradients(self, images_BCHW: Tensor, drawn: Any, images_at_once: int) -> Tensor:
         """Set the model's gradients to those of the batch's mean loss, and return that loss.
@@ -62,11 +63,18 @@ class Replicas:
                 if total:
                     torch._foreach_add_(total, list(gradients))
                 else:
-                    total = [gradient.to(torch.float32, copy=True) for gradient in gradients]
+                    total = [torch.empty_like(gradient, dtype=torch.float32) for gradient in gradients]
+                    torch._foreach_copy_(total, list(gradients))
                 losses.append(loss.detach())
             return torch.stack(losses).sum(), total
 
-        done = [work(0)] if n_workers == 1 else list(self.pool.map(work, range(n_workers)))
+        if n_workers == 1:
+            done = [work(0)]
+        elif self.started:
+            done = list(self.pool.map(work, range(n_workers)))
+        else:  # at first one after the other: if the loss is compiled, the first worker does it for all
+            done = [self.pool.submit(work, worker).result() for worker in range(n_workers)]
+            self.started = True
         losses, (total, *others) = zip(*done, strict=True)
         for gradients in others:
             torch._foreach_add_(total, gradients)

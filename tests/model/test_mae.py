@@ -1,12 +1,13 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mae_core.evaluation.classification import class_attention
 from mae_core.evaluation.flops import count_parameters, of_classifier, of_pretraining
 from mae_core.evaluation.reconstruction import psnr, reconstruct
 from mae_core.model.config import ModelConfig
 from mae_core.model.exchange import from_transformers
-from mae_core.model.mae import Classifier, MaskedAutoencoder, masked_error, normalize_patches
+from mae_core.model.mae import Classifier, MaskedAutoencoder, SharedRows, masked_error, normalize_patches
 from mae_core.model.masking import Mask, mask_from_priority, sample_mask
 from mae_core.model.vit import patchify
 from mae_core.study.parameters import PretrainParameters
@@ -253,3 +254,15 @@ def test_every_weight_is_initialized_as_the_papers_code_does(variant):
         else:
             assert weight.std().item() == pytest.approx(0.02, rel=0.25), name
             assert weight.mean().abs() < 0.006, name
+
+
+@pytest.mark.parametrize("n_taken", [1, 6, 16])
+def test_a_gpus_way_to_take_positions_has_the_gradient_of_an_embedding(n_taken):
+    generator = torch.Generator().manual_seed(0)
+    rows_ND = torch.randn(16, 5, dtype=torch.float64, generator=generator).requires_grad_()
+    ids_BK = sample_mask("random", 0.5, 7, 4, generator).ids_shuffle_BN[:, :n_taken]
+    ours, theirs = SharedRows.apply(rows_ND, ids_BK), F.embedding(ids_BK, rows_ND)
+    weights_BKD = torch.randn(theirs.shape, dtype=torch.float64, generator=generator)
+    assert ours.equal(theirs)
+    gradients = (torch.autograd.grad(taken, rows_ND, weights_BKD)[0] for taken in (ours, theirs))
+    torch.testing.assert_close(*gradients)

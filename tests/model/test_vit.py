@@ -66,6 +66,21 @@ def test_the_written_out_gradient_of_explicit_attention_is_right(queries):
     assert torch.allclose(ExplicitAttention.apply(qkv_BTE, 2, queries), fused)
 
 
+@pytest.mark.parametrize("queries", [slice(None), slice(2, None), slice(1)])
+def test_explicit_attention_is_the_plain_formula_compiled_or_not(queries):
+    generator = torch.Generator().manual_seed(0)
+    qkv_BTE = torch.randn(3, 7, 3 * 16, generator=generator).requires_grad_()
+    q, k, v = split_heads(qkv_BTE, 3, 2)
+    plain = join_heads((q[:, :, queries] @ k.mT / 8**0.5).softmax(dim=-1) @ v)
+    weights_BQD = torch.randn(plain.shape, generator=generator)
+    expected = plain, torch.autograd.grad(plain, qkv_BTE, weights_BQD)[0]
+    compiled = torch.compile(lambda *words: ExplicitAttention.apply(*words), backend="aot_eager", fullgraph=True)
+    for attend in (ExplicitAttention.apply, compiled):
+        found = attend(qkv_BTE, 2, queries)
+        gradient = torch.autograd.grad(found, qkv_BTE, weights_BQD)[0]
+        torch.testing.assert_close((found, gradient), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.skipif(onednn_linear() is None, reason="this processor has no bfloat16")
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("added", [True, False])
