@@ -11,6 +11,11 @@ UNPACK = ROOT.parent / "shared" / "data" / "unpack_cifar10.py"
 TINY = {"width": 24, "depth": 1, "decoder_width": 24, "train_images": 512, "epochs": 2, "threads": 1}
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
 def pytest_collection_modifyitems(items):
     """Run the files with long tests first: two workers that share the files then finish at nearly the same time."""
     items.sort(

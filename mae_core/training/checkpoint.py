@@ -5,6 +5,8 @@ Tensors: ``model/...``, ``optimizer/<index>/...``, ``generator``, ``losses``, ``
 :class:`Position`, ``parameters``, ``made_of``, ``elapsed``. ``load_tensors(path)`` reads both.
 """
 
+import signal
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,18 @@ from mae_core.study.parameters import FREE, RunParameters
 from mae_core.study.tensors import load_tensors, save_tensors
 
 PLAIN = ("epoch", "step", "spent", "history", "seconds")  # of a position, all that is not a tensor
+
+
+ENDING = threading.Event()
+
+
+def end_at_checkpoint() -> None:
+    """From now on SIGTERM lets training save a checkpoint after the current step, and then ends the process (code 143).
+
+    Raises:
+        ValueError: outside the main thread.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: ENDING.set())
 
 
 @dataclass
@@ -65,11 +79,15 @@ class Checkpoint:
         self.saved_at = time.monotonic()
 
     def due(self) -> bool:
-        """Whether the last checkpoint is ``checkpoint_seconds`` old."""
-        return time.monotonic() - self.saved_at >= self.run.checkpoint_seconds
+        """Whether the last checkpoint is ``checkpoint_seconds`` old, or the process is to end."""
+        return ENDING.is_set() or time.monotonic() - self.saved_at >= self.run.checkpoint_seconds
 
     def save(self, at: Position) -> None:
-        """Write a new checkpoint; the newest one becomes the one before."""
+        """Write a new checkpoint; the newest one becomes the one before.
+
+        Raises:
+            SystemExit: after it, if the process is to end: see :func:`end_at_checkpoint`.
+        """
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
@@ -85,6 +103,8 @@ class Checkpoint:
             self.newest.replace(self.before)
         unfinished.replace(self.newest)
         self.saved_at = time.monotonic()
+        if ENDING.is_set():
+            raise SystemExit(128 + signal.SIGTERM)
 
     def restore(self, start: Position) -> Position:
         """Go back to the newest checkpoint that is whole and of this run; ``start`` if there is none.
