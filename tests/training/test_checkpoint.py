@@ -70,6 +70,25 @@ def outcome(run, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_sigterm_ends_it_at_a_checkpoint_if_asked_for(tiny, stage):
+    whole, cut = (parameters(stage, tiny, **{**WHOLE, **more}) for more in ({}, {"case": "cut"}))
+    STAGES[stage][1](whole)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        checkpoint.end_at_checkpoint()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(SystemExit, match="143"):
+            STAGES[stage][1](cut)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        checkpoint.ENDING.clear()
+    assert load_tensors(cut.folder / stage / "checkpoint.safetensors")[1]["step"] == 1
+    assert not (cut.folder / stage / "metrics.json").exists()
+    STAGES[stage][1](cut)
+    assert outcome(cut, stage) == outcome(whole, stage)
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_killed_ten_times_at_random_it_ends_with_the_same_bits(tiny, stage):
     whole, cut = (parameters(stage, tiny, epochs=12, **more) for more in (WHOLE, {"case": "cut"}))
     STAGES[stage][1](whole)
