@@ -35,7 +35,7 @@ from mae_core.study.study import STAGES, Study
 from mae_core.study.tensors import load_tensors
 
 ROOT = Path(__file__).parents[1]
-SHARES = {"tests": 0.1, "pretrain": 0.22, "finetune": 0.22}  # of the time; the study has what is left
+SHARES = {"tests": 0.08, "pretrain": 0.24, "finetune": 0.24}  # of the time; the study has what is left
 GRACE = 10.0  # seconds, at most, from SIGTERM to SIGKILL: the time to save a checkpoint
 SMALL = {
     "dataset": "shapes", "train_images": 256, "batch_size": 64, "patch_size": 4, "width": 24, "depth": 1, "heads": 2,
@@ -64,7 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
         parts += runs(words.study or "speedrun", folder, words.seconds, words.rehearse)
     except Explained as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    sys.exit(work(parts, folder, words.study or "all", words.seconds))
+    try:
+        sys.exit(work(parts, folder, words.study or "all", words.seconds))
+    except KeyboardInterrupt:
+        sys.exit("interrupted: give the same command again to continue")
 
 
 @dataclass(frozen=True)
@@ -150,8 +153,8 @@ def checks(folder: Path, seconds: float, rehearse: bool) -> list[Part]:
     marked = [str(path) for path in files if "mark.gpu" in path.read_text("utf-8")]  # others may need more packages
     commands = {"tests": ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *marked]}
     for task in [name for name in SHARES if name != "tests"]:
-        blocks = ["--blocks", "2", "--seconds", "0.05", "--tiny"] if rehearse else ["--blocks", "5", "--seconds", "1"]
-        limit = ["--limit", f"{0.9 * SHARES[task] * seconds:.0f}", "--out", str(folder)]
+        blocks = ["--blocks", "1", "--seconds", "0.05", "--tiny"] if rehearse else ["--blocks", "5", "--seconds", "1"]
+        limit = ["--limit", f"{0.8 * SHARES[task] * seconds:.0f}", "--out", str(folder)]
         commands[task] = ["-m", "benchmarks", "--tasks", task, *limit, *blocks]
     return [Part(name, words, SHARES[name] * seconds, folder) for name, words in commands.items()]
 

@@ -19,7 +19,9 @@ def pytest_runtest_setup(item):
 def pytest_collection_modifyitems(items):
     """Run the files with long tests first: two workers that share the files then finish at nearly the same time."""
     items.sort(
-        key=lambda item: item.path.stem not in ("test_notebooks", "test_reproduce", "test_survival", "test_workflow")
+        key=lambda item: (
+            item.path.stem not in ("test_gpu", "test_notebooks", "test_reproduce", "test_survival", "test_workflow")
+        )
     )
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -99,6 +100,21 @@ def test_every_operation_that_moves_data_is_counted():
     assert counted_bytes(lambda: numbers.view(2, 5).t(), False) == 0
     assert counted_bytes(lambda: numbers + 1, False) == 2 * 40
     assert counted_bytes(lambda: numbers.mul_(torch.ones(1).expand(10)), False) == 40 + 40 + 4 + 4  # also makes the one
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_the_bytes_of_compiled_kernels_are_counted(monkeypatch):
+    from torch._inductor import compile_fx, graph, metrics
+
+    monkeypatch.setattr(graph.GraphLowering, "count_bytes", graph.GraphLowering.count_bytes)  # restored afterwards
+    level = compile_fx.inductor_metrics_log.level
+    fused, numbers = torch.compile(lambda x: (x + 1).sin() * 2), torch.ones(1000)
+    try:
+        with torch._inductor.config.patch(force_disable_caches=True):
+            assert counted_bytes(lambda: fused(numbers), True) == 2 * 4000  # one kernel: read once, written once
+    finally:
+        compile_fx.inductor_metrics_log.setLevel(level)
+        metrics.reset()
 
 
 def test_against_the_clock_who_fails_or_is_late_is_left_out():

@@ -86,12 +86,15 @@ def test_a_study_that_is_not_there_is_told(project):
 
 def test_a_part_that_fails_or_hangs_is_told_and_the_next_one_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    sleep = "import time; time.sleep(60)"
+    child = (
+        f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {sleep!r}]); print(p.pid, flush=True); "
+    )
     stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('waiting', flush=True); "
     parts = [
         part("fails", "print('FAILED tests/a.py::b'); raise SystemExit('2 | 3 tests failed')"),
-        part("hangs", child, limit=1.0),
-        part("ignores SIGTERM", stubborn + "import time; time.sleep(60)", limit=2.0),
+        part("hangs", child + "p.wait()", limit=1.0),
+        part("ignores SIGTERM", stubborn + sleep, limit=2.0),
         part("works", "import json; print(sorted(json.load(open('parts.json')))); print('4 passed')"),
         part("too long", "print('never')", limit=1e6),
     ]
@@ -101,7 +104,9 @@ def test_a_part_that_fails_or_hangs_is_told_and_the_next_one_runs(tmp_path, monk
     found = {name: (entry["state"], entry["result"]) for name, entry in parts_json().items()}
     assert found["fails"] == ("failed", "FAILED tests/a.py::b; 2 | 3 tests failed")
     assert found["hangs"][0] == "failed"
-    assert found["hangs"][1].startswith("its 1 s ran out")
+    told, pid = found["hangs"][1].rsplit(": ", 1)
+    assert told == "its 1 s ran out"
+    assert not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
     assert found["ignores SIGTERM"] == ("failed", "its 2 s ran out: waiting")
     assert found["works"] == ("done", "4 passed")
     assert "too long" not in found
