@@ -113,7 +113,7 @@ def counted_bytes(step: Callable[[], object], compiled: bool) -> int:
                 return count(lowering)
             return 0, [], []
 
-        graph.GraphLowering.count_bytes = attempt  # type: ignore[method-assign]
+        graph.GraphLowering.count_bytes = attempt  # type: ignore[method-assign, assignment]
         compile_fx.inductor_metrics_log.setLevel(logging.INFO)  # otherwise the compiler does not count
         metrics.reset()
     step()
