@@ -7,6 +7,8 @@
 # make recover STUDY=laptop    after a kill -9: end leftover processes so that the next `make report` can start
 # make soak                inject kills, damage and full disks for ten minutes; report what was lost
 # make bench               measure speed against transformers, lightly and the machine's limits
+# make gpu                 use a borrowed GPU for SECONDS=550: its tests, the race, the study speedrun; again: continue
+# make gpu STUDY=paper     train as many runs of one study as fit; REHEARSE=1: tiny, on the CPU; needs no environment
 # make lint                run ruff and mypy
 # make lab                 start JupyterLab
 # make env                 only create the environment, in .venv/
@@ -17,13 +19,14 @@ PYTHON ?= python3
 STUDY  ?= smoke
 VENV   ?= .venv
 TORCH  ?=
+SECONDS ?= 550
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEV    := $(VENV)/.ready-dev
 
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: report sweep seeds test recover soak bench lint lab env help
+.PHONY: report sweep seeds test recover soak bench gpu lint lab env help
 report: $(READY)
 	snakemake $(if $(AGAIN),--forceall) --configfile params/$(STUDY).yaml
 	@echo "report: report/$(STUDY)/index.html and report/$(STUDY)/report.pdf"
@@ -43,6 +46,11 @@ soak: $(DEV)
 
 bench: $(DEV)
 	python -m benchmarks
+
+# A borrowed machine may have torch, but neither this environment nor a network to install it.
+gpu:
+	$(if $(wildcard $(BIN)/python),python,$(PYTHON)) -m benchmarks.gpu --seconds $(SECONDS) \
+	  $(if $(filter file,$(origin STUDY)),,--study $(STUDY)) $(if $(REHEARSE),--rehearse)
 
 lint: $(DEV)
 	ruff check .

@@ -4,7 +4,7 @@ All contestants use uint8 images in memory, random batch indices, and the same w
 Ours runs the training steps of the notebooks. A peer runs a minimal loop around its own model and loss, with a fused
 optimizer step and otherwise default settings; it has no data loader and no augmentation, whereas ours crops and flips.
 A tuned peer also uses those of our settings that take a line or two: see :func:`tune`. lightly has no classifier of its
-own; it fine-tunes timm's.
+own; it fine-tunes timm's, which also takes part under its own name where lightly is not installed.
 
 Shapes: B batch, C = 3 colours, H = W pixels.
 """
@@ -54,7 +54,7 @@ class Shape:
 class Contestant:
     """An implementation, its task and its settings."""
 
-    name: str  # ours, transformers, lightly
+    name: str  # ours, transformers, lightly, timm
     task: str  # pretrain, mask tokens, finetune, evaluate, epoch, steps alone
     precision: str  # float32, bfloat16
     compiled: bool
@@ -62,10 +62,12 @@ class Contestant:
     threads: int = 0
     device: str = "auto"
     tuned: bool = False  # a peer, after :func:`tune`
+    graphs: bool = False  # compiled, and recorded as CUDA graphs
 
     @property
     def label(self) -> str:
-        return f"{self.name}, {self.precision}{', compiled' * self.compiled}{', tuned' * self.tuned}"
+        compiled = ", compiled" * self.compiled + " with graphs" * self.graphs
+        return f"{self.name}, {self.precision}{compiled}{', tuned' * self.tuned}"
 
 
 def build(contestant: Contestant) -> Callable[[], object]:
@@ -92,8 +94,9 @@ def parameters(contestant: Contestant) -> Any:
     more = {"decoder_width": shape["width"], "decoder_heads": shape["heads"], "augment": "crop-flip"}
     if contestant.task == "mask tokens":
         more["mask_tokens_in_encoder"] = True
+    compile = "graphs" if contestant.graphs else "on" if contestant.compiled else "off"
     return of_size(kind, shape.pop("image_size"))(
-        **shape, **more, precision=contestant.precision, compile="on" if contestant.compiled else "off",
+        **shape, **more, precision=contestant.precision, compile=compile,
         threads=contestant.threads, device=contestant.device,
     )  # fmt: skip
 
@@ -139,7 +142,9 @@ def peer(contestant: Contestant, data: Split, device: torch.device) -> Callable[
     model = MODELS[contestant.name, "pretrain" if task == "pretrain" else "classify"](shape).to(device)
     if contestant.tuned:
         tune(model, contestant)
-    forward = torch.compile(model) if contestant.compiled else model
+    forward: Callable = model
+    if contestant.compiled:
+        forward = torch.compile(model, mode="reduce-overhead" if contestant.graphs else None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     if contestant.precision == "float32":
         autocast: Callable = contextlib.nullcontext
@@ -266,4 +271,5 @@ MODELS: dict[tuple[str, str], Callable[[Shape], nn.Module]] = {
     ("transformers", "classify"): TransformersClassifier,
     ("lightly", "pretrain"): LightlyMAE,
     ("lightly", "classify"): lambda shape: timm_vit(shape, 10),  # lightly fine-tunes timm's transformer
+    ("timm", "classify"): lambda shape: timm_vit(shape, 10),
 }

@@ -4,8 +4,10 @@ Each therefore has its own allocator, threads, compiled code and peak memory, an
 lasts longer than a round affects all of them.
 """
 
+import contextlib
 import ctypes
 import gc
+import logging
 import multiprocessing
 import os
 import statistics
@@ -18,6 +20,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks import limits
 from benchmarks.contestants import EPOCH_STEPS, Contestant, build
@@ -37,6 +41,8 @@ class Timing:
         rates: units per second, one for each block.
         first_seconds: duration of the first step, which compiles, warms up and fills caches; not in the rates.
         peak_bytes: peak memory of its process in bytes (on CUDA: of the device).
+        step_bytes: bytes that a step reads and writes, see :func:`counted_bytes`; 0 if they were not counted.
+        error: why it was left out; empty if it was timed.
     """
 
     who: Contestant | str
@@ -44,6 +50,12 @@ class Timing:
     rates: list[float] = field(default_factory=list)
     first_seconds: float = 0.0
     peak_bytes: int = 0
+    step_bytes: int = 0
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.who if isinstance(self.who, str) else self.who.label
 
     @property
     def median(self) -> float:
@@ -60,35 +72,88 @@ def synchronize() -> None:
 def release() -> None:
     """Return the allocator's free memory to the system: waiting contestants should not hold it."""
     gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # GNU C library only
     if trim:
         trim(0)
 
 
-def serve(who: Contestant | str, seconds: float, connection: Connection) -> None:
+class Traffic(TorchDispatchMode):
+    """Counts the bytes that eager operations read and write: each of their tensors once, views not at all."""
+
+    total = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        found = operation(*args, **(kwargs or {}))
+        if not any(given.alias_info and not given.alias_info.is_write for given in operation._schema.returns):
+            tensors = [t for t in tree_leaves((args, kwargs, found)) if isinstance(t, torch.Tensor)]
+            self.total += sum(min(t.numel() * t.itemsize, t.untyped_storage().nbytes()) for t in tensors)
+        return found
+
+
+def counted_bytes(step: Callable[[], object], compiled: bool) -> int:
+    """Run one step and return the bytes that it reads and writes, whatever a cache may spare.
+
+    Args:
+        compiled: this is the first step of a compiled model; torch's compiler counts what its kernels read and write, and
+            the optimizer's step and what else is not compiled is left out.
+    """
+    if not compiled:
+        with Traffic() as traffic:
+            step()
+        return traffic.total
+    metrics: Any = None
+    with contextlib.suppress(Exception):  # private names: if they change, nothing is counted, and the race goes on
+        from torch._inductor import compile_fx, graph, metrics
+
+        count = graph.GraphLowering.count_bytes
+
+        def attempt(lowering: graph.GraphLowering) -> Any:
+            with contextlib.suppress(Exception):
+                return count(lowering)
+            return 0, [], []
+
+        graph.GraphLowering.count_bytes = attempt  # type: ignore[method-assign, assignment]
+        compile_fx.inductor_metrics_log.setLevel(logging.INFO)  # otherwise the compiler does not count
+        metrics.reset()
+    step()
+    return int(getattr(metrics, "num_bytes_accessed", 0))
+
+
+def serve(who: Contestant | str, seconds: float, counted: bool, connection: Connection) -> None:
     """Run a contestant's process: build it, run a first step, then one block of steps per request."""
     warnings.filterwarnings("ignore")
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a pool of compile workers would stay and hold memory
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a pool of compile workers would stay and hold memory
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
     try:
-        began = time.perf_counter()
+        began, step_bytes = time.perf_counter(), 0
         if isinstance(who, str):
             step, per_step, device = limits.LIMITS[who].build(), limits.LIMITS[who].per_step, devices.choose_device()
         else:
             step, per_step, device = build(who), who.shape.batch_size, devices.choose_device(who.device)
             per_step *= EPOCH_STEPS if who.task == "epoch" else 1
-        step()
+        if counted and isinstance(who, Contestant):
+            step_bytes = counted_bytes(step, who.compiled)
+        else:
+            step()
         synchronize()
-        first = time.perf_counter()
-        step()
+        first_seconds = time.perf_counter() - began
+        for _ in range(2 * getattr(who, "graphs", False)):  # CUDA graphs are recorded in the second step
+            step()
         synchronize()
-        n_steps = max(1, round(seconds / (time.perf_counter() - first)))
         release()
-        connection.send(first - began)
+        connection.send((first_seconds, step_bytes))
+        n_steps = 0
         while connection.recv():
             step()  # not timed: it allocates the released memory again
             synchronize()
             began = time.perf_counter()
+            if not n_steps:
+                step()
+                synchronize()
+                n_steps = max(1, round(seconds / (time.perf_counter() - began)))
+                began = time.perf_counter()
             for _ in range(n_steps):
                 step()
             synchronize()  # wait for the GPU once per block, not after every step
@@ -97,11 +162,16 @@ def serve(who: Contestant | str, seconds: float, connection: Connection) -> None
             connection.send(rate)
         connection.send(devices.peak_memory(device))
     except Exception as error:
-        connection.send(error)
+        connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
 def take_turns(
-    whos: list[Contestant | str], blocks: int, seconds: float, tell: Callable[[str], None] = print
+    whos: list[Contestant | str],
+    blocks: int,
+    seconds: float,
+    tell: Callable[[str], None] = print,
+    until: float | None = None,
+    at_once: int = 1,
 ) -> list[Timing]:
     """Time all contestants in turns, in one run.
 
@@ -110,43 +180,68 @@ def take_turns(
         blocks: number of timed blocks per contestant; every second round runs in reverse order.
         seconds: approximate length of a block in seconds; a block has at least one step.
         tell: receives lines of progress.
+        until: when to end, in seconds of ``time.monotonic``. Who fails, or is not ready after 65 % of the time, is then
+            left out with an ``error``, the last rounds may be missing, and the bytes of a step are counted.
+        at_once: number of contestants that start side by side.
 
     Raises:
-        RuntimeError: if a contestant fails; the message names it.
+        RuntimeError: if a contestant fails and ``until`` is not given; the message names it.
     """
     timings: list[Timing] = []
     connections: list[Connection] = []
     children: list[Any] = []
+    began = time.monotonic()
 
-    def ask(index: int, word: object) -> Any:
-        if word is not None:
-            connections[index].send(word)
+    def ask(index: int, word: object, end: float | None) -> Any:
+        timing, connection = timings[index], connections[index]
+        if timing.error:
+            return None
         try:
-            answer = connections[index].recv()
-        except EOFError:
+            if word is not None:
+                connection.send(word)
+            if end is not None and not connection.poll(max(0.0, end - time.monotonic())):
+                raise RuntimeError("it was not ready in time")
+            answer = connection.recv()
+        except (EOFError, BrokenPipeError):
             answer = RuntimeError("its process ended, possibly out of memory")
-        if isinstance(answer, Exception):
+        except RuntimeError as error:
+            answer = error
+        if not isinstance(answer, Exception):
+            return answer
+        if until is None:
             raise RuntimeError(f"{whos[index]} failed: {answer}")
-        return answer
+        timing.error = str(answer).strip().split("\n")[0]
+        tell(f"{timing.name} is left out: {timing.error}")
+        children[index].kill()
+        return None
 
     try:
-        for index, who in enumerate(whos):
-            here, there = processes.Pipe()
-            child = processes.Process(target=serve, args=(who, seconds, there), daemon=True)
-            child.start()
-            there.close()  # so that ``recv`` notices when the process ends
-            connections.append(here)
-            children.append(child)
-            unit = limits.LIMITS[who].unit if isinstance(who, str) else "images"
-            timings.append(Timing(who, unit, first_seconds=ask(index, None)))
-            tell(f"{who if isinstance(who, str) else who.label}: first step after {timings[-1].first_seconds:.1f} s")
+        for start in range(0, len(whos), at_once):
+            for who in whos[start : start + at_once]:
+                here, there = processes.Pipe()
+                words = (who, seconds, until is not None, there)
+                child = processes.Process(target=serve, args=words, daemon=True)
+                child.start()
+                there.close()  # so that ``recv`` notices when the process ends
+                connections.append(here)
+                children.append(child)
+                timings.append(Timing(who, limits.LIMITS[who].unit if isinstance(who, str) else "images"))
+            for index in range(start, len(timings)):
+                answer = ask(index, None, until and began + 0.65 * (until - began))
+                if answer:
+                    timings[index].first_seconds, timings[index].step_bytes = answer
+                    tell(f"{timings[index].name}: first step after {timings[index].first_seconds:.1f} s")
+        round_began = time.monotonic()
         for block in range(blocks):
+            if until and block and time.monotonic() + (time.monotonic() - round_began) / block > until:
+                break
             order = list(range(len(whos)))
             for index in order if block % 2 == 0 else order[::-1]:
-                timings[index].rates.append(ask(index, True))
+                rate = ask(index, True, until)
+                timings[index].rates += [rate] if rate else []
             tell(f"block {block + 1} of {blocks}")
         for index, timing in enumerate(timings):
-            timing.peak_bytes = ask(index, False)
+            timing.peak_bytes = ask(index, False, until and until + 5) or 0
     finally:
         for child in children:
             child.kill()

@@ -52,6 +52,11 @@ def share(timing: dict[str, Any], part: dict[str, Any]) -> float:
     return timing["flops_per_image"] * timing["median"] / limit(part, f"{timing['precision']} matrix product")
 
 
+def copy_share(timing: dict[str, Any], part: dict[str, Any]) -> float:
+    """The bytes that the model reads and writes a second, as a share of the machine's rate of copying."""
+    return timing["bytes_per_image"] * timing["median"] / limit(part, "memory copy")
+
+
 def spread(timing: dict[str, Any]) -> str:
     return f"{min(timing['rates']):,.1f} – {max(timing['rates']):,.1f}"
 
@@ -67,19 +72,32 @@ def comparison(part: dict[str, Any]) -> list[str]:
     own = max((timing for timing in racers(part) if timing["name"] == "ours"), key=lambda timing: timing["median"])
     ours = own["median"]
     batch = racers(part)[0]["shape"]["batch_size"]
+    counted = any("bytes_per_image" in timing for timing in racers(part))
+    of_copy = " of copying |" * counted
     rows = [
-        "| | images/s | least – most | s a step | ours ÷ it | block by block | of the limit | peak memory | first step |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | images/s | least – most | s a step | ours ÷ it | block by block "
+        f"| of the limit |{of_copy} peak memory | first step |",
+        "|---|---|---|---|---|---|---|---|---|" + "---|" * counted,
     ]
     for timing in sorted(racers(part), key=lambda timing: -timing["median"]):
         cells = [timing["label"], f"{timing['median']:,.1f}", spread(timing), f"{batch / timing['median']:.2f}"]
         cells += [f"{ours / timing['median']:.2f}", block_by_block(own, timing), f"{share(timing, part):.0%}"]
+        if counted:
+            cells.append(f"{copy_share(timing, part):.0%}" if "bytes_per_image" in timing else "–")
         cells += [f"{timing['peak_bytes'] / 2**30:.1f} GiB", f"{timing['first_seconds']:.0f} s"]
         rows.append(f"| {' | '.join(cells)} |")
     precise = [t["median"] for t in racers(part) if (t["name"], t["precision"]) == ("transformers", "float32")]
     peers = [timing["median"] for timing in racers(part) if timing["name"] != "ours"]
-    told = f"Ours is {ours / max(peers):.2f} times as fast as the best peer, {ours / precise[0]:.2f} times as transformers "
-    return [*rows, "", f"{told}in float32 as it comes (eager). {limits_sentence(part)}"]
+    told = [f"{ours / max(peers):.2f} times as fast as the best peer"] if peers else []
+    told += [f"{ours / precise[0]:.2f} times as transformers in float32 as it comes (eager)"] if precise else []
+    sentences = [f"Ours is {', '.join(told)}."] if told else []
+    if counted:
+        sentences.append(
+            "The share of copying counts what the compiler's kernels, or the eager operations, read and write, "
+            "whatever a cache may spare."
+        )
+    sentences += [f"Left out: {name} ({why})." for name, why in part.get("left_out", {}).items()]
+    return [*rows, "", " ".join([*sentences, limits_sentence(part)])]
 
 
 def overview(content: dict[str, Any]) -> list[str]:
@@ -93,13 +111,28 @@ def overview(content: dict[str, Any]) -> list[str]:
             part = content["parts"][task]
             fastest = sorted(racers(part), key=lambda timing: -timing["median"])
             own = next(timing for timing in fastest if timing["name"] == "ours")
-            peer = next(timing for timing in fastest if timing["name"] != "ours")
-            precise = next(timing for timing in fastest if timing["label"] == "transformers, float32")
+            peer = next((timing for timing in fastest if timing["name"] != "ours"), None)
+            precise = next((timing for timing in fastest if timing["label"] == "transformers, float32"), None)
             cells = [title.split(" (")[0].lower(), f"{own['median']:,.1f} ({mode(own)})", f"{share(own, part):.0%}"]
-            cells += [f"{peer['median']:,.1f} ({peer['label']})", f"{own['median'] / peer['median']:.2f}"]
-            cells += [f"{precise['median']:,.1f}", f"{own['median'] / precise['median']:.2f}"]
+            for other, label in ((peer, f" ({peer['label']})" if peer else ""), (precise, "")):
+                if other:
+                    cells += [f"{other['median']:,.1f}{label}", f"{own['median'] / other['median']:.2f}"]
+                else:
+                    cells += ["–"] * 2
             rows.append(f"| {' | '.join(cells)} |")
     return rows
+
+
+def in_a_line(part: dict[str, Any]) -> str:
+    """Ours in its fastest mode: rate, shares of the limits, memory, and how many times the fastest peer."""
+    fastest = sorted(racers(part), key=lambda timing: -timing["median"])
+    own = next(timing for timing in fastest if timing["name"] == "ours")
+    cells = [f"{own['median']:,.0f} images/s ({mode(own)})", f"{share(own, part):.0%} of the matrix limit"]
+    cells += [f"{copy_share(own, part):.0%} of copying"] if "bytes_per_image" in own else []
+    cells.append(f"{own['peak_bytes'] / 2**30:.1f} GiB")
+    peers = [timing for timing in fastest if timing["name"] != "ours"]
+    cells += [f"{own['median'] / peers[0]['median']:.2f} times {peers[0]['label']}"] if peers else []
+    return ", ".join(cells)
 
 
 def mode(timing: dict[str, Any]) -> str:
@@ -111,7 +144,11 @@ def limits_sentence(part: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     products = {timing["limit"]: timing["median"] for timing in part["timings"] if "matrix" in timing.get("limit", "")}
     rates = " and ".join(f"{rate / 1e9:,.0f} in {name.split()[0]}" for name, rate in products.items())
-    without = "" if len(products) > 1 else " bfloat16 did not take part: `precision: auto` does not take it here."
+    without = (
+        ""
+        if "bfloat16 matrix product" in products
+        else " bfloat16 did not take part: `precision: auto` does not take it here."
+    )
     processor = f" ({about['processor']})" if about.get("processor") else ""
     length = f" of about {part['seconds']:g} s, one step at least" if "seconds" in part else ""
     return (

@@ -11,6 +11,7 @@ from mae_core.errors import Explained
 
 EPILOG = """examples:
   mae-core parameters params/paper.yaml block-50 0 pretrain > run.yaml
+  mae-core train params/paper.yaml block-50 0 pretrain
   mae-core render outputs/laptop my-report
   mae-core reproduce outputs/laptop/random-75/seed0/pretrain/provenance.json
   mae-core recover params/laptop.yaml
@@ -25,6 +26,19 @@ def parameters(words: argparse.Namespace) -> int:
 
     run = Study.read(words.file).run(words.case, words.seed, words.stage)
     print(yaml.safe_dump(run.flat(), sort_keys=False), end="")
+    return 0
+
+
+def train(words: argparse.Namespace) -> int:
+    """Train one run of a study without its notebook, or continue it from its last checkpoint.
+
+    The results are the same files in the same place. Ctrl-C and SIGTERM end the training at a checkpoint.
+    """
+    from mae_core.study.study import Study
+    from mae_core.training import runs
+
+    run = Study.read(words.file).run(words.case, words.seed, words.stage)
+    getattr(runs, words.stage)(run)
     return 0
 
 
@@ -64,13 +78,15 @@ def schema(words: argparse.Namespace) -> int:
     return 0
 
 
+ONE_RUN: dict[str, dict] = {
+    "file": {"help": "a study file, such as params/paper.yaml"},
+    "case": {"help": "one of its cases, such as random-75"},
+    "seed": {"help": "one of its seeds, such as 0", "type": int},
+    "stage": {"help": "pretrain or finetune", "choices": ["pretrain", "finetune"]},
+}
 COMMANDS: dict[Callable[[argparse.Namespace], int], dict[str, dict]] = {
-    parameters: {
-        "file": {"help": "a study file, such as params/paper.yaml"},
-        "case": {"help": "one of its cases, such as random-75"},
-        "seed": {"help": "one of its seeds, such as 0", "type": int},
-        "stage": {"help": "pretrain or finetune", "choices": ["pretrain", "finetune"]},
-    },
+    parameters: ONE_RUN,
+    train: ONE_RUN,
     render: {
         "results": {"help": "outputs/<study>, or outputs/<study>/report.ipynb", "type": Path},
         "folder": {"help": "folder for index.html and report.pdf, such as report/<study>", "type": Path},

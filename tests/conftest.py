@@ -13,6 +13,7 @@ TINY = {"width": 24, "depth": 1, "decoder_width": 24, "train_images": 512, "epoc
 
 LONGEST = [
     "workflow",
+    "gpu",
     "notebooks",
     "checkpoint",
     "survival",
@@ -29,6 +30,11 @@ def pytest_collection_modifyitems(items):
     """Run the longest files first, so that two workers that share the files finish at nearly the same time."""
     places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import io
 import re
+import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import summary
 from benchmarks.__main__ import COMPARED, MORE, PEERS, TINY, contestants, machine_name, main, training_flops
 from benchmarks.contestants import EPOCH_STEPS, Contestant, Shape, build
-from benchmarks.measure import take_turns
+from benchmarks.measure import counted_bytes, take_turns
 from mae_core import devices
 from mae_core.study.results import read_json
 
@@ -68,6 +70,55 @@ def test_peers_with_settings_of_ours_stand_in_a_table_of_their_own(content):
     assert f"| evaluation | 50.0 | – | – | – | {lightly} |" in text
     assert "All bfloat16, not compiled. A processor" in text
     assert "Median of 1 blocks of about 4 s, one step at least" in text
+
+
+def test_against_the_clock_there_need_be_no_float32_and_the_share_of_copying_is_told(content):
+    part = content["parts"]["pretrain"]
+    part["timings"] = [t for t in part["timings"] if t.get("name") != "transformers"]
+    for timing in part["timings"][3:]:
+        timing["bytes_per_image"] = 1e8
+    part["left_out"] = {"transformers, bfloat16": "it was not ready in time"}
+    text = summary.markdown(content)
+    assert "| pre-training | 50.0 (bfloat16) | 50% | 25.0 (lightly, bfloat16) | 2.00 | – | – |" in text
+    assert "| of the limit | of copying | peak memory |" in text
+    assert "| 50% | 50% | 1.0 GiB |" in text
+    assert "| 25% | 25% | 1.0 GiB |" in text
+    assert "Left out: transformers, bfloat16 (it was not ready in time)." in text
+    assert summary.in_a_line(part) == (
+        "50 images/s (bfloat16), 50% of the matrix limit, 50% of copying, 1.0 GiB, 2.00 times lightly, bfloat16"
+    )
+    part["timings"] = part["timings"][:-1]
+    assert "| pre-training | 50.0 (bfloat16) | 50% | – | – | – | – |" in summary.markdown(content)
+
+
+def test_every_operation_that_moves_data_is_counted():
+    numbers = torch.ones(10)
+    assert counted_bytes(lambda: numbers.view(2, 5).t(), False) == 0
+    assert counted_bytes(lambda: numbers + 1, False) == 2 * 40
+    assert counted_bytes(lambda: numbers.mul_(torch.ones(1).expand(10)), False) == 40 + 40 + 4 + 4  # also makes the one
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_the_bytes_of_compiled_kernels_are_counted(monkeypatch):
+    from torch._inductor import compile_fx, graph, metrics
+
+    monkeypatch.setattr(graph.GraphLowering, "count_bytes", graph.GraphLowering.count_bytes)  # restored afterwards
+    level = compile_fx.inductor_metrics_log.level
+    new = time.time()  # a constant that no cache knows
+    fused, numbers = torch.compile(lambda x: (x + 1).sin() * new), torch.ones(1000)
+    try:
+        assert counted_bytes(lambda: fused(numbers), True) == 2 * 4000  # one kernel: read once, written once
+    finally:
+        compile_fx.inductor_metrics_log.setLevel(level)
+        metrics.reset()
+
+
+def test_against_the_clock_who_fails_or_is_late_is_left_out():
+    whos = [Contestant("nobody", "pretrain", "float32", False)]
+    (nobody,) = take_turns(whos, 2, 0.05, until=time.monotonic() + 120)
+    assert (nobody.rates, nobody.error) == ([], "KeyError: ('nobody', 'pretrain')")
+    (late,) = take_turns(["memory copy"], 2, 0.05, until=time.monotonic() + 0.1)
+    assert late.error == "it was not ready in time"
 
 
 @pytest.mark.parametrize("name", ["ours", *PEERS])

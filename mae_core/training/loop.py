@@ -61,7 +61,7 @@ def fit(
     Raises:
         NotFiniteError: if the loss or the weights are not finite; names step, learning rate and last good checkpoint.
         DeviceMemoryError: if memory runs out; suggests a smaller ``micro_batch``.
-        StoppedError: on SIGINT (Stop in JupyterLab, Ctrl-C), after the current step and a checkpoint.
+        StoppedError: on SIGINT (Stop in JupyterLab, Ctrl-C) or SIGTERM, after the current step and a checkpoint.
     """
     steps = len(train) // run.batch_size
     if not steps:
@@ -207,22 +207,23 @@ def new_optimizer(model: nn.Module, run: PretrainParameters | FinetuneParameters
 
 @contextlib.contextmanager
 def stop_requested() -> Iterator[threading.Event]:
-    """An event that SIGINT sets, so that a step ends before the run stops; a second SIGINT interrupts at once."""
+    """An event that SIGINT and SIGTERM set, so that a step ends before the run stops; a second SIGINT interrupts it."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield stop
         return
 
     def ask(number: int, frame: Any) -> None:
-        if stop.is_set():
+        if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def progress(total: int, initial: int, desc: str) -> tqdm:

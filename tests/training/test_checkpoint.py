@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mae_core.errors import NotFiniteError, ParameterError
+from mae_core.errors import NotFiniteError, ParameterError, StoppedError
 from mae_core.study import provenance, results
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.tensors import load_tensors, save_tensors
@@ -67,6 +67,18 @@ def outcome(run, stage):
     folder = run.folder / stage
     tensors, _ = load_tensors(folder / "weights.safetensors")
     return {name: t.numpy().tobytes() for name, t in tensors.items()}, (folder / "history.json").read_bytes()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_sigterm_ends_it_at_a_checkpoint(tiny, stage):
+    whole, cut = (parameters(stage, tiny, **{**WHOLE, **more}) for more in ({}, {"case": "cut"}))
+    STAGES[stage][1](whole)
+    with pytest.raises(StoppedError, match="stopped at step 1 of epoch 1"):
+        STAGES[stage][1](cut, watch=lambda at, model, test: os.kill(os.getpid(), signal.SIGTERM))
+    assert load_tensors(cut.folder / stage / "checkpoint.safetensors")[1]["step"] == 1
+    assert not (cut.folder / stage / "metrics.json").exists()
+    STAGES[stage][1](cut)
+    assert outcome(cut, stage) == outcome(whole, stage)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -13,8 +13,6 @@ from mae_core.training.loop import compile_loss
 from mae_core.training.replicas import Replicas
 from mae_core.training.runs import pretrain
 
-NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
 CONFIG = ModelConfig(patch_size=4, width=32, depth=2, heads=2, decoder_width=32, decoder_depth=2, decoder_heads=2)
 
 
@@ -112,7 +110,7 @@ def test_a_compiled_run_has_the_same_curve(tiny):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_gradients_are_the_same_with_cuda_graphs(device):
     layer = torch.nn.Linear(3 * 32 * 32, 5).to(device)
     images_BCHW, numbers_B5 = batch()[0].to(device), torch.arange(24 * 5.0, device=device).view(24, 5)

@@ -99,7 +99,7 @@ def test_a_missing_device_is_refused(tiny):
         pretrain(PretrainParameters.check({**tiny, "device": missing}))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 def test_it_trains_on_a_gpu(tiny):
     for case, device in (("cpu", "cpu"), ("gpu", "cuda")):
         pretrain(PretrainParameters.check({**tiny, "case": case, "device": device, "precision": "float32", "epochs": 8}))
