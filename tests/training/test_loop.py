@@ -131,6 +131,32 @@ def test_the_history_has_the_means_of_epochs_and_what_was_measured_after_them(fi
     assert metrics["peak_memory_bytes"] > 0
 
 
+@pytest.mark.parametrize("stops_at", [2, 4, 7])
+def test_an_interrupted_run_goes_on_with_the_same_images_at_the_same_rates(fit_idly, stops_at):
+    def stop(model, taken):
+        first.append(taken[-1])
+        if len(taken) > stops_at:
+            raise KeyboardInterrupt
+
+    whole, first = fit_idly(folder="whole")[0], []
+    with pytest.raises(KeyboardInterrupt):
+        fit_idly(stop, checkpoint_seconds=0.0)
+    assert first[:stops_at] + fit_idly()[0] == whole
+
+
+@pytest.mark.parametrize(
+    ("checkpoint_seconds", "moments"),
+    [(0.0, [divmod(step, 4) for step in range(1, 13)]), (1000.0, [(3, 0)])],
+)
+def test_a_checkpoint_is_saved_after_each_step_if_due_and_at_the_end(
+    fit_idly, monkeypatch, checkpoint_seconds, moments
+):
+    saved = []
+    monkeypatch.setattr(Checkpoint, "save", lambda self, at: saved.append((at.epoch, at.step)))
+    fit_idly(checkpoint_seconds=checkpoint_seconds)
+    assert saved == moments
+
+
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 1000.0])
 @pytest.mark.parametrize("stops_at", [0, 2, 4, 7])
 def test_training_takes_the_time_of_its_steps_whatever_else_happens(
