@@ -14,6 +14,7 @@ from mae_core.study.tensors import load_tensors
 from mae_core.training import loop, objective
 from mae_core.training.checkpoint import Checkpoint
 from mae_core.training.loop import compile_loss, fit, learning_rate, new_optimizer, progress, sum_of_weights
+from mae_core.training.plan import choose_plan
 from mae_core.training.runs import finetune, pretrain
 
 
@@ -67,6 +68,33 @@ def test_micro_batches_add_up_to_the_whole_batch(tiny):
 def test_a_batch_larger_than_the_data_is_refused(tiny):
     with pytest.raises(ParameterError, match="batch_size is 1024: there are only 512 training images"):
         pretrain(PretrainParameters.check({**tiny, "batch_size": 1024}))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_takes_its_images_and_moves_the_weights_by_its_rate(monkeypatch, compiled):
+    """AdamW's first step moves a weight without decay by the rate, whatever its gradient, unless it is zero."""
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function: asked.append(function) or function)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3 * 4 * 4, 2)
+    images = torch.randint(256, (10, 3, 4, 4), dtype=torch.uint8)
+    train = Split(images, torch.arange(10) % 2, ("a", "b"))
+
+    def loss_of(copy, images_BCHW, labels_B):
+        return torch.nn.functional.cross_entropy(copy(images_BCHW.flatten(1)), labels_B)
+
+    aim = objective.Objective(draw=lambda labels_B, generator: labels_B, loss_of=loss_of)
+    run = FinetuneParameters(precision="float32", weight_decay=0.0, compile="on" if compiled else "off")
+    plan = choose_plan(run, torch.device("cpu"))
+    optimizer = new_optimizer(model, run)
+    step = loop.new_step(model, aim, train, run, plan, optimizer, torch.Generator())
+    before, batch = [p.detach().clone() for p in model.parameters()], torch.tensor([7, 2, 4])
+    with torch.no_grad():
+        expected = loss_of(model, images[batch].float() / 127.5 - 1, train.labels_n[batch])
+    assert step(batch, 0.125).item() == pytest.approx(expected.item(), rel=1e-6)
+    for old, new in zip(before, model.parameters(), strict=True):
+        torch.testing.assert_close((new - old).abs(), torch.full_like(old, 0.125), rtol=1e-4, atol=0)
+    assert len(asked) == compiled
 
 
 # The loop alone: 70 images in batches of 16, so 4 steps an epoch, which compute nothing ------------------------------
@@ -162,7 +190,7 @@ def test_a_checkpoint_is_saved_after_each_step_if_due_and_at_the_end(
 def test_training_takes_the_time_of_its_steps_whatever_else_happens(
     fit_idly, monkeypatch, stops_at, checkpoint_seconds
 ):
-    """Steps of 1 second; checkpoints take 100, evaluations 1000; and one start may have been stopped."""
+    """Steps of 1.25 seconds; checkpoints take 100, evaluations 1000; and one start may have been stopped."""
     clock, save = [5.0], Checkpoint.save
     monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
 
@@ -177,7 +205,7 @@ def test_training_takes_the_time_of_its_steps_whatever_else_happens(
     def step(model, taken):
         if stops_at and len(taken) > stops_at:
             raise KeyboardInterrupt
-        clock[0] += 1
+        clock[0] += 1.25
 
     monkeypatch.setattr(Checkpoint, "save", slow_save)
     more = {"test_epoch": evaluate, "checkpoint_seconds": checkpoint_seconds}
@@ -186,9 +214,9 @@ def test_training_takes_the_time_of_its_steps_whatever_else_happens(
             fit_idly(step, **more)
         stops_at, clock[0] = 0, 1e5
     _, _, metrics = fit_idly(step, **more)
-    assert metrics["epoch_seconds"] == pytest.approx([4.0] * 3)
-    assert metrics["train_seconds"] == pytest.approx(12.0)
-    assert metrics["images_per_second"] == pytest.approx(16.0)
+    assert metrics["epoch_seconds"] == pytest.approx([5.0] * 3)
+    assert metrics["train_seconds"] == pytest.approx(15.0)
+    assert metrics["images_per_second"] == pytest.approx(12.8)
 
 
 class Bar:
