@@ -42,6 +42,7 @@ def test_every_patch_is_hidden_in_some_images_and_visible_in_others(strategy, ra
 def test_ids_and_mask_tell_the_same(strategy, ratio):
     mask = draws(strategy, ratio, 8, n=100)
     assert (mask.ids_restore_BN.sort(dim=1).values == torch.arange(64)).all()
+    assert torch.cat([mask.ids_keep_BK, mask.ids_masked_BM], 1).equal(mask.ids_shuffle_BN)
     visible_BN = torch.zeros(100, 64, dtype=torch.bool).scatter(1, mask.ids_keep_BK, True)
     assert (visible_BN == ~mask.masked_BN).all()
     place_BK = mask.ids_restore_BN.gather(1, mask.ids_keep_BK)

@@ -115,3 +115,27 @@ def test_a_cpu_trains_with_explicit_and_evaluates_with_fused_attention(monkeypat
         evaluated = attention(x_BTD)
     assert fused
     assert torch.allclose(trained, evaluated, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "trained", "fused"),
+    [
+        ("explicit", True, False), ("explicit", False, False), ("fused", True, True), ("fused", False, True),
+        ("auto", True, False), ("auto", False, True),
+    ],
+)  # fmt: skip
+def test_a_block_has_the_kind_of_attention_that_was_asked_for(monkeypatch, kind, trained, fused):
+    calls, real = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *qkv: calls.append(1) or real(*qkv))
+    block = Block(8, 2, 4.0, False, 1e-6, kind)
+    with torch.set_grad_enabled(trained):
+        block(torch.randn(1, 4, 8))
+    assert len(calls) == fused
+
+
+def test_a_block_has_the_widths_and_the_eps_that_were_asked_for():
+    block = Block(8, 2, 2.5, True, 1e-3)
+    assert [tuple(p.shape) for p in block.mlp.parameters()] == [(20, 8), (20,), (8, 20), (8,)]
+    assert block.norm1.eps == block.norm2.eps == 1e-3
+    assert block.attention.qkv.bias is not None
+    assert Block(8, 2, 2.5, False, 1e-3).attention.qkv.bias is None
