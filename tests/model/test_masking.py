@@ -110,6 +110,9 @@ def test_ratios_that_binary_fractions_miss_are_exact():
         ("random", 0.0, 8, "mask at least one"),
         ("random", 0.999, 8, "at least one visible"),
         ("blok", 0.5, 8, "not one of random, block, grid"),
+        ("all", 0.75, 8, "not one of random, block, grid"),
+        ("half", 0.75, 8, "not one of random, block, grid"),
+        ("zigzag", 0.75, 8, "not one of random, block, grid"),
     ],
 )
 def test_masks_that_cannot_be_are_refused(strategy, ratio, grid, message):
@@ -140,7 +143,9 @@ def reference_block_mask(grid, n_masked, area, aspect, top, left, side, topping)
     return {i * grid + j for i, j in masked[:n_masked]}
 
 
-@pytest.mark.parametrize(("grid", "ratio"), [(8, 0.5), (8, 0.75), (16, 0.75), (8, 0.95), (8, 0.05), (3, 0.5), (4, 0.3)])
+@pytest.mark.parametrize(
+    ("grid", "ratio"), [(8, 0.5), (8, 0.75), (16, 0.75), (8, 0.95), (8, 0.05), (2, 0.5), (3, 0.5), (4, 0.3)]
+)
 def test_block_masks_are_those_of_a_plain_loop(grid, ratio):
     n, n_masked = 300, grid**2 - count_kept(grid**2, ratio)
     generator = torch.Generator().manual_seed(5)
