@@ -131,3 +131,13 @@ def test_a_split_has_the_images_of_its_seeds_in_order(few_shapes_dir):
         assert np.array_equal(split.images_nCHW.permute(0, 2, 3, 1).numpy(), images)
         assert split.labels_n.tolist() == labels.tolist()
         assert split.classes == Shapes.names
+
+
+def test_the_files_are_those_of_cifar10s_python_version(few_shapes_dir):
+    """Pickles of protocol 2; whoever names no split gets the training images, as from torchvision."""
+    folder = few_shapes_dir / Shapes.base_folder
+    batches = [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch", "batches.meta"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*batches, "md5.json"])
+    assert {(folder / name).read_bytes()[:2] for name in batches} == {b"\x80\x02"}
+    assert len(Shapes(few_shapes_dir).targets) == 5 * len(Shapes(few_shapes_dir, train=False).targets)
+    assert folder.stat().st_mode & 0o777 == 0o755
