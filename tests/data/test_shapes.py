@@ -1,3 +1,6 @@
+import os
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +8,7 @@ from torchvision.datasets import CIFAR10
 
 from mae_core.data.images import load
 from mae_core.data.shapes import Shapes, draw_shapes, signed_distance
+from mae_core.errors import MissingDataError
 
 
 def test_shapes_are_the_same_every_time():
@@ -141,3 +145,25 @@ def test_the_files_are_those_of_cifar10s_python_version(few_shapes_dir):
     assert {(folder / name).read_bytes()[:2] for name in batches} == {b"\x80\x02"}
     assert len(Shapes(few_shapes_dir).targets) == 5 * len(Shapes(few_shapes_dir, train=False).targets)
     assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_set_that_another_process_drew_meanwhile_is_taken(tmp_path, few_shapes_dir, monkeypatch):
+    def the_other_was_faster(source, target):
+        shutil.copytree(few_shapes_dir / Shapes.base_folder, target)
+        raise OSError("there is such a folder")
+
+    monkeypatch.setattr(os, "rename", the_other_was_faster)
+    monkeypatch.setattr(Shapes, "images_per_batch", 10)
+    assert len(load("shapes", tmp_path)) == 2000
+    assert [path.name for path in tmp_path.iterdir()] == [Shapes.base_folder]
+
+
+def test_a_set_that_cannot_be_put_in_place_leaves_nothing(tmp_path, monkeypatch):
+    def fails(source, target):
+        raise OSError(1, "forbidden")
+
+    monkeypatch.setattr(os, "rename", fails)
+    monkeypatch.setattr(Shapes, "images_per_batch", 10)
+    with pytest.raises(MissingDataError, match=r"cannot be made there \(forbidden\)"):
+        load("shapes", tmp_path)
+    assert not list(tmp_path.iterdir())
