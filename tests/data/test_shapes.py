@@ -108,6 +108,12 @@ def test_there_are_ten_shapes():
         signed_distance(10, np.zeros(1), np.zeros(1))
 
 
+def test_noise_never_turns_black_into_white():
+    images, _ = draw_shapes(300, seed=9)
+    assert images.min() == 0
+    assert np.abs(np.diff(images.astype(int), axis=2)).max() < 240
+
+
 # Of ten images, one of each shape: the means of the upper left, upper right, lower left and lower right, then of colours.
 DRAWN = {
     7: (122.2, 120.4, 121.6, 121.3, 120.7, 108.3, 135.2), 6: (118.2, 116.3, 117.2, 117.2, 140.6, 55.6, 155.4),
