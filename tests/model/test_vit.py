@@ -1,9 +1,11 @@
 import shutil
+import types
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from mae_core.model import vit
 from mae_core.model.vit import (
     Attention,
     Block,
@@ -139,3 +141,28 @@ def test_a_block_has_the_widths_and_the_eps_that_were_asked_for():
     assert block.norm1.eps == block.norm2.eps == 1e-3
     assert block.attention.qkv.bias is not None
     assert Block(8, 2, 2.5, False, 1e-3).attention.qkv.bias is None
+
+
+def test_only_bfloat16_on_a_cpu_goes_through_onednn_and_not_while_it_is_compiled(monkeypatch):
+    calls = []
+    monkeypatch.setattr(vit, "ONEDNN_LINEAR", True)
+    monkeypatch.setattr(vit.OneDNNLinear, "apply", lambda *words: calls.append(1))
+    for device, dtype, compiles, wanted in (
+        ("cpu", torch.bfloat16, False, 1), ("cpu", torch.float32, False, 0), ("meta", torch.bfloat16, False, 0),
+        ("cpu", torch.bfloat16, True, 0),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiles=compiles: compiles)
+        calls.clear()
+        Linear(4, 2, device=device, dtype=dtype)(torch.zeros(3, 4, device=device, dtype=dtype))
+        assert len(calls) == wanted, (device, dtype, compiles)
+
+
+@pytest.mark.parametrize(
+    ("missing", "supported"),
+    [((), True), ((), False), (("_linear_pointwise",), True), (("_is_mkldnn_bf16_supported",), True)],
+)
+def test_onednns_layer_is_taken_where_it_is_there_and_supported(monkeypatch, missing, supported):
+    operators = {"_linear_pointwise": "the layer", "_is_mkldnn_bf16_supported": lambda: supported}
+    there = {name: operator for name, operator in operators.items() if name not in missing}
+    monkeypatch.setattr(torch.ops, "mkldnn", types.SimpleNamespace(**there))
+    assert onednn_linear() == ("the layer" if supported and not missing else None)
