@@ -166,3 +166,12 @@ def test_onednns_layer_is_taken_where_it_is_there_and_supported(monkeypatch, mis
     there = {name: operator for name, operator in operators.items() if name not in missing}
     monkeypatch.setattr(torch.ops, "mkldnn", types.SimpleNamespace(**there))
     assert onednn_linear() == ("the layer" if supported and not missing else None)
+
+
+@pytest.mark.skipif(onednn_linear() is None, reason="this processor has no bfloat16")
+def test_a_frozen_layer_passes_the_gradient_on():
+    layer = Linear(8, 4).bfloat16().requires_grad_(False)
+    x = torch.randn(3, 5, 8).bfloat16().requires_grad_()
+    layer(x).sum().backward()
+    expected = layer.weight.float().sum(0).expand(3, 5, 8)
+    torch.testing.assert_close(x.grad.float(), expected, rtol=0.02, atol=0.02)
