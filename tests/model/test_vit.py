@@ -135,6 +135,14 @@ def test_a_block_has_the_kind_of_attention_that_was_asked_for(monkeypatch, kind,
     assert len(calls) == fused
 
 
+def test_other_devices_train_with_fused_attention(monkeypatch):
+    calls, real = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *qkv: calls.append(1) or real(*qkv))
+    with torch.device("meta"):
+        Block(8, 2, 4.0, False, 1e-6)(torch.randn(1, 4, 8))
+    assert calls
+
+
 def test_a_block_has_the_widths_and_the_eps_that_were_asked_for():
     block = Block(8, 2, 2.5, True, 1e-3)
     assert [tuple(p.shape) for p in block.mlp.parameters()] == [(20, 8), (20,), (8, 20), (8,)]
