@@ -142,12 +142,13 @@ def test_nothing_but_arrays_lists_and_text_is_unpickled(tmp_path, monkeypatch, c
     assert not (tmp_path / "pwned").exists()
 
 
-def test_a_file_of_another_checksum_is_never_unpickled(tmp_path, monkeypatch):
+@pytest.mark.parametrize("md5", ["0" * 32, "f" * 32])
+def test_a_file_of_another_checksum_is_never_unpickled(tmp_path, monkeypatch, md5):
     raw, _ = pickled({"data": np.zeros(3)})
     (tmp_path / "batch").write_bytes(raw)
     monkeypatch.setattr(cifar, "ArraysOnly", lambda *words, **more: pytest.fail("it unpickles"))
     with pytest.raises(MissingDataError, match=r"batch is damaged \(its MD5 is not"):
-        unpickle_checked(tmp_path / "batch", "0" * 32)
+        unpickle_checked(tmp_path / "batch", md5)
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "bit", "list"])

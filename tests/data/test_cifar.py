@@ -1,6 +1,15 @@
+import contextlib
+import fcntl
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10
 
+from mae_core.data import cifar
+from mae_core.data.cifar import CheckedCIFAR10, alone
 from mae_core.data.images import load
 from mae_core.data.shapes import Shapes
 from mae_core.errors import MissingDataError
@@ -33,3 +42,73 @@ def test_cifar10_is_whole(cifar10_dir):
     assert train.classes[train.labels_n[0]] == "frog"
     mean = train.images_nCHW.double().mean((0, 2, 3)) / 255
     assert mean.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)  # the published means
+
+
+# A set of the same format with 10 images a file ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A function that writes the set into a folder, as the download does; the n-th file's labels and pixels are n."""
+
+    def write(folder):
+        def dump(name, content):
+            raw = pickle.dumps(content, protocol=2)
+            (Path(folder) / CIFAR10.base_folder / name).write_bytes(raw)
+            return [name, hashlib.md5(raw).hexdigest()]
+
+        (Path(folder) / CIFAR10.base_folder).mkdir()
+        batches = [{"data": np.full((10, 3072), n, np.uint8), "labels": [n] * 10} for n in range(1, 7)]
+        listed = [dump(f"batch_{n}", batch) for n, batch in enumerate(batches, 1)]
+        name, md5 = dump("meta", {"label_names": list("abcdefghij")})
+        monkeypatch.setattr(CIFAR10, "train_list", listed[:5])
+        monkeypatch.setattr(CIFAR10, "test_list", listed[5:])
+        monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": md5})
+
+    return write
+
+
+def test_a_download_is_done_once_and_put_into_data_dir_whole(small, tmp_path, monkeypatch):
+    seen = []
+
+    def download(url, root, filename, md5):
+        seen.append((url, filename, md5))
+        assert Path(root).parent == tmp_path / "new" / "data"  # the same disk: the folder can be moved
+        small(root)
+
+    monkeypatch.setattr(cifar, "download_and_extract_archive", download)
+    splits = [load("cifar10", tmp_path / "new" / "data", train=train) for train in (True, False, True)]
+    assert seen == [(CIFAR10.url, CIFAR10.filename, CIFAR10.tgz_md5)]
+    assert [len(split) for split in splits] == [50, 10, 50]
+    assert {path.name for path in (tmp_path / "new" / "data").iterdir()} == {CIFAR10.base_folder, ".download.lock"}
+
+
+def test_what_another_process_downloaded_meanwhile_is_taken(small, tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def wait_for_the_other(lock):
+        small(tmp_path)
+        yield
+
+    monkeypatch.setattr(cifar, "alone", wait_for_the_other)
+    monkeypatch.setattr(cifar, "download", lambda data_dir: pytest.fail("it downloads once more"))
+    assert len(load("cifar10", tmp_path)) == 50
+
+
+def test_images_labels_and_classes_keep_the_order_of_the_files(small, tmp_path):
+    small(tmp_path)
+    assert CheckedCIFAR10(tmp_path).targets == [n for n in range(1, 6) for _ in range(10)]
+    for train, numbers in ((True, range(1, 6)), (False, [6])):
+        split = CheckedCIFAR10(tmp_path, train)
+        assert split.data.shape == (10 * len(numbers), 32, 32, 3)
+        assert split.data[:, 0, 0, 0].tolist() == split.targets == [n for n in numbers for _ in range(10)]
+        assert split.classes == list("abcdefghij")
+
+
+def test_a_lock_keeps_others_out_until_it_is_left(tmp_path):
+    with alone(tmp_path / "a" / "b" / "lock"), (tmp_path / "a" / "b" / "lock").open("r+") as other:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with alone(tmp_path / "a" / "b" / "lock"):
+        pass
+    with (tmp_path / "a" / "b" / "lock").open("r+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

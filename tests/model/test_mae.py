@@ -128,6 +128,13 @@ def test_mask_tokens_in_the_encoder_are_trained_through_it():
     assert model.mask_token.grad.norm() > 0
 
 
+@pytest.mark.parametrize("decoder_width", [16, 64])
+def test_mask_tokens_enter_an_encoder_of_their_own_width_alone(decoder_width):
+    model = MaskedAutoencoder(ModelConfig("paper", 32, 4, 32, 1, 2, decoder_width, 1, 2))
+    with pytest.raises(ValueError, match="needs decoder_width equal to width"):
+        model(images(), sample_mask("random", 0.75, 4, 8), mask_tokens_in_encoder=True)
+
+
 def test_reconstructions_keep_visible_pixels():
     run = PretrainParameters(width=32, depth=1, decoder_width=32, precision="float32")
     mask = sample_mask("random", 0.75, 4, 8)

@@ -42,6 +42,7 @@ def test_every_patch_is_hidden_in_some_images_and_visible_in_others(strategy, ra
 def test_ids_and_mask_tell_the_same(strategy, ratio):
     mask = draws(strategy, ratio, 8, n=100)
     assert (mask.ids_restore_BN.sort(dim=1).values == torch.arange(64)).all()
+    assert torch.cat([mask.ids_keep_BK, mask.ids_masked_BM], 1).equal(mask.ids_shuffle_BN)
     visible_BN = torch.zeros(100, 64, dtype=torch.bool).scatter(1, mask.ids_keep_BK, True)
     assert (visible_BN == ~mask.masked_BN).all()
     place_BK = mask.ids_restore_BN.gather(1, mask.ids_keep_BK)
@@ -109,6 +110,9 @@ def test_ratios_that_binary_fractions_miss_are_exact():
         ("random", 0.0, 8, "mask at least one"),
         ("random", 0.999, 8, "at least one visible"),
         ("blok", 0.5, 8, "not one of random, block, grid"),
+        ("all", 0.75, 8, "not one of random, block, grid"),
+        ("half", 0.75, 8, "not one of random, block, grid"),
+        ("zigzag", 0.75, 8, "not one of random, block, grid"),
     ],
 )
 def test_masks_that_cannot_be_are_refused(strategy, ratio, grid, message):
@@ -139,12 +143,19 @@ def reference_block_mask(grid, n_masked, area, aspect, top, left, side, topping)
     return {i * grid + j for i, j in masked[:n_masked]}
 
 
-@pytest.mark.parametrize(("grid", "ratio"), [(8, 0.5), (8, 0.75), (16, 0.75), (8, 0.95), (8, 0.05), (3, 0.5), (4, 0.3)])
-def test_block_masks_are_those_of_a_plain_loop(grid, ratio):
+@pytest.mark.parametrize(
+    ("grid", "ratio", "rectangles"),
+    [
+        (8, 0.5, 32), (8, 0.75, 32), (16, 0.75, 32), (8, 0.95, 32), (8, 0.05, 32), (2, 0.5, 32), (3, 0.5, 32),
+        (4, 0.3, 32), (8, 0.75, 2),
+    ],  # two rectangles often fall short: they are topped up
+)  # fmt: skip
+def test_block_masks_are_those_of_a_plain_loop(monkeypatch, grid, ratio, rectangles):
+    monkeypatch.setattr("mae_core.model.masking.BLOCK_RECTANGLES", rectangles)
     n, n_masked = 300, grid**2 - count_kept(grid**2, ratio)
     generator = torch.Generator().manual_seed(5)
-    drawn = [torch.rand(n, 32, generator=generator).tolist() for _ in range(4)]
-    side = torch.randint(4, (n, 32), generator=generator).tolist()
+    drawn = [torch.rand(n, rectangles, generator=generator).tolist() for _ in range(4)]
+    side = torch.randint(4, (n, rectangles), generator=generator).tolist()
     topping = torch.rand(n, grid**2, generator=generator).tolist()
     mask = draws("block", ratio, grid, n, seed=5)
     for image, masked_N in enumerate(mask.masked_BN):

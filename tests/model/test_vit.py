@@ -1,9 +1,11 @@
 import shutil
+import types
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from mae_core.model import vit
 from mae_core.model.vit import (
     Attention,
     Block,
@@ -130,3 +132,69 @@ def test_a_cpu_trains_with_explicit_and_evaluates_with_fused_attention(monkeypat
         evaluated = attention(x_BTD)
     assert fused
     assert torch.allclose(trained, evaluated, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "trained", "fused"),
+    [
+        ("explicit", True, False), ("explicit", False, False), ("fused", True, True), ("fused", False, True),
+        ("auto", True, False), ("auto", False, True),
+    ],
+)  # fmt: skip
+def test_a_block_has_the_kind_of_attention_that_was_asked_for(monkeypatch, kind, trained, fused):
+    calls, real = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *qkv: calls.append(1) or real(*qkv))
+    block = Block(8, 2, 4.0, False, 1e-6, kind)
+    with torch.set_grad_enabled(trained):
+        block(torch.randn(1, 4, 8))
+    assert len(calls) == fused
+
+
+def test_other_devices_train_with_fused_attention(monkeypatch):
+    calls, real = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *qkv: calls.append(1) or real(*qkv))
+    with torch.device("meta"):
+        Block(8, 2, 4.0, False, 1e-6)(torch.randn(1, 4, 8))
+    assert calls
+
+
+def test_a_block_has_the_widths_and_the_eps_that_were_asked_for():
+    block = Block(8, 2, 2.5, True, 1e-3)
+    assert [tuple(p.shape) for p in block.mlp.parameters()] == [(20, 8), (20,), (8, 20), (8,)]
+    assert block.norm1.eps == block.norm2.eps == 1e-3
+    assert block.attention.qkv.bias is not None
+    assert Block(8, 2, 2.5, False, 1e-3).attention.qkv.bias is None
+
+
+def test_only_bfloat16_on_a_cpu_goes_through_onednn_and_not_while_it_is_compiled(monkeypatch):
+    calls = []
+    monkeypatch.setattr(vit, "ONEDNN_LINEAR", True)
+    monkeypatch.setattr(vit.OneDNNLinear, "apply", lambda *words: calls.append(1))
+    for device, dtype, compiles, wanted in (
+        ("cpu", torch.bfloat16, False, 1), ("cpu", torch.float32, False, 0), ("meta", torch.bfloat16, False, 0),
+        ("cpu", torch.bfloat16, True, 0),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiles=compiles: compiles)
+        calls.clear()
+        Linear(4, 2, device=device, dtype=dtype)(torch.zeros(3, 4, device=device, dtype=dtype))
+        assert len(calls) == wanted, (device, dtype, compiles)
+
+
+@pytest.mark.parametrize(
+    ("missing", "supported"),
+    [((), True), ((), False), (("_linear_pointwise",), True), (("_is_mkldnn_bf16_supported",), True)],
+)
+def test_onednns_layer_is_taken_where_it_is_there_and_supported(monkeypatch, missing, supported):
+    operators = {"_linear_pointwise": "the layer", "_is_mkldnn_bf16_supported": lambda: supported}
+    there = {name: operator for name, operator in operators.items() if name not in missing}
+    monkeypatch.setattr(torch.ops, "mkldnn", types.SimpleNamespace(**there))
+    assert onednn_linear() == ("the layer" if supported and not missing else None)
+
+
+@pytest.mark.skipif(onednn_linear() is None, reason="this processor has no bfloat16")
+def test_a_frozen_layer_passes_the_gradient_on():
+    layer = Linear(8, 4).bfloat16().requires_grad_(False)
+    x = torch.randn(3, 5, 8).bfloat16().requires_grad_()
+    layer(x).sum().backward()
+    expected = layer.weight.float().sum(0).expand(3, 5, 8)
+    torch.testing.assert_close(x.grad.float(), expected, rtol=0.02, atol=0.02)

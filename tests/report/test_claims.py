@@ -1,9 +1,13 @@
 """Verdicts: what a difference near zero, on either side, is called."""
 
+from dataclasses import dataclass, field
+
 import pytest
 
-from mae_core.report.claims import RANK, judge, measured
+from mae_core.report.claims import RANK, claims, flops_ratio, judge, measured, throughout
 from mae_core.report.statistics import estimate
+from mae_core.report.summary import Case, Summary
+from mae_core.study.parameters import PretrainParameters
 
 
 def around(mean, half_width=0.3, n=3):
@@ -36,7 +40,7 @@ def test_what_was_not_run_has_no_verdict():
 
 
 def test_of_several_verdicts_the_least_favourable_counts():
-    assert sorted(RANK, key=RANK.get) == ["contradicted", "undecided", "supported"]
+    assert RANK["contradicted"] < RANK["undecided"] < RANK["supported"]
 
 
 @pytest.mark.parametrize(
@@ -53,3 +57,137 @@ def test_a_difference_is_told_with_sign_and_unit(quantity, values, told):
 def test_an_interval_is_told_in_the_same_unit():
     assert measured(around(0.5), "accuracy") == "+0.50 ± 0.30 points"
     assert measured(estimate([value * 2**20 for value in (1.0, 2.0, 3.0)]), "memory") == "+2 ± 2 MiB"
+
+
+@pytest.mark.parametrize(("value", "side"), [(0.4, "for it"), (-0.4, "against it"), (0.0, "neither way")])
+def test_one_seed_points_to_a_side_and_decides_nothing(value, side):
+    assert judge(estimate([value])) == f"undecided (one seed; points {side})"
+
+
+# Claims on chosen numbers -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Told(Case):
+    """A case whose files are given, not read: stage and name to seed to content."""
+
+    files: dict = field(default_factory=dict)
+
+    def read(self, stage, file):
+        return self.files.get((stage, file), {})
+
+
+def told(accuracy, masks=None, curves=None, epochs=4, flops=1000):
+    """A case of these accuracies by seed; its other quantities are multiples of them."""
+    pretrained = {
+        seed: {"test_loss": value / 1000, "test_psnr": value / 5, "peak_memory_bytes": value * 2**20,
+               "flops_per_image": flops}
+        for seed, value in accuracy.items()
+    }  # fmt: skip
+    finetuned = {seed: {"last_epoch_accuracy": value, "probes": {"linear": value / 2}} for seed, value in accuracy.items()}
+    histories = {seed: {"test_accuracy": curve} for seed, curve in (curves or {s: [1.0] for s in accuracy}).items()}
+    files = {("finetune", "metrics"): finetuned, ("finetune", "history"): histories}
+    if masks is None:
+        return Told("scratch", None, True, {}, 4, files)
+    run = PretrainParameters(epochs=epochs, **masks)
+    return Told("case", run, False, {}, 4, files | {("pretrain", "metrics"): pretrained})
+
+
+MASKS = {
+    "random 75": {}, "tokens": {"mask_tokens_in_encoder": True}, "block 50": {"mask_strategy": "block", "mask_ratio": 0.5},
+    "block 75": {"mask_strategy": "block"}, "grid": {"mask_strategy": "grid"}, "scratch": None,
+    "random 25": {"mask_ratio": 0.25}, "random 50": {"mask_ratio": 0.5}, "random 90": {"mask_ratio": 0.9},
+}  # fmt: skip
+ACCURACY = {
+    "random 75": 50.0, "tokens": 41.0, "block 50": 63.0, "block 75": 46.0, "grid": 34.0, "scratch": 17.0, "longer": 55.0,
+    "random 25": 32.0, "random 50": 45.0, "random 90": 39.0,
+}  # fmt: skip
+
+
+def study(**changes):
+    """A study of two seeds that agree in all but what is changed."""
+    accuracy = {name: {0: value, 1: value} for name, value in ACCURACY.items()} | changes
+    flops = {"block 50": 1500, "tokens": 2416}
+    cases = {name: told(accuracy[name], masks, flops=flops.get(name, 1000)) for name, masks in MASKS.items()}
+    return Summary("study", cases | {"longer": told(accuracy["longer"], {}, epochs=6)})
+
+
+CLAIMS = {
+    "Pre-training beats training from scratch": "+33.00 ± 0.00 points",
+    "It does so after every epoch": "in 0 of 2",
+    "Mask tokens in the encoder lower the accuracy": "+9.00 ± 0.00 points",
+    "They cost more FLOPs (student's model: 2.4×; paper's: 3.3×)": "2.42×",
+    "Skipping mask tokens saves memory": "−9 ± 0 MiB",
+    "75 % masking can be learned: its frozen features beat a random encoder's (linear probe)": "+16.50 ± 0.00 points",
+    "Block-wise 50 % beats random 75 %": "+13.00 ± 0.00 points",
+    "It does so at equal work, against a longer random 75 %": "+8.00 ± 0.00 points",
+    "Random 75 % beats block-wise 75 %": "+4.00 ± 0.00 points",
+    "Random 75 % beats grid-wise 75 %": "+16.00 ± 0.00 points",
+    "Grid-wise masking is the easier task: random's loss is higher": "+0.0160 ± 0.0000",
+    "Grid-wise masking gives the worst features: every other masking's linear probe is higher":
+        "block 75 %: +6.00 ± 0.00 points",
+    "Block-wise masking is harder: its loss at 75 % is higher than random's": "−0.0040 ± 0.0000",
+    "Its reconstructions are less exact: random's PSNR at 75 % is higher": "+0.80 ± 0.00 dB",
+    "A lower ratio is an easier task: block-wise loss at 75 % is above 50 %": "−0.0170 ± 0.0000",
+    "75 % is the best ratio of random masking: it beats 25, 50 and 90 %": "random 50 %: +5.00 ± 0.00 points",
+    "It is so for frozen features, too (linear probe)": "random 50 %: +2.50 ± 0.00 points",
+}  # fmt: skip
+
+
+def test_every_claim_compares_the_cases_that_it_names():
+    found = {claim.statement: claim for claim in claims(study())}
+    assert {statement: claim.measured for statement, claim in found.items()} == CLAIMS
+    sides = {"+": "supported", "2": "supported", "−": "contradicted", "i": "undecided (2 seeds)"}
+    for claim in found.values():
+        assert claim.verdict == sides[claim.measured.removeprefix("block 75 %: ").removeprefix("random 50 %: ")[0]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "measured", "verdict"),
+    [
+        ({}, "random 50 %: +5.00 ± 0.00 points", "supported"),
+        ({"random 90": {0: 49.0, 1: 51.5}}, "random 90 %: −0.25 ± 15.88 points", "undecided (2 seeds)"),
+        ({"random 90": {0: 30.0, 1: 60.0}, "random 50": {0: 51.0, 1: 51.0}}, "random 50 %: −1.00", "contradicted"),
+        ({"random 25": {0: 52.0, 1: 52.0}, "random 50": {0: 51.0, 1: 51.0}}, "random 25 %: −2.00", "contradicted"),
+        ({"random 25": {}}, "–", "not run"),
+        ({"random 75": {}}, "–", "not run"),
+    ],
+)
+def test_of_several_comparisons_the_least_favourable_is_told(changes, measured, verdict):
+    (claim,) = [claim for claim in claims(study(**changes)) if claim.statement.startswith("75 % is the best")]
+    assert claim.measured.startswith(measured)
+    assert claim.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "measured", "verdict"),
+    [
+        ({0: [2.0, 3.0], 1: [2.0, 3.0]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 4 of 4", "supported"),
+        ({0: [0.5, 3.0], 1: [0.5, 3.0]}, {0: [0.2, 1.0], 1: [0.2, 1.0]}, "in 4 of 4", "supported"),
+        ({0: [2.0, 0.5], 1: [2.0, 0.5]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 2 of 4", "contradicted"),
+        ({0: [0.5, 2.0], 1: [0.5, 2.0]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 2 of 4", "contradicted"),
+        ({0: [2.0, 1.5], 1: [2.0, 0.5]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 3 of 4", "undecided (2 seeds)"),
+        ({0: [2.0, 1.0], 1: [2.0, 1.0]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 2 of 4", "undecided (2 seeds)"),
+        ({0: [2.0, 3.0], 1: [0.0, 0.0]}, {0: [1.0, 1.0], 2: [9.0, 9.0]}, "in 2 of 2", "undecided (one seed)"),
+        ({1: [2.0, 3.0]}, {0: [1.0, 1.0]}, "–", "not run"),
+    ],
+)
+def test_being_ahead_throughout_is_judged_epoch_by_epoch_over_the_seeds_of_both(first, second, measured, verdict):
+    claim = throughout(told({}, {}, curves=first), told({}, curves=second))
+    assert (claim.measured, claim.verdict) == (measured, verdict)
+
+
+@pytest.mark.parametrize(
+    ("flops", "measured", "verdict"),
+    [(2416, "2.42×", "supported"), (1010, "1.01×", "supported"), (1000, "1.00×", "contradicted"),
+     (900, "0.90×", "contradicted")],
+)  # fmt: skip
+def test_a_ratio_of_flops_above_one_supports_its_claim(flops, measured, verdict):
+    claim = flops_ratio(told({0: 1.0}, {}, flops=flops), told({0: 1.0}, {}))
+    assert (claim.measured, claim.verdict) == (measured, verdict)
+
+
+@pytest.mark.parametrize(("first", "second"), [([[1.0, 2.0]] * 2, [[1.0]] * 2), ([[1.0], [1.0, 2.0]], [[1.0], [1.0, 2.0]])])
+def test_histories_of_different_lengths_are_not_compared(first, second):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        throughout(*(told({}, {}, curves=dict(enumerate(curves))) for curves in (first, second)))

@@ -49,6 +49,11 @@ def test_the_deviation_is_the_samples():
     assert deviation([1.0, 2.0, 4.0]) == pytest.approx(np.std([1.0, 2.0, 4.0], ddof=1))
     assert deviation([1.0, 3.0]) == pytest.approx(2**0.5)
     assert deviation([1.0]) is None
+    assert deviation([]) is None
+
+
+def test_the_median_is_of_the_values_and_not_their_mean():
+    assert estimate([1.0, 2.0, 30.0]).median == 2.0
 
 
 @pytest.mark.parametrize(("value", "told"), [(1.0, "+1.00"), (-1.234, "−1.23"), (0.0, "+0.00")])

@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
+import torch
 
 from mae_core.errors import NotFiniteError, ParameterError, StoppedError
 from mae_core.study import provenance, results
@@ -272,8 +274,6 @@ def test_a_loss_that_is_not_finite_is_never_saved(tiny, monkeypatch):
 
 
 def test_a_flipped_bit_anywhere_in_weights_is_noticed(tmp_path):
-    import torch
-
     path = tmp_path / "weights.safetensors"
     save_tensors(path, {"a": torch.randn(4, 4), "b": torch.arange(3)}, {"epochs": 10})
     good = path.read_bytes()
@@ -282,3 +282,136 @@ def test_a_flipped_bit_anywhere_in_weights_is_noticed(tmp_path):
         path.write_bytes(good[:position] + bytes([flipped]) + good[position + 1 :])
         with pytest.raises(ValueError, match=r"is damaged|was not written"):
             load_tensors(path)
+
+
+# Checkpoints alone: of a linear layer that took one step --------------------------------------------------------------
+
+MADE_OF = {"code": "c", "data": "d", "weights": "w", "device": "cpu", "precision": "float32"}
+
+
+def small(folder, seed=0, made_of=MADE_OF, **more):
+    torch.manual_seed(seed)
+    model, generator = torch.nn.Linear(3, 2), torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.rand(4, 3)).sum().backward()
+    optimizer.step()
+    folder.mkdir(exist_ok=True)
+    return checkpoint.Checkpoint(folder, model, optimizer, generator, PretrainParameters(**more), made_of)
+
+
+def position(epoch=0, step=0):
+    return checkpoint.Position(
+        torch.rand(5), torch.randperm(20), epoch, step, 1.5, {"train_loss": [2.0] * epoch}, [3.0] * epoch
+    )
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time of checkpoints, in a list."""
+    now = [1000.0]
+    monkeypatch.setattr(checkpoint, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_what_was_saved_is_restored_all_of_it(tmp_path):
+    first, other = small(tmp_path, seed=0), small(tmp_path, seed=1)
+    at = position(epoch=2, step=3)
+    first.save(at)
+    found = other.restore(position())
+    assert other.model.weight.equal(first.model.weight)
+    assert other.model.bias.equal(first.model.bias)
+    ours, theirs = (kept.optimizer.state_dict()["state"] for kept in (other, first))
+    assert {(i, k): v.tolist() for i, s in ours.items() for k, v in s.items()} == {
+        (i, k): v.tolist() for i, s in theirs.items() for k, v in s.items()
+    }
+    assert torch.rand(3, generator=other.generator).equal(torch.rand(3, generator=first.generator))
+    assert found.losses_S.equal(at.losses_S)
+    assert found.order_n.equal(at.order_n)
+    assert all(getattr(found, name) == getattr(at, name) for name in checkpoint.PLAIN)
+
+
+def test_a_new_position_is_the_start():
+    start = checkpoint.Position(torch.zeros(2), torch.zeros(0))
+    assert [getattr(start, name) for name in checkpoint.PLAIN] == [0, 0, 0.0, {}, []]
+
+
+def test_a_checkpoint_is_due_when_the_last_one_is_old_enough(tmp_path, clock):
+    kept = small(tmp_path, checkpoint_seconds=60.0)
+    for _ in range(2):
+        start = clock[0]
+        due = []
+        for clock[0] in (start, start + 59, start + 60, start + 61):
+            due.append(kept.due())
+        assert due == [False, False, True, True]
+        kept.save(position())
+
+
+def test_the_time_of_all_starts_adds_up(tmp_path, clock):
+    total = 0
+    for seconds in (30, 50, 70):
+        kept = small(tmp_path)
+        clock[0] += 10  # what passes before it is restored counts, too
+        kept.restore(position())
+        assert kept.elapsed_before == total
+        clock[0] += seconds
+        kept.save(position())
+        clock[0] += 10000  # what passes after the last checkpoint is lost
+        total += 10 + seconds
+    assert load_tensors(tmp_path / "checkpoint.safetensors")[1]["elapsed"] == 180
+
+
+def test_the_newest_two_checkpoints_are_kept(tmp_path):
+    kept = small(tmp_path)
+    for step in (1, 2, 3):
+        assert kept.describe().startswith("no checkpoint" if step == 1 else "the last good checkpoint is")
+        kept.save(position(step=step))
+    steps = {path.name: load_tensors(path)[1]["step"] for path in tmp_path.iterdir()}
+    assert steps == {"checkpoint.safetensors": 3, "checkpoint.before.safetensors": 2}
+    (tmp_path / "checkpoint.safetensors").unlink()
+    assert kept.restore(position()).step == 2
+
+
+@pytest.mark.parametrize("damaged", [0, 1, 2])
+@pytest.mark.parametrize("how", ["bytes", "code", "data", "weights"])
+def test_a_checkpoint_of_no_use_is_deleted_and_the_one_before_is_tried(tmp_path, capsys, how, damaged):
+    for step in (1, 2):
+        useless = 2 - step < damaged
+        made_of = MADE_OF | ({how: "another"} if useless and how != "bytes" else {})
+        small(tmp_path, made_of=made_of).save(position(step=step))
+    for name in ("checkpoint", "checkpoint.before")[: damaged if how == "bytes" else 0]:
+        (tmp_path / f"{name}.safetensors").write_bytes(b"nothing")
+    start = position()
+    found = small(tmp_path).restore(start)
+    assert (found is start) == (damaged == 2)
+    assert found.step == (2, 1, 0)[damaged]
+    assert len(list(tmp_path.iterdir())) == 2 - damaged
+    assert len(capsys.readouterr().out.splitlines()) == damaged
+
+
+def test_how_a_run_computes_may_change_and_what_it_computes_may_not(tmp_path):
+    small(tmp_path).save(position(step=1))
+    for free in ({"checkpoint_seconds": 1.0}, {"micro_batch": 7}, {"threads": 3}, {"compile": "off"}):
+        assert small(tmp_path, **free).restore(position()).step == 1
+    for name, value in (("epochs", 9), ("width", 96), ("base_lr", 0.5), ("augment", "crop-flip"), ("norm_pix", True)):
+        more = {name: value} | ({"decoder_width": 96} if name == "width" else {})
+        with pytest.raises(ParameterError, match=rf"{name} is {value!r}, but the unfinished run in .* has "):
+            small(tmp_path, **more).restore(position())
+    for name in ("device", "precision"):
+        with pytest.raises(ParameterError, match=rf"{name} is 'another', but"):
+            small(tmp_path, made_of=MADE_OF | {name: "another"}).restore(position())
+
+
+@pytest.mark.parametrize(("age", "stays"), [(-1, True), (0, False), (1, False), (None, True)])
+def test_checkpoints_older_than_the_results_are_discarded(tmp_path, age, stays):
+    kept = small(tmp_path)
+    kept.save(position())
+    kept.save(position())
+    (tmp_path / "weights.safetensors").touch()
+    if age is not None:
+        (tmp_path / "metrics.json").touch()
+        for path in tmp_path.glob("checkpoint*"):
+            os.utime(path, ns=(10**18, 10**18))
+        os.utime(tmp_path / "metrics.json", ns=(10**18 + age, 10**18 + age))
+    checkpoint.discard(tmp_path)
+    assert len(list(tmp_path.glob("checkpoint*"))) == (2 if stays else 0)
+    assert (tmp_path / "weights.safetensors").exists()

@@ -1,4 +1,5 @@
 import shutil
+import threading
 
 import pytest
 import torch
@@ -81,6 +82,39 @@ def test_one_thread_a_worker_leaves_the_caller_its_threads():
     gradients(2)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_worker_is_the_caller_and_several_have_one_thread_each(workers):
+    seen = []
+
+    def watched(*words):
+        seen.append((threading.current_thread() is threading.main_thread(), torch.get_num_threads()))
+        return loss_of(*words)
+
+    torch.set_num_threads(2)
+    Replicas(model(), torch.float32, workers, watched).compute_gradients(*batch(), 5)
+    torch.set_num_threads(1)
+    assert set(seen) == {(True, 2) if workers == 1 else (False, 1)}
+
+
+class Sum(torch.nn.Module):
+    """Two weights that enter as their sum: autograd gives one tensor as the gradient of both."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_weights_that_share_a_gradient_get_it_once_each(workers):
+    summed, images = Sum(), torch.arange(12.0).reshape(4, 3)
+    replicas = Replicas(
+        summed, torch.float32, workers, lambda copy, x, drawn: (x * (copy.first + copy.second)).sum() / len(x)
+    )
+    loss = replicas.compute_gradients(images, images, 1)
+    assert loss.item() == pytest.approx(2 * images.mean(0).sum().item())
+    assert summed.first.grad.tolist() == summed.second.grad.tolist() == pytest.approx(images.mean(0).tolist())
 
 
 def test_fast_and_plain_training_have_the_same_curve_on_cifar10(tiny, cifar10_dir, monkeypatch):
