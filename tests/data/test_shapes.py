@@ -171,6 +171,6 @@ def test_a_set_that_cannot_be_put_in_place_leaves_nothing(tmp_path, monkeypatch)
 
     monkeypatch.setattr(os, "rename", fails)
     monkeypatch.setattr(Shapes, "images_per_batch", 10)
-    with pytest.raises(MissingDataError, match=r"cannot be made there \(forbidden\)"):
+    with pytest.raises(MissingDataError, match=r"cannot be created there \(forbidden\)"):
         load("shapes", tmp_path)
     assert not list(tmp_path.iterdir())

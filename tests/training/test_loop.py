@@ -262,7 +262,10 @@ class Bar:
     def set_postfix_str(self, text):
         self.told.append(text)
 
-    def close(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
         self.told.append("closed")
 
 
