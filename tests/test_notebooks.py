@@ -1,6 +1,7 @@
 """The five notebooks as files, and as a user runs them: top to bottom, with their defaults."""
 
 import ast
+import re
 import shutil
 import time
 from pathlib import Path
@@ -49,6 +50,8 @@ def test_a_notebook_runs_with_its_defaults_within_a_minute(name, tmp_path, monke
     outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
     pictures = [o for o in outputs if o.get("metadata", {}).get("report", {}).get("kind") == "figure"]
     assert pictures
+    printed = "".join(output.get("text", "") for output in outputs)
+    assert name == "explore" or not re.search(r"\b[A-Z]\w+\(\w+=", printed)  # words, not ModelConfig(width=48, ...)
     if name == "explore":
         assert [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
         state = done.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]

@@ -82,7 +82,8 @@ def show_table(
     about = {"kind": "table", "label": label, "caption": caption, "notes": notes, "sources": list(sources)}
     plain = "\n".join("  ".join(row) for row in [header, *cells])
     below = f'<p style="{SMALL}; opacity: .8">{inline(notes)}</p>' if notes else ""
-    whole = f"{caption_html('Table', label, caption, sources)}{table_html(header, cells, sides)}{below}"
+    runs = () if set(sources) <= {cell for row in cells for cell in row} else sources
+    whole = f"{caption_html('Table', label, caption, runs)}{table_html(header, cells, sides)}{below}"
     shown = f'<figure id="{html.escape(label)}" style="margin: 0">{whole}</figure>'
     display({TABLE: content, "text/html": shown, "text/plain": plain}, metadata={"report": about}, raw=True)
 
@@ -152,7 +153,7 @@ def figure_html(
         folded = zip(choices[1:], images[1:], strict=True)
         more = (f"<details><summary>{html.escape(name)}</summary>{image}</details>" for name, image in folded)
         images, columns = [images[0], *more], 1
-    place = f"display: grid; grid-template-columns: repeat({columns}, max-content); gap: .5em"
+    place = f"display: grid; grid-template-columns: repeat({columns}, minmax(0, max-content)); gap: .5em"
     below = caption_html("Figure", label, caption, sources)
     return (
         f'<figure id="{html.escape(label)}" style="margin: 0"><div style="{place}">{"".join(images)}</div>{below}</figure>'
