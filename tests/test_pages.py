@@ -1,4 +1,4 @@
-"""The published pages in a real browser: axe-core finds nothing, nothing is cut without a hint, a choice needs no script."""
+"""The published pages in a browser: axe-core finds nothing, nothing is cut without a hint, a choice needs no script."""
 
 import importlib.util
 import shutil
