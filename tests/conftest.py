@@ -19,6 +19,7 @@ LONGEST = [
     "reproduce",
     "benchmarks",
     "wheel",
+    "pages",
     "runs",
     "replicas",
     "input",
