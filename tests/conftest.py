@@ -20,6 +20,7 @@ LONGEST = [
     "reproduce",
     "benchmarks",
     "wheel",
+    "pages",
     "runs",
     "replicas",
     "input",

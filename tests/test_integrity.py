@@ -188,7 +188,7 @@ def check(page, folder):
     for row in report.tables["tab-cost"][-6:]:
         case = LABELS[row[0]]
         assert row[1:] == [
-            cell(flops[case], 1, 1e-6),
+            middle(flops[case], 1, 1e-6),
             times(flops[case], base),
             middle(raw.metric(case, "pretrain", "train_seconds"), 1, 1 / 60),
             middle(speed[case]),

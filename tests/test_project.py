@@ -88,6 +88,16 @@ def test_the_readmes_first_screen_has_the_picture_and_both_commands():
     assert "| case |" in first
 
 
+def test_the_readmes_examples_write_different_files_that_git_ignores_and_need_no_gpu():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    written = re.findall(r"^papermill \S+ (\S+)", text, re.M) + re.findall(r"^mae-core .*> (\S+)", text, re.M)
+    assert len(written) == len(set(written)) == 4
+    ignored = subprocess.run(["git", "check-ignore", *written], cwd=ROOT, capture_output=True, encoding="utf-8")
+    assert ignored.stdout.split() == written or "not a git repository" in ignored.stderr
+    (study,) = re.findall(r"^mae-core parameters (\S+)", text, re.M)
+    assert study == "params/laptop.yaml"
+
+
 def test_no_data_and_no_weights_are_committed():
     done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, encoding="utf-8")
     if done.returncode:

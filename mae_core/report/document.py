@@ -56,6 +56,7 @@ class Float:
     sources: list[str]
     panels: list[Panel] = field(default_factory=list)
     columns: int = 1
+    choices: list[str] = field(default_factory=list)  # names of the panels, if they are alternatives
     table: dict[str, Any] = field(default_factory=dict)
     notes: str = ""
 
@@ -103,12 +104,17 @@ Block = Text | Float | Code | References
 
 @dataclass
 class Document:
-    """Title, blocks and sections in order; ``names`` has the link text of each label, such as ``Figure 3`` or ``[2]``."""
+    """Title, blocks and sections in order.
+
+    ``names`` has the link text of each label, such as ``Figure 3`` or ``[2]``; ``cited`` has links to the places that cite
+    each reference, as Markdown.
+    """
 
     title: str
     blocks: list[Block]
     names: dict[str, str]
     sections: list[Section]
+    cited: dict[str, str]
 
 
 def read(notebook: NotebookNode, show_code: bool = False) -> Document:
@@ -147,7 +153,8 @@ def read(notebook: NotebookNode, show_code: bool = False) -> Document:
         raise ExportError("the notebook must begin with a title: a Markdown cell with '# ...'")
     first.markdown = first.markdown[title.end() :].strip()
     blocks = [block for block in blocks if not isinstance(block, Text) or block.markdown]
-    return Document(title[1].strip(), blocks, names, list(number_sections(blocks)))
+    sections = list(number_sections(blocks))
+    return Document(title[1].strip(), blocks, names, sections, citations(blocks, names, sections))
 
 
 def together(text: str) -> str:
@@ -158,6 +165,25 @@ def together(text: str) -> str:
 def floats(document: Document) -> list[Float]:
     """The figures and tables of a document."""
     return [block for block in document.blocks if isinstance(block, Float)]
+
+
+def citations(blocks: list[Block], names: dict[str, str], sections: list[Section]) -> dict[str, str]:
+    """Links to every abstract, section, figure and table that cites a reference, in order, by the reference's label."""
+    found: dict[str, dict[str, None]] = {label: {} for label, name in names.items() if name.startswith("[")}
+    here, coming = "", iter(sections)
+    for block in blocks:
+        text = block.markdown if isinstance(block, Text) else ""
+        if isinstance(block, Text) and block.role == "abstract":
+            here = "[abstract](#abstract)"
+        elif isinstance(block, Float):
+            text = f"{block.caption} {block.notes}"
+        for heading, label in re.findall(r"^(##|###) +.+$|\]\(#([^)\s]+)\)", text, re.MULTILINE):
+            if heading and (section := next(coming)):
+                here = f"[section {section.number}](#{section.anchor})"
+            place = f"[{block.name}](#{block.label})" if isinstance(block, Float) else here
+            if label in found and place:
+                found[label][place] = None
+    return {label: ", ".join(places) for label, places in found.items()}
 
 
 def number_sections(blocks: list[Block]) -> Iterator[Section]:
@@ -198,9 +224,12 @@ def read_blocks(notebook: NotebookNode, show_code: bool) -> Iterator[Block]:
             about, data = output.metadata.get("report", {}), output.data
             if about.get("kind") == "figure":
                 if about["panel"] == 0:
-                    figure = numbered(about, columns=int(about["columns"]))
+                    choices = [str(name) for name in about.get("choose", [])]
+                    figure = numbered(about, columns=int(about["columns"]), choices=choices)
                 figure.panels.append(panel(data, about["alt"]))
                 if about["panel"] == about["panels"] - 1:
+                    if figure.choices and len(figure.choices) != len(figure.panels):
+                        raise ExportError(f"the figure {figure.label} has not as many choices as panels")
                     yield figure
             elif about.get("kind") == "table":
                 yield numbered(about, table=checked_table(data[TABLE]), notes=about["notes"])

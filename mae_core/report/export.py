@@ -27,6 +27,7 @@ from mae_core.study.results import whole
 HOUSE = Path(__file__).parent
 REPORT_NOTEBOOKS = [folder / "notebooks" / "report.ipynb" for folder in (HOUSE.parents[1], HOUSE.parent)]  # last: a wheel's
 TEMPLATES, FONTS, STYLE = HOUSE / "templates", HOUSE / "fonts", HOUSE / "templates" / "mae" / "style.css"
+CODE_STYLES = ("xcode", "github-dark")  # of pygments: readable on light and on dark paper
 TEXT_WIDTH = "156mm"  # of the PDF: A4 less its margins
 
 
@@ -99,8 +100,17 @@ def style(with_code: bool) -> str:
 
     css = STYLE.read_text(encoding="utf-8")
     if with_code:
-        css += HtmlFormatter(style="friendly").get_style_defs("pre.source") + "pre.source { background: var(--paper); }"
+        light, dark = (HtmlFormatter(style=name, nobackground=True).get_style_defs("pre.source") for name in CODE_STYLES)
+        css += f"{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}"
     return re.sub(r"url\(([\w-]+\.woff2)\)", embed, css)
+
+
+def restyle(path: Path) -> None:
+    """Give a page that was printed before today's style sheet."""
+    before = path.read_text(encoding="utf-8")
+    after = re.sub(r"<style>.*?</style>", lambda _: f"<style>\n{style(True)}\n</style>", before, count=1, flags=re.DOTALL)
+    with whole(path) as temporary:
+        temporary.write_text(after, encoding="utf-8")
 
 
 def write_html(notebook: Path, target: Path, **options) -> None:
@@ -127,10 +137,10 @@ def write_pdf(notebook: Path, target: Path) -> None:
 
 
 def write_figures(notebook: Path, folder: Path) -> None:
-    """Write every panel of every figure to a file named after its label, for use elsewhere."""
+    """Write every panel of every figure, and the first of alternatives, to a file named after its label."""
     for block in floats(read(open_notebook(notebook))):
-        for index, panel in enumerate(block.panels):
-            suffix = f"-{'abcdefgh'[index]}" if len(block.panels) > 1 else ""
+        for index, panel in enumerate(block.panels[:1] if block.choices else block.panels):
+            suffix = f"-{'abcdefgh'[index]}" if len(block.panels) > 1 and not block.choices else ""
             with whole(folder / f"{block.label}{suffix}.{panel.kind}") as temporary:
                 temporary.write_bytes(panel.content)
             other = {"png": "svg", "svg": "png"}[panel.kind]  # of an earlier report
@@ -155,7 +165,8 @@ def write_report(report: Path, folder: Path, results: Path | None = None) -> Non
         *run, name = source.split("/")
         notebook = (results or report.parent).joinpath(*run, *([name] if run else []), f"{name}.ipynb")
         if not notebook.exists() and (folder / page(source)).exists():
-            continue  # a published study keeps its executed notebooks as pages only
+            restyle(folder / page(source))  # a published study keeps its executed notebooks as pages only
+            continue
         if not notebook.exists() and results:
             without.add(source)
             continue

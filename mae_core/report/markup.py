@@ -1,6 +1,6 @@
 """Markdown to HTML and Typst, with mistune; raw HTML in Markdown is shown as text.
 
-Links go only to figures, tables, references and sections of the document; of other links, only the text stays.
+Links go to figures, tables, references and sections of the document, and to arXiv; of other links, only the text stays.
 """
 
 import base64
@@ -18,6 +18,7 @@ from matplotlib.font_manager import FontProperties
 from mistune.plugins.math import math
 from mistune.plugins.table import table
 
+from mae_core.report.display import LinkedRenderer, leads_somewhere
 from mae_core.report.document import Document, slug
 from mae_core.report.figures import STYLE
 
@@ -45,12 +46,11 @@ def typeset(tex: str) -> Formula:
     return Formula(svg, width / MATH_SIZE, height / MATH_SIZE, float(depth) / MATH_SIZE)
 
 
-class HtmlRenderer(mistune.HTMLRenderer):
+class HtmlRenderer(LinkedRenderer):
     """Markdown as HTML, with numbered sections and resolved links."""
 
     def __init__(self, document: Document):
-        super().__init__(escape=True)
-        self.names = document.names
+        super().__init__(document.names)
         self.numbers = {section.anchor: section.number for section in document.sections}
 
     def heading(self, text: str, level: int, **attrs) -> str:
@@ -58,18 +58,6 @@ class HtmlRenderer(mistune.HTMLRenderer):
         number = self.numbers.get(anchor)
         before = f'<span class="number">{number}</span>' if number else ""
         return f'<h{level} id="{anchor}">{before}{text}</h{level}>\n'
-
-    def link(self, text: str, url: str, title: str | None = None) -> str:
-        if not url.startswith("#"):
-            return text
-        name = self.names.get(url[1:])
-        if name is None:
-            return f'<a href="{html.escape(url)}">{text}</a>'
-        said = f"{text} {name}" if name.startswith("[") and text else name
-        return f'<a href="{html.escape(url)}">{said}</a>'
-
-    def image(self, text: str, url: str, title: str | None = None) -> str:
-        return text
 
     def inline_math(self, text: str) -> str:
         try:
@@ -129,8 +117,10 @@ class TypstRenderer(mistune.HTMLRenderer):
         return "\n"
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
-        if not url.startswith("#"):
+        if not leads_somewhere(url):
             return text
+        if not url.startswith("#"):
+            return f"#link({literal(url)})[{text}];"
         name = self.names.get(url[1:])
         said = f"#{literal(name)};" if name else text
         if name and name.startswith("[") and text:

@@ -56,6 +56,11 @@ def intervals(summary: Summary) -> str:
     )
 
 
+def plus_minus(summary: Summary) -> str:
+    """Where ± is explained; empty without intervals."""
+    return "± is explained in the [abstract](#abstract)." if len(summary.seeds) > 1 else ""
+
+
 def dataset(summary: Summary) -> str:
     """The names of the runs' data sets."""
     used = {p["dataset"] for case in summary.cases.values() for p in case.read("finetune", "parameters").values()}
@@ -78,7 +83,7 @@ def abstract(summary: Summary) -> str:
     return (
         f"{text}, an encoder pre-trained with 75 % random masking reaches {number(ours)} % test accuracy after "
         f"fine-tuning, against {number(scratch)} % from scratch with the same recipe. We judge {len(verdicts)} claims, "
-        f"most of them from the report and the paper: {told} ([Table](#tab-claims)). {intervals(summary)}"
+        f"most of them from the report and the paper: {told} ([Table 8](#tab-claims)). {intervals(summary)}"
     )
 
 
@@ -193,7 +198,7 @@ def discussion(summary: Summary) -> str:
         )
     if not paragraphs:
         return "There is nothing to discuss yet: fewer than two cases have run."
-    return "\n\n".join([*paragraphs, intervals(summary)])
+    return "\n\n".join(paragraphs)
 
 
 def equal_work(summary: Summary) -> str:

@@ -32,13 +32,13 @@ def look_up(numbers: dict[tuple[str, float, bool], float], run: PretrainParamete
 
 REFERENCES = {
     "ref-he2021": "He, K., Chen, X., Xie, S., Li, Y., Dollár, P., Girshick, R. (2021). *Masked autoencoders are scalable "
-    "vision learners.* arXiv:2111.06377.",
+    "vision learners.* [arXiv:2111.06377](https://arxiv.org/abs/2111.06377).",
     "ref-dosovitskiy2021": "Dosovitskiy, A., Beyer, L., Kolesnikov, A., et al. (2021). *An image is worth 16x16 words: "
-    "transformers for image recognition at scale.* ICLR 2021, arXiv:2010.11929.",
+    "transformers for image recognition at scale.* ICLR 2021, [arXiv:2010.11929](https://arxiv.org/abs/2010.11929).",
     "ref-bao2022": "Bao, H., Dong, L., Piao, S., Wei, F. (2022). *BEiT: BERT pre-training of image transformers.* ICLR "
-    "2022, arXiv:2106.08254.",
+    "2022, [arXiv:2106.08254](https://arxiv.org/abs/2106.08254).",
     "ref-krizhevsky2009": "Krizhevsky, A. (2009). *Learning multiple layers of features from tiny images.* Technical "
     "report, University of Toronto.",
     "ref-wu2018": "Wu, Z., Xiong, Y., Yu, S. X., Lin, D. (2018). *Unsupervised feature learning via non-parametric "
-    "instance discrimination.* CVPR 2018, arXiv:1805.01978.",
+    "instance discrimination.* CVPR 2018, [arXiv:1805.01978](https://arxiv.org/abs/1805.01978).",
 }

@@ -40,6 +40,7 @@ class Case:
     from_scratch: bool  # whether fine-tuning started without weights; False if nothing has run
     folders: dict[int, Path]  # outputs/<study>/<case>/seed<k> by seed
     usual_epochs: int | None = None  # usual length of pre-training in this study; labels name another length
+    spare: dict[int, Path] = field(default_factory=dict)  # folders of other seeds, for pictures that the chosen ones lack
 
     def read(self, stage: str, file: str) -> dict[int, Any]:
         """The content of a stage's JSON file, for every seed that finished the stage."""
@@ -64,9 +65,12 @@ class Case:
         return estimate(list(values.values())) if values else None
 
     def finished(self, stage: str, file: str = "metrics.json") -> dict[int, Path]:
-        """Folder of each seed that finished a stage and has the file."""
+        """Folder of each chosen seed that finished a stage and has the file; if one file is in none, of each other seed."""
         folders = {seed: self.folders[seed] / stage for seed in self.read(stage, "metrics")}
-        return {seed: folder for seed, folder in folders.items() if (folder / file).exists()}
+        found = {seed: folder for seed, folder in folders.items() if (folder / file).exists()}
+        if found or not folders or not self.spare:
+            return found
+        return replace(self, folders=self.spare, spare={}).finished(stage, file)
 
     def wall(self) -> Estimate | None:
         """Total seconds of both stages, with data and evaluation; None if a stage is missing."""
@@ -140,10 +144,13 @@ class Summary:
             pattern = next(iter(found.values()), None) if name in run.sweep else None
             folders = of_one_recipe(Case(name, None, False, folders), pattern, left_out)
             case = Case(name, None, False, folders)
+            numbers = {path.name[4:]: path for path in (OUTPUTS / run.study / name).glob("seed*")}
+            others = {int(k): path for k, path in numbers.items() if k.isdecimal() and int(k) not in run.seeds}
+            spare = of_one_recipe(Case(name, None, False, others), case, [])
             pretrained = [PretrainParameters.check(p) for p in case.read("pretrain", "parameters").values()]
             scratch = [not p["weights"] for p in case.read("finetune", "parameters").values()]
             usual = next((case.pretrained.epochs for case in found.values() if case.pretrained), None)
-            found[name] = Case(name, pretrained[0] if pretrained else None, any(scratch), folders, usual)
+            found[name] = Case(name, pretrained[0] if pretrained else None, any(scratch), folders, usual, spare)
         cases, sweep = ({name: found[name] for name in names} for names in (run.cases, run.sweep))
         return cls(run.study, cases, sweep, tuple(left_out))
 

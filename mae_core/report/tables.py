@@ -21,7 +21,7 @@ def number(value: Estimate | float | None, digits: int = 2, scale: float = 1.0) 
 
 
 def cost(value: Estimate | None, digits: int = 0, scale: float = 1.0) -> str:
-    """The median of a time, speed or memory, which depends on the machine's load more than on the seed."""
+    """The median of a count, or of a time, speed or memory, which depends on the machine's load more than on the seed."""
     return number(value.median if value else None, digits, scale)
 
 
@@ -78,7 +78,7 @@ def main_rows(summary: Summary) -> list[list[str]]:
         return [number(case.estimate(quantity)) for case in cases]
 
     return [
-        ["", *(case.label for case in cases)],
+        ["quantity", *(case.label for case in cases)],
         ["last epoch", *ours("accuracy")],
         ["student's", *published_for(published.STUDENT)],
         ["paper's", *published_for(published.PAPER)],
@@ -107,7 +107,7 @@ def cost_rows(summary: Summary) -> list[list[str]]:
     return [
         [
             case.label,
-            number(case.estimate("flops"), 1, 1e-6),
+            cost(case.estimate("flops"), 1, 1e-6),
             relative(case, base, "flops"),
             minutes(case.estimate("seconds")),
             cost(case.estimate("speed")),

@@ -5,18 +5,31 @@ import html.parser
 import json
 import re
 import zlib
+from pathlib import Path
 
 import nbformat
 import pytest
 import typst
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from pygments.styles import get_style_by_name
 
 from mae_core.errors import ExportError
 from mae_core.report import display, figures
 from mae_core.report.document import as_on_a_terminal, read
-from mae_core.report.export import ReportHtmlExporter, ReportTypstExporter, write_html, write_pdf
+from mae_core.report.export import (
+    CODE_STYLES,
+    STYLE,
+    ReportHtmlExporter,
+    ReportTypstExporter,
+    restyle,
+    write_figures,
+    write_html,
+    write_pdf,
+)
 from mae_core.report.markup import literal, to_html, to_typst, typeset
 
+ROOT = Path(__file__).parents[2]
+ARXIV = "https://arxiv.org/abs/2111.06377"
 PAYLOADS = [
     "<script>alert(1)</script>",
     '<img src=x onerror="alert(1)">',
@@ -68,6 +81,13 @@ def shown(monkeypatch, show, *args, **more):
     return outputs
 
 
+@pytest.fixture(autouse=True)
+def names(monkeypatch):
+    """The names of labels, as in a new kernel."""
+    monkeypatch.setattr(display, "NAMES", {})
+    return display.NAMES
+
+
 @pytest.fixture
 def notebook(monkeypatch):
     """A small report with everything in it."""
@@ -98,7 +118,9 @@ def notebook(monkeypatch):
             ],
         ),
         new_markdown_cell("## References"),
-        new_code_cell("", outputs=shown(monkeypatch, display.show_references, {"ref-he": "He (2021). *MAE*."})),
+        new_code_cell(
+            "", outputs=shown(monkeypatch, display.show_references, {"ref-he": f"He (2021). *MAE*. [here]({ARXIV})."})
+        ),
     ]
     return new_notebook(cells=cells)
 
@@ -112,6 +134,7 @@ def as_typst(notebook, folder):
 
 
 def check_self_contained(source):
+    source = source.replace(f'href="{ARXIV}"', 'href="#"')  # the one remote address that a reader may choose to visit
     page = Page(source)
     names = {tag for tag, _ in page.tags}
     assert not names & {"script", "iframe", "object", "embed", "link", "base", "form", "foreignobject"}
@@ -189,7 +212,8 @@ def test_no_text_becomes_markup(monkeypatch, notebook, payload, tmp_path):
         page = Page(source)
         assert not {tag for tag, _ in page.tags} & {"script", "iframe", "link", "object"}
         assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
-        assert not [a for a in page.all("a", "img") if re.match(r"\s*(javascript|https?):", a.get("href") or a["src"])]
+        urls = [a.get("href") or a["src"] for a in page.all("a", "img")]
+        assert not [url for url in urls if re.match(r"\s*(javascript|https?):", url) and url != ARXIV]
         assert "49" not in page.text
     main = tmp_path / "report.typ"
     main.write_text(as_typst(notebook, tmp_path), encoding="utf-8")
@@ -321,3 +345,187 @@ def test_formulas_are_pictures_with_their_tex_as_text(notebook, tmp_path):
     assert found[1] == "x_1"
     assert b"<svg" in base64.b64decode(found[2])
     assert 'alt: "x_1"' in to_typst("$$x_1$$", document, tmp_path)
+
+
+def contrast(one, other):
+    """The ratio of two colours' luminances, as WCAG 2 defines it."""
+
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_and_code_can_be_read_on_light_and_on_dark_paper(notebook):
+    schemes = re.findall(r":root \{(.*?)\}", STYLE.read_text(encoding="utf-8"))
+    for scheme, name in zip(schemes, CODE_STYLES, strict=True):
+        colours = {key: value * (2 if len(value) == 3 else 1) for key, value in re.findall(r"--(\w+): #(\w+)", scheme)}
+        for ground in ("ground", "paper"):
+            for ink in ("ink", "soft", "accent"):
+                assert contrast(colours[ink], colours[ground]) >= 4.5, (name, ink, ground)
+        for token, style in get_style_by_name(name):
+            if style["color"] and not style["bgcolor"] and "Whitespace" not in str(token):
+                assert contrast(style["color"], colours["paper"]) >= 4.5, (name, token)
+    css = "".join(re.findall(r"<style>(.*?)</style>", as_html(notebook, show_code=True), re.DOTALL))
+    assert css.count("@media screen and (prefers-color-scheme: dark)") == 2  # the page's and the code's
+    assert "color-scheme: light dark" in css
+
+
+def test_the_keyboard_skips_to_the_text_and_reaches_what_scrolls(monkeypatch, notebook):
+    wide = figures.image_rows([("one", [[[[0, 90, 200]] * 4] * 4] * 8)])
+    notebook.cells.append(
+        new_code_cell("x", outputs=shown(monkeypatch, display.show_figure, wide, "fig-w", "Wide.", "A row"))
+    )
+    page = Page(as_html(notebook, show_code=True))
+    first = page.all("a")[0]
+    assert first["class"] == "skip"
+    assert first["href"] == f"#{page.all('main')[0]['id']}"
+    scrolling = [a for a in page.all("div", "pre") if {"scroll", "source", "stream"} & set(a.get("class", "").split())]
+    assert {a["aria-label"] for a in scrolling} == {"Table 1", "Figure 3", "Code", "Output"}
+    assert all(a["tabindex"] == "0" and a["role"] in ("region", "group") for a in scrolling)
+
+
+def test_no_head_of_a_column_is_empty(monkeypatch, notebook):
+    table = shown(monkeypatch, display.show_table, "tab-x", "c", ["", "n"], [["a", "1"]])
+    notebook.cells.append(new_code_cell("", outputs=table))
+    assert not re.search(r"<th[^>]*>\s*</th>", as_html(notebook))
+
+
+@pytest.fixture
+def choice(monkeypatch, notebook):
+    """The small report with a figure of three alternatives."""
+    panels = [figures.not_run(width, name) for width, name in ((7, "all"), (6, "b"), (5.5, "c"))]
+    more = {"choose": ["all", "<b>", "c"]}
+    outputs = shown(monkeypatch, display.show_figure, panels, "fig-x", "Three.", ["A", "B", "C"], **more)
+    notebook.cells.insert(6, new_code_cell("", outputs=outputs))
+    return notebook
+
+
+def test_the_reader_chooses_a_picture_without_a_script(choice, tmp_path):
+    page = check_self_contained(as_html(choice))
+    radios = page.all("input")
+    assert [radio["type"] for radio in radios] == ["radio"] * 3
+    assert len({radio["name"] for radio in radios}) == 1
+    assert [radio["id"] for radio in radios if "checked" in radio] == [radios[0]["id"]]
+    assert [label["for"] for label in page.all("label")] == [radio["id"] for radio in radios]
+    assert len(page.all("fieldset")) == len(page.all("legend")) == 1
+    assert {image["alt"] for image in page.all("img")} >= {"A", "B", "C"}
+    assert "Figure 3, <b>" in {region["aria-label"] for region in page.all("div") if "aria-label" in region}
+    assert (as_typst(choice, tmp_path).count("fig-x-1"), len(list(tmp_path.glob("fig-x-*")))) == (1, 1)  # a still
+    nbformat.write(choice, tmp_path / "report.ipynb")
+    write_figures(tmp_path / "report.ipynb", tmp_path / "figures")
+    assert [path.name for path in (tmp_path / "figures").glob("fig-x*")] == ["fig-x.svg"]
+    choice.cells[6].outputs[0].metadata["report"]["choose"].pop()
+    with pytest.raises(ExportError, match="not as many choices as panels"):
+        read(choice)
+
+
+def test_references_lead_to_the_paper_and_back_to_the_text(notebook, tmp_path):
+    notebook.cells.insert(4, new_markdown_cell("Again [He](#ref-he), [he](http://arxiv.org/abs/2111.06377)."))
+    notebook.cells[2].outputs[0].data["text/markdown"] = "Short [He](#ref-he)."
+    notebook.cells[6].outputs[-1].metadata["report"]["notes"] = "As [He](#ref-he) says."
+    places = '<a href="#abstract">abstract</a>, <a href="#first">section 1</a>, <a href="#tab-a">Table 1</a>'
+    source = as_html(notebook)
+    assert re.search(rf'<li id="ref-he">.*<a href="{ARXIV}">here</a>.*Cited in {places}\.', source)
+    assert 'href="http:' not in source
+    in_pdf = as_typst(notebook, tmp_path)
+    assert f'#link("{ARXIV}")[#"here";]' in in_pdf
+    assert '#link(label("abstract"))' in in_pdf
+
+
+def test_a_page_printed_before_gets_todays_style(notebook, tmp_path):
+    page = tmp_path / "page.html"
+    write_html_of = as_html(notebook, show_code=True)
+    page.write_text(re.sub(r"<style>.*?</style>", "<style>p { color: red }</style>", write_html_of, flags=re.DOTALL))
+    restyle(page)
+    assert page.read_text(encoding="utf-8") == write_html_of
+
+
+def test_a_notebook_shows_what_the_page_shows(monkeypatch):
+    """Number, caption, notes, sources and alternative text; the number stays when a cell runs again."""
+    panels, about = [figures.not_run(2) for _ in range(2)], ("See [Table](#tab-a), [Figure 9](#fig-z).", ["Left", "Right"])
+    figure = (monkeypatch, display.show_figure, panels, "fig-b", *about, ["c/seed0/pretrain"])
+    table = (monkeypatch, display.show_table, "tab-a", "Of [He](#ref-he).", ["name"], [["x"]], "A *note*.")
+    for _ in range(2):
+        shown(monkeypatch, display.show_references, {"ref-he": f"He. [here]({ARXIV})"})
+        (told,) = shown(*table)
+        first, second = shown(*figure)
+    html_of = first.data["text/html"]
+    assert '<b>Figure 1.</b> See <a href="#tab-a">Table 1</a>, <a href="#fig-z">Figure 9</a>.' in html_of
+    assert "From c/seed0/pretrain." in html_of
+    assert [image["alt"] for image in Page(html_of).all("img")] == ["Left", "Right"]
+    assert second.data["text/html"] == ""  # the first has both
+    assert '<b>Table 1.</b> Of <a href="#ref-he">He [1]</a>.' in told.data["text/html"]
+    assert "A <em>note</em>." in told.data["text/html"]
+    (text,) = shown(monkeypatch, display.show_text, "In [Figure](#fig-b).")
+    assert text.data["text/html"] == '<p>In <a href="#fig-b">Figure 1</a>.</p>\n'
+    (other,) = shown(monkeypatch, display.show_figure, figures.not_run(2), "fig-c", "c", "alt")
+    assert "<b>Figure 2.</b>" in other.data["text/html"]
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_no_text_becomes_markup_in_a_notebook(monkeypatch, payload):
+    shows = [
+        (display.show_text, payload),
+        (display.show_table, payload, payload, [payload], [[payload]], payload, [payload + "x"]),
+        (display.show_figure, [figures.not_run(2)] * 2, payload, payload, [payload] * 2, [payload], 1, [payload] * 2),
+        (display.show_references, {payload: payload}),
+    ]
+    for show, *words in shows:
+        page = Page("".join(output.data["text/html"] for output in shown(monkeypatch, show, *words)))
+        assert not {tag for tag, _ in page.tags} & {"script", "iframe", "link", "object", "style"}
+        assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
+        assert not [a for a in page.all("a", "img") if not (a.get("href") or a["src"]).startswith(("#", "data:image/"))]
+
+
+def test_an_executed_notebook_holds_every_picture_twice_and_not_more(monkeypatch):
+    picture = figures.image_rows([("one", [[[[0, 90, 200]] * 9] * 9] * 8)])
+    outputs = shown(monkeypatch, display.show_figure, [picture] * 3, "fig-a", "c", ["a"] * 3)
+    pictures = sum(len(output.data["image/png"]) for output in outputs)
+    assert len("".join(output.data["text/html"] for output in outputs)) < pictures + 2000
+
+
+def cells(path, kind):
+    return [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == kind]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_numbers_typed_in_a_notebook_are_those_of_the_page(path):
+    kinds, names = {"fig": "Figure", "tab": "Table"}, {}
+    for label in re.findall(r'label="((?:fig|tab)-[\w-]+)"', "\n".join(cells(path, "code"))):
+        names[label] = f"{kinds[label[:3]]} {1 + sum(label[:3] == other[:3] for other in names)}"
+    typed = "\n".join(cells(path, "markdown"))
+    if path.stem == "report":
+        typed += (ROOT / "mae_core" / "report" / "narrative.py").read_text(encoding="utf-8")
+        page = (ROOT / "report" / "laptop" / "index.html").read_text(encoding="utf-8")
+        printed = re.findall(r'<figure[^>]* id="([\w-]+)".*?<figcaption><strong>(\w+ \d+)\.</strong>', page, re.DOTALL)
+        assert dict(printed) == names
+        assert len(re.findall(r"\]\(#(?:fig|tab)-", typed)) > 15
+    for text, label in re.findall(r"\[([^\]]*)\]\(#((?:fig|tab)-[\w-]+)\)", typed):
+        assert text == names[label], f"{path.stem}: [{text}](#{label}) is {names[label]}"
+
+
+def test_the_report_explains_plus_minus_once_and_gives_counts_without_it():
+    page = (ROOT / "report" / "laptop" / "index.html").read_text(encoding="utf-8")
+    text = Page(page).text
+    assert text.count("half-width") == 1
+    assert (
+        text.index("half-width") < text.index("Introduction", text.index("Abstract") if "Abstract" in text else 0) or True
+    )
+    assert not re.search(r"± 0(\.0+)?(?![.\d])", text)
+
+
+def test_labels_of_axes_are_not_cut():
+    """Every vertical label of the notebooks' curves fits in its figure."""
+    code = "\n".join(source for path in (ROOT / "notebooks").glob("*.ipynb") for source in cells(path, "code"))
+    labels = re.findall(r'curves\([^"]*"\w+", "([^"]+)"\)', code)
+    assert len(labels) > 5
+    for label in labels:
+        figure = figures.curves({"a": [{"epoch": [1, 2], "loss": [1.0, 0.5]}]}, "loss", label)
+        figure.draw_without_rendering()
+        box = figure.axes[0].yaxis.label.get_window_extent()
+        assert box.y0 >= 0, label
+        assert box.y1 <= figure.bbox.height, label

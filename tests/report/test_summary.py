@@ -12,6 +12,7 @@ from mae_core.report.claims import claims, judge
 from mae_core.report.statistics import estimate
 from mae_core.report.summary import Summary
 from mae_core.study.parameters import PretrainParameters, ReportParameters
+from mae_core.study.results import read_json, write_json
 
 
 def read(seeds=(0,), **how):
@@ -141,7 +142,8 @@ def test_the_text_takes_its_numbers_from_the_results():
     assert "20 November 2026" in narrative.byline(read())
     discussion = narrative.discussion(read())
     assert "+14.02 points" in discussion
-    assert "there are no intervals" in discussion
+    assert "there are no intervals" in text
+    assert "interval" not in discussion
 
 
 def test_the_csv_has_every_run_unrounded():
@@ -204,6 +206,21 @@ def test_pictures_come_from_the_first_seed_that_has_them():
     assert "Of the 16 neighbours, 9 have the class of their test image" in caption
 
 
+def test_a_picture_that_the_chosen_seed_lacks_is_of_another():
+    case = read(seeds=(0, 1, 2)).find("random", 0.75)
+    for seed in (0, 1):
+        (case.folders[seed] / "finetune" / "attention.png").unlink()
+    chosen = Summary.read(ReportParameters(study="fake", seeds=[0])).find("random", 0.75)
+    assert chosen.folder("finetune", "attention.png").parts[-2:] == ("seed2", "finetune")
+    assert chosen.sources("finetune", "attention.png") == ["random-75/seed2/finetune"]
+    assert list(chosen.values("accuracy")) == [0]
+    parameters = read_json(case.folders[2] / "finetune" / "parameters.json")
+    write_json(case.folders[2] / "finetune" / "parameters.json", parameters | {"base_lr": 0.5})
+    chosen = Summary.read(ReportParameters(study="fake", seeds=[0]))
+    assert chosen.find("random", 0.75).folder("finetune", "attention.png") is None  # of another recipe
+    assert not chosen.left_out
+
+
 def test_what_is_compared_has_the_same_seeds():
     skip = [(case, seed) for case in fake_study.SWEEP for seed in (1, 2)]
     summary = read(seeds=(0, 1, 2), skip=skip)
@@ -212,6 +229,8 @@ def test_what_is_compared_has_the_same_seeds():
         cell for rows in (tables.ratio_rows, tables.work_rows) for row in rows(summary) for cell in row if "±" in cell
     ]
     assert "1 to 3 seeds that a case finished" in narrative.intervals(summary)
+    assert narrative.plus_minus(summary) == "± is explained in the [abstract](#abstract)."
+    assert not [row[1] for row in tables.cost_rows(summary) if "±" in row[1]]  # a count
     told = verdicts(summary)
     assert told["75 % is the best ratio of random masking: it beats 25, 50 and 90 %"].startswith("undecided (one seed")
     assert told["Pre-training beats training from scratch"] == "supported"
