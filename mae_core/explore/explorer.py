@@ -171,7 +171,7 @@ class Explorer(anywidget.AnyWidget):
         png = base64.b64encode(pictures.still(tiles)).decode()
         told = f"{picture['title']}, {sum(self.hidden)} of {len(self.hidden)} patches hidden"
         html = f'<img class="mae-still" alt="{told}: original, masked, reconstructions" src="data:image/png;base64,{png}">'
-        return {"text/html": html, "image/png": png, "text/plain": told}
+        return {"text/html": html, "text/plain": told}
 
     def show(self) -> None:
         """Display the widget, and a still picture that follows it and remains in the saved notebook."""
