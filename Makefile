@@ -8,7 +8,8 @@
 # make soak                inject kills, damage and full disks for ten minutes; report what was lost
 # make bench               measure speed against transformers, lightly and the machine's limits
 # make lint                run ruff and mypy
-# make lab                 start JupyterLab
+# make lab                 open the notebook explore in JupyterLab
+# make explore             serve it as a web page without code, on this machine only
 # make env                 only create the environment, in .venv/
 # make env TORCH=cpu       the same without CUDA's libraries; also works for the first `make report` or `make test`
 # make help                print these lines
@@ -23,7 +24,7 @@ DEV    := $(VENV)/.ready-dev
 
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: report sweep seeds test recover soak bench lint lab env help
+.PHONY: report sweep seeds test recover soak bench lint lab explore env help
 report: $(READY)
 	snakemake $(if $(AGAIN),--forceall) --configfile params/$(STUDY).yaml
 	@echo "report: report/$(STUDY)/index.html and report/$(STUDY)/report.pdf"
@@ -50,7 +51,10 @@ lint: $(DEV)
 	mypy
 
 lab: $(READY)
-	jupyter lab notebooks
+	jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/explore.ipynb
+
+explore: $(DEV)
+	JUPYTER_PATH="$(CURDIR)/mae_core/explore/page" voila notebooks/explore.ipynb --template=explore --Voila.ip=127.0.0.1
 
 env: $(DEV)
 

@@ -145,14 +145,15 @@ def trained_models(run: ExploreParameters) -> list[Trained]:
     else:
         names = run.cases or [path.name for path in sorted(OUTPUTS.joinpath(run.study).glob("*"), key=default_first)]
         folders = [OUTPUTS / run.study / name / f"seed{run.seed}" for name in names]
-        lacking = [folder for folder in folders if weights_in(folder / "pretrain") is None]
-        if lacking and (run.cases or lacking == folders):
+        found = [folder for folder in folders if weights_in(folder / "pretrain")]
+        if not found or (run.cases and found != folders):
+            lacking = next((folder for folder in folders if folder not in found), OUTPUTS / run.study)
             there = sorted({path.parents[3].as_posix() for path in OUTPUTS.glob("*/*/seed*/pretrain/weights*.safetensors")})
             raise ParameterError(
-                f"no weights in {lacking[0] if lacking else OUTPUTS / run.study}/pretrain: train it, or set train to True "
-                f"for a small model; there are weights in {', '.join(there) or 'no study'}"
+                f"there are no weights in {lacking.as_posix()}/: train that run first, or set train to True for a small "
+                f"model; there are weights in {', '.join(there) or 'no study'}"
             )
-        folders = [folder for folder in folders if folder not in lacking]
+        folders = found
     models = [open_run(folder, device) for folder in folders]
     return [found for found in models if found.run.patch_size == models[0].run.patch_size]
 
