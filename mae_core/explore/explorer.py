@@ -154,10 +154,20 @@ class Explorer(anywidget.AnyWidget):
         found = [(train.classes[train.labels_n[i]], train.images_nCHW[i].permute(1, 2, 0).numpy()) for i in ids]
         self.neighbours = [{"name": name, "pixels": pixels_HWC.tobytes()} for name, pixels_HWC in found]
 
+    @property
+    def told(self) -> str:
+        """The image and its mask, such as ``image 4 of 10,000: cat, 48 of 64 patches hidden``."""
+        return f"{self.picture['title']}, {sum(self.hidden)} of {len(self.hidden)} patches hidden"
+
+    def _repr_mimebundle_(self, **about: Any) -> Any:
+        """As every widget's, but the plain text, which untrusted notebooks show, says what there is to see."""
+        bundle, metadata = super()._repr_mimebundle_(**about)  # type: ignore[misc]
+        return bundle | {"text/plain": self.told}, metadata
+
     def still(self) -> dict[str, str]:
         """The present pictures as a display bundle, for where no kernel runs: a reopened, printed or converted notebook.
 
-        The page's style hides its HTML where the widget itself is alive.
+        The page's style hides its HTML beside the widget where that is alive.
         """
         side, picture = self.about["side"], self.picture
 
@@ -169,9 +179,9 @@ class Explorer(anywidget.AnyWidget):
             quality = "" if case["psnr"] is None else f", {case['psnr']:.1f} dB"
             tiles += [tile(case["name"] + quality, case["painted"]), tile("error", case["error"])]
         png = base64.b64encode(pictures.still(tiles)).decode()
-        told = f"{picture['title']}, {sum(self.hidden)} of {len(self.hidden)} patches hidden"
-        html = f'<img class="mae-still" alt="{told}: original, masked, reconstructions" src="data:image/png;base64,{png}">'
-        return {"text/html": html, "text/plain": told}
+        alt = f"{self.told}: original, masked, reconstructions"
+        html = f'<img class="mae-still" alt="{alt}" src="data:image/png;base64,{png}">'
+        return {"text/html": html, "text/plain": ""}
 
     def show(self) -> None:
         """Display the widget, and a still picture that follows it and remains in the saved notebook."""
