@@ -10,7 +10,8 @@
 # make gpu                 use a borrowed GPU for SECONDS=550: its tests, the race, the study speedrun; again: continue
 # make gpu STUDY=paper     train as many runs of one study as fit; REHEARSE=1: tiny, on the CPU; needs no environment
 # make lint                run ruff and mypy
-# make lab                 start JupyterLab
+# make lab                 open the notebook explore in JupyterLab
+# make explore             serve it as a web page without code, on this machine only
 # make env                 only create the environment, in .venv/
 # make env TORCH=cpu       the same without CUDA's libraries; also works for the first `make report` or `make test`
 # make help                print these lines
@@ -26,7 +27,7 @@ DEV    := $(VENV)/.ready-dev
 
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: report sweep seeds test recover soak bench gpu lint lab env help
+.PHONY: report sweep seeds test recover soak bench gpu lint lab explore env help
 report: $(READY)
 	snakemake $(if $(AGAIN),--forceall) --configfile params/$(STUDY).yaml
 	@echo "report: report/$(STUDY)/index.html and report/$(STUDY)/report.pdf"
@@ -58,7 +59,10 @@ lint: $(DEV)
 	mypy
 
 lab: $(READY)
-	jupyter lab notebooks
+	jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/explore.ipynb
+
+explore: $(DEV)
+	JUPYTER_PATH="$(CURDIR)/mae_core/explore/page" voila notebooks/explore.ipynb --template=explore --Voila.ip=127.0.0.1
 
 env: $(DEV)
 

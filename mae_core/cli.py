@@ -14,6 +14,7 @@ EPILOG = """examples:
   mae-core train params/paper.yaml block-50 0 pretrain
   mae-core render outputs/laptop my-report
   mae-core reproduce outputs/laptop/random-75/seed0/pretrain/provenance.json
+  mae-core keep outputs/laptop/random-75/seed0/pretrain
   mae-core recover params/laptop.yaml
 """
 
@@ -62,6 +63,14 @@ def reproduce(words: argparse.Namespace) -> int:
     return 0 if reproduce(words.provenance) else 3
 
 
+def keep(words: argparse.Namespace) -> int:
+    """Copy a run's weights to a file of half the size, for git and for exploring them later."""
+    from mae_core.explore.trained import keep
+
+    print(keep(words.folder))
+    return 0
+
+
 def recover(words: argparse.Namespace) -> int:
     """After a kill -9 of Snakemake, end the processes that it left running and remove its lock."""
     from mae_core.study.recover import recover
@@ -92,6 +101,7 @@ COMMANDS: dict[Callable[[argparse.Namespace], int], dict[str, dict]] = {
         "folder": {"help": "folder for index.html and report.pdf, such as report/<study>", "type": Path},
     },
     reproduce: {"provenance": {"help": "outputs/<study>/<case>/seed<k>/<stage>/provenance.json", "type": Path}},
+    keep: {"folder": {"help": "outputs/<study>/<case>/seed<k>/<stage>, with weights.safetensors", "type": Path}},
     recover: {"study": {"help": "the study file, such as params/laptop.yaml", "type": Path}},
     schema: {},
 }

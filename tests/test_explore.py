@@ -1,64 +1,286 @@
-import ipywidgets as widgets
+"""The explorer without a browser: the models it opens, what it paints, and what it answers to its page."""
+
+import io
+
+import nbformat
 import numpy as np
 import pytest
+import torch
+from nbclient import NotebookClient
+from PIL import Image
 
 from mae_core.data.images import load
 from mae_core.errors import ParameterError
-from mae_core.explore import ExploreParameters, Painter, open_model
-from mae_core.report.display import png
+from mae_core.evaluation.reconstruction import reconstruct
+from mae_core.explore import trained as on_disk
+from mae_core.explore.explorer import OWN, Explorer, explorer
+from mae_core.explore.pictures import hidden_patches, mask_of, own_picture, paint
+from mae_core.explore.trained import FULL, KEPT, ExploreParameters, images_to_show, keep, trained_models
+from mae_core.model.masking import sample_mask
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
+from mae_core.study.results import load_sheet
 from mae_core.training.runs import finetune, pretrain
 
 
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, few_shapes_dir):
+    """A folder with a small study: two cases, one of them fine-tuned."""
+    folder = tmp_path_factory.mktemp("study")
+    tiny = {"width": 24, "depth": 1, "decoder_width": 24, "train_images": 512, "epochs": 1, "threads": 1}
+    tiny |= {"data_dir": str(few_shapes_dir), "study": "mine"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for case, strategy in (("random-75", "random"), ("grid-75", "grid")):
+            pretrain(PretrainParameters(case=case, mask_strategy=strategy, **tiny))
+        weights = f"outputs/mine/random-75/seed0/pretrain/{FULL}"
+        finetune(FinetuneParameters(case="random-75", weights=weights, probes=False, **tiny))
+    return folder
+
+
 @pytest.fixture
-def weights(tiny):
-    run = PretrainParameters.check(tiny)
-    pretrain(run)
-    return str(run.folder / "pretrain" / "weights.safetensors")
+def run(study, monkeypatch, few_shapes_dir):
+    monkeypatch.chdir(study)
+    return ExploreParameters(study="mine", dataset="shapes", data_dir=str(few_shapes_dir), device="cpu")
 
 
-def test_a_trained_model_is_opened_and_paints(weights, few_shapes_dir):
-    model, trained = open_model(ExploreParameters(weights=weights, device="cpu"))
-    assert trained.width == 24
-    assert not model.training
-    test = load("shapes", few_shapes_dir, train=False)
-    painter = Painter(model, trained, test)
-    for strategy in ("random", "block", "grid"):
-        masked, painted, original = painter.rows(5, strategy, 0.5, seed=1)
-        assert np.array_equal(original, test.images_nCHW[5].permute(1, 2, 0).numpy())
-        hidden = (masked == 128).all(-1)
-        assert hidden.mean() == pytest.approx(0.75 if strategy == "grid" else 0.5, abs=0.02)
-        assert np.array_equal(painted[~hidden], original[~hidden])
+@pytest.fixture
+def view(run):
+    return explorer(run)
 
 
-def test_a_picture_follows_the_controls(weights, few_shapes_dir):
-    painter = Painter(
-        *open_model(ExploreParameters(weights=weights, device="cpu")), load("shapes", few_shapes_dir, train=False)
-    )
-    start = {"image": 0, "strategy": "random", "ratio": 0.75, "seed": 0}
-    controls = {
-        "image": widgets.IntSlider(0),
-        "strategy": widgets.ToggleButtons(options=["random", "block", "grid"]),
-        "ratio": widgets.FloatSlider(0.75, max=0.9),
-        "seed": widgets.IntSlider(0),
-    }
-    picture = painter.follow(controls)
-    assert picture.value == png(painter.paint(**start))
-    for name, value in {"image": 5, "strategy": "grid", "seed": 1}.items():
-        before = picture.value
-        controls[name].value = value
-        assert picture.value != before
-    assert picture.value == png(painter.paint(5, "grid", 0.75, 1))
+def reconstruction(view, case=0):
+    return view.picture["cases"][case]["painted"]
 
 
-def test_what_cannot_be_opened_is_told_in_one_sentence(weights, tiny, tmp_path):
-    with pytest.raises(ParameterError, match="there is no such file"):
-        open_model(ExploreParameters(weights="nowhere.safetensors"))
-    damaged = tmp_path / "damaged.safetensors"
-    damaged.write_bytes(b"no tensors")
+def test_kept_weights_give_the_same_pictures(study, run, tmp_path):
+    (full,) = trained_models(run.model_copy(update={"cases": ["grid-75"]}))
+    folder = tmp_path / "pretrain"
+    folder.mkdir()
+    for name in (FULL, "metrics.json"):
+        (folder / name).write_bytes((full.folder / "pretrain" / name).read_bytes())
+    path = keep(folder)
+    assert path.stat().st_size < 0.6 * (folder / FULL).stat().st_size
+    kept, about = on_disk.open_autoencoder(path, torch.device("cpu"))
+    assert about == full.run
+    image_1CHW = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mask = sample_mask("random", 0.75, 1, 8)
+    for mine, theirs in zip(
+        reconstruct(kept, image_1CHW, mask, about), reconstruct(full.model, image_1CHW, mask, full.run), strict=True
+    ):
+        assert (mine - theirs).abs().max() < 0.04  # of a range of 2; bfloat16 has eight bits
+    (folder / FULL).unlink()
+    assert on_disk.weights_in(folder) == path
+    with pytest.raises(ParameterError, match="does not exist: train the run first"):
+        keep(folder)
+
+
+def test_the_published_weights_are_those_of_the_published_pictures():
+    """They reconstruct the study's own ten pictures nearly as those show them: bfloat16, and a repetition (LOG.md)."""
+    found = sorted((on_disk.Path(__file__).parents[1] / "outputs" / "laptop").glob(f"*/seed0/pretrain/{KEPT}"))
+    assert found
+    for path in found:
+        model, about = on_disk.open_autoencoder(path, torch.device("cpu"))
+        original, masked, painted = load_sheet(path.with_name("pictures.png"), 3)
+        hidden_nHW = (masked == 128).all(-1)
+        for image_HWC, hidden_HW, published in zip(original, hidden_nHW, painted, strict=True):
+            hidden = hidden_HW[::4, ::4].flatten().tolist()
+            if sum(hidden) != round(64 * about.mask_ratio):
+                continue  # a patch of the image itself is grey
+            models = [on_disk.Trained(about, model, None, path.parents[1])]
+            (mine,) = paint(models, torch.from_numpy(image_HWC.copy()).permute(2, 0, 1), hidden)
+            assert np.abs(mine.pixels_HWC.astype(float) - published).mean() < 6
+
+
+def test_what_is_on_disk_is_opened_and_what_is_not_is_named(run):
+    both = trained_models(run)
+    assert [found.name for found in both] == ["random-75", "grid-75"]
+    assert [found.classifier is not None for found in both] == [True, False]
+    assert not both[0].model.training
+    with pytest.raises(ParameterError, match=r"no weights in outputs/mine/block-75/seed0/: .*weights in outputs/mine"):
+        trained_models(run.model_copy(update={"cases": ["block-75"]}))
+    with pytest.raises(ParameterError, match=r"no weights in outputs/other/: "):
+        trained_models(run.model_copy(update={"study": "other"}))
+
+
+def test_damaged_weights_are_told_in_one_sentence(run, tmp_path):
+    path = tmp_path / FULL
+    path.write_bytes(b"no tensors")
     with pytest.raises(ParameterError, match="is damaged"):
-        open_model(ExploreParameters(weights=str(damaged)))
-    run = FinetuneParameters.check(tiny)
-    finetune(run)
+        on_disk.open_autoencoder(path, torch.device("cpu"))
+    tuned = on_disk.Path("outputs/mine/random-75/seed0/finetune") / FULL
     with pytest.raises(ParameterError, match="cannot be opened"):
-        open_model(ExploreParameters(weights=str(run.folder / "finetune" / "weights.safetensors")))
+        on_disk.open_autoencoder(tuned, torch.device("cpu"))
+    with pytest.raises(ParameterError, match="cannot be opened"):
+        on_disk.open_classifier(tuned.parents[1] / "pretrain" / FULL, torch.device("cpu"))
+
+
+def test_a_small_model_is_trained_once(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    trainings = []
+
+    def brief(wanted):
+        trainings.append(wanted)
+        pretrain(wanted)
+
+    monkeypatch.setattr(on_disk, "pretrain", brief)
+    small = run.model_copy(update={"train": True, "epochs": 1})
+    for _ in range(2):
+        (model,) = trained_models(small)
+    assert len(trainings) == 1
+    assert model.folder == on_disk.Path("outputs/explore/random-75/seed0")
+    on_disk.Path("outputs/explore/random-75/seed0/pretrain/parameters.json").write_text("{}", encoding="utf-8")
+    trained_models(small)
+    assert len(trainings) == 2
+
+
+def test_without_the_data_set_the_studys_own_pictures_are_shown(run, tmp_path):
+    nowhere = run.model_copy(update={"dataset": "cifar10", "data_dir": str(tmp_path)})
+    first = trained_models(run)[0]
+    shown, all_of_them = images_to_show(nowhere, first), images_to_show(run, first)
+    assert len(shown) == 10
+    assert torch.equal(shown.images_nCHW, all_of_them.images_nCHW[:10])
+    assert torch.equal(shown.labels_n, all_of_them.labels_n[:10])
+    assert not list(tmp_path.iterdir())
+    unlabelled = images_to_show(nowhere, trained_models(run)[1])
+    assert Explorer(trained_models(run)[1:], unlabelled, nowhere).title == "image 1 of 10"
+
+
+@pytest.mark.parametrize(
+    ("how", "ratio", "n"), [("random", 0.4, 26), ("block", 0.5, 32), ("grid", 0.1, 48), ("all", 0, 64)]
+)
+def test_a_button_hides_an_exact_number_of_patches(view, how, ratio, n):
+    view.answer(None, {"ask": "mask", "how": how, "ratio": ratio}, [])
+    assert sum(view.hidden) == n
+    view.answer(None, {"ask": "mask", "how": "invert", "ratio": ratio}, [])
+    assert sum(view.hidden) == 64 - n
+    view.answer(None, {"ask": "mask", "how": "none", "ratio": ratio}, [])
+    assert sum(view.hidden) == 0
+
+
+def test_any_mask_is_painted_and_visible_patches_stay(run, view):
+    image_CHW = view.pixels_CHW
+    for hidden in ([i in (0, 9, 63) for i in range(64)], [i != 5 for i in range(64)], [True] * 64, [False] * 64):
+        assert mask_of(hidden).masked_BN[0].tolist() == hidden
+        (painted,) = paint(view.models[:1], image_CHW, hidden)
+        hidden_HW = np.array(hidden).reshape(8, 8).repeat(4, 0).repeat(4, 1)
+        original_HWC = image_CHW.permute(1, 2, 0).numpy()
+        assert np.array_equal(painted.pixels_HWC[~hidden_HW], original_HWC[~hidden_HW])
+        assert not painted.error_HWC[~hidden_HW].sum(0)[0]
+        if not any(hidden):
+            assert painted.psnr is None
+            continue
+        error = (painted.pixels_HWC[hidden_HW].astype(float) - original_HWC[hidden_HW]) ** 2
+        assert painted.psnr == pytest.approx(10 * np.log10(255**2 / error.mean()), abs=0.05)
+
+
+def test_each_change_of_the_page_gives_new_pictures(view):
+    for name, value in {"hidden": hidden_patches("random", 0.5, 8, seed=3), "image": 5, "chosen": ["grid-75"]}.items():
+        before = reconstruction(view)
+        view.set_state({name: value, "stroke": view.stroke + 1})
+        assert reconstruction(view) != before
+        assert view.picture["stroke"] == view.stroke
+    assert [case["name"] for case in view.picture["cases"]] == ["grid-75"]
+    assert view.title.startswith("image 6 of 400: ")
+    view.mask("all")
+    assert "hidden" in view.message
+    view.mask("random")
+    assert view.message == ""
+
+
+def test_the_classifier_names_the_original_and_the_reconstructions(view, run):
+    tops = [view.picture["top"], *(case["top"] for case in view.picture["cases"])]
+    classes = load("shapes", run.data_dir, train=False).classes
+    for top in tops:
+        assert len(top) == 3
+        assert {name for name, _ in top} <= set(classes)
+        shares = [share for _, share in top]
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) <= 1
+    view.mask("none")
+    assert view.picture["cases"][0]["top"] == view.picture["top"]  # nothing hidden: the same image
+    view.chosen = ["grid-75"]
+    assert len(view.picture["cases"][0]["top"]) == 3
+
+
+def file_of(image, form, **more):
+    file = io.BytesIO()
+    image.save(file, form, **more)
+    return file.getvalue()
+
+
+def test_a_picture_of_ones_own_is_upright_square_and_small(view):
+    wide = Image.new("RGB", (96, 32), "blue")
+    wide.paste("red", (32, 0, 64, 32))
+    assert (own_picture(file_of(wide, "PNG"), 32) == torch.tensor([255, 0, 0])[:, None, None]).all()
+    halves = Image.new("RGB", (64, 64), "blue")
+    halves.paste("red", (0, 0, 64, 32))  # red above
+    turned = Image.Exif()
+    turned[0x0112] = 3  # upside down
+    picture_CHW = own_picture(file_of(halves, "JPEG", exif=turned, quality=95), 32).int()
+    assert picture_CHW[2, 4, 16] > 200
+    assert picture_CHW[0, 28, 16] > 200
+    before = reconstruction(view)
+    view.answer(None, {"ask": "own"}, [memoryview(file_of(wide.convert("P"), "GIF"))])
+    assert view.image == OWN
+    assert view.title == "your picture"
+    assert reconstruction(view) != before
+    again = view.picture["original"]
+    view.answer(None, {"ask": "own"}, [memoryview(file_of(halves.convert("L"), "PNG"))])
+    assert view.picture["original"] != again
+    view.image = 0
+    assert reconstruction(view) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", file_of(Image.new("RGB", (50, 50)), "PNG")[:60]])
+def test_a_broken_file_breaks_nothing(view, content):
+    before = view.picture
+    view.answer(None, {"ask": "own"}, [memoryview(content)])
+    assert view.message == "This file is not an image that can be read: choose a PNG, JPEG or WebP file."
+    assert view.picture is before
+    view.image = 2
+    assert view.message == ""
+
+
+def test_neighbours_are_training_images_and_a_copy_finds_itself(view, run):
+    train = load("shapes", run.data_dir, limit=20)
+    view.own = train.images_nCHW[7]
+    view.image = OWN
+    assert view.neighbours == []
+    view.answer(None, {"ask": "neighbours"}, [])
+    assert len(view.neighbours) == 6
+    assert view.neighbours[0]["pixels"] == train.images_nCHW[7].permute(1, 2, 0).numpy().tobytes()
+    assert view.neighbours[0]["name"] == train.classes[train.labels_n[7]]
+    view.image = 0
+    assert view.neighbours == []
+
+
+def test_a_still_picture_follows_the_widget(view, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        "mae_core.explore.explorer.display", lambda *data, **about: shown.append(data) or type("", (), {"update": update})()
+    )
+
+    def update(self, bundle, raw):
+        shown.append(bundle)
+
+    view.show()
+    first = view.still()
+    assert "data:image/png;base64," in first["text/html"]
+    view.image = 3
+    assert shown[-1] == view.still() != first
+
+
+def test_hundreds_of_cells_with_a_widget_end(study, monkeypatch):
+    """nbclient can wait forever for output widgets (LOG.md); these cells show the explorer, or change it."""
+    monkeypatch.chdir(study)
+    monkeypatch.setenv("PYTHONPATH", str(on_disk.Path(__file__).parents[1]))
+    opening = (
+        "from mae_core.explore.explorer import explorer\nfrom mae_core.explore.trained import ExploreParameters\n"
+        "view = explorer(ExploreParameters(study='mine', cases=['random-75'], data_dir='nowhere', device='cpu'))"
+    )
+    more = ["view.image = (view.image + 1) % 10", "view.mask('random')", "view.show()"] * 100
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in [opening, *more]])
+    NotebookClient(notebook, kernel_name="python3", timeout=60).execute()
+    assert len(notebook.cells) == 301
+    assert all(cell.outputs for cell in notebook.cells[3::3])
+    assert "AnyModel" in str(notebook.metadata.widgets)[:100_000]

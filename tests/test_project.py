@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from mae_core.cli import COMMANDS
+from mae_core.explore.trained import KEPT
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -98,12 +99,14 @@ def test_the_readmes_examples_write_different_files_that_git_ignores_and_need_no
     assert study == "params/laptop.yaml"
 
 
-def test_no_data_and_no_weights_are_committed():
+def test_no_data_are_committed_and_only_small_weights():
     done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, encoding="utf-8")
     if done.returncode:
         pytest.skip("not a git checkout")
     files = done.stdout.split()
-    assert not [f for f in files if f.endswith((".safetensors", ".pt", ".pth", ".pkl", ".tar.gz"))]
+    weights = [f for f in files if f.endswith((".safetensors", ".pt", ".pth", ".pkl", ".tar.gz"))]
+    assert {Path(f).name for f in weights} <= {KEPT}
+    assert all((ROOT / f).stat().st_size < 1.5e6 for f in weights if (ROOT / f).exists())
     assert not [f for f in files if "batches-py" in f]
 
 

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 from mae_core.errors import ParameterError
-from mae_core.explore import ExploreParameters
+from mae_core.explore.trained import ExploreParameters
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters, ReportParameters, enter_project
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"

@@ -1,0 +1,209 @@
+"""The models and images to explore: trained runs found on disk, or a small model trained first.
+
+A run's weights are in its folder (study/results.py). A published run keeps a copy in bfloat16, small enough for git.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from mae_core import devices
+from mae_core.data import FOLDERS, Dataset
+from mae_core.data.images import Split, load
+from mae_core.errors import ParameterError
+from mae_core.evaluation import N_PICTURES
+from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
+from mae_core.study.checked import Name, Seed
+from mae_core.study.parameters import OUTPUTS, Device, FinetuneParameters, Parameters, PretrainParameters, check_data_dir
+from mae_core.study.results import load_sheet, read_json
+from mae_core.study.tensors import load_tensors, save_tensors
+from mae_core.training.runs import pretrain
+
+FULL, KEPT = "weights.safetensors", "weights.bfloat16.safetensors"
+
+
+class ExploreParameters(Parameters):
+    """The models and the images to explore."""
+
+    study: Name = Field("laptop", description="study whose trained models to open, from outputs/<study>/")
+    cases: list[Name] = Field([], description="cases to open; empty: all that have weights")
+    seed: Seed = Field(0, description="seed of the runs to open")
+    dataset: Dataset = Field("cifar10", description="images to show; without its files, ten of the study's own pictures")
+    data_dir: str = Field("data", description="folder that contains the data set")
+    train: bool = Field(
+        False, description="true: open a small model instead; it is trained on dataset if it is not there yet"
+    )
+    epochs: int = Field(2, description="training epochs of the small model", ge=1, le=1000)
+    device: Device = Field("auto", description="where to compute; auto: cuda if available, else mps, else cpu")
+
+    def check_together(self) -> None:
+        if self.train:
+            check_data_dir(self.dataset, self.data_dir)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One case to explore, in float32 and ready to evaluate.
+
+    Attributes:
+        run: the parameters of its pre-training.
+        model: the pre-trained autoencoder.
+        classifier: the same encoder, fine-tuned; None if there is none.
+        folder: the run's folder, ``outputs/<study>/<case>/seed<k>``.
+    """
+
+    run: PretrainParameters
+    model: MaskedAutoencoder
+    classifier: Classifier | None
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The case, such as ``random-75``."""
+        return self.run.case
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.mask_token.device
+
+    @property
+    def encoder(self) -> Encoder:
+        """The fine-tuned encoder where there is one, else the pre-trained one."""
+        return self.classifier.encoder if self.classifier else self.model.encoder
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classifier's classes; empty without one."""
+        return read_json(self.folder / "finetune" / "metrics.json")["predictions"]["classes"] if self.classifier else []
+
+
+def keep(folder: Path) -> Path:
+    """Copy the weights of a run to ``weights.bfloat16.safetensors`` beside them, in half the size; return the path.
+
+    Args:
+        folder: the run's folder of one stage, ``outputs/<study>/<case>/seed<k>/<stage>``.
+
+    Raises:
+        ParameterError: if it holds no weights, or damaged ones.
+    """
+    try:
+        if not (folder / FULL).is_file():
+            raise ValueError(f"{folder / FULL} does not exist: train the run first")
+        tensors, about = load_tensors(folder / FULL)
+    except ValueError as error:
+        raise ParameterError(str(error)) from error
+    save_tensors(folder / KEPT, {name: tensor.bfloat16() for name, tensor in tensors.items()}, about)
+    return folder / KEPT
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The weights of a finished stage, rather in full precision; None if it has none."""
+    found = (folder / name for name in (FULL, KEPT) if (folder / name).is_file())
+    return next(found, None) if (folder / "metrics.json").is_file() else None
+
+
+def open_autoencoder(path: Path, device: torch.device) -> tuple[MaskedAutoencoder, PretrainParameters]:
+    """A pre-trained model in float32 on a device, and the parameters of its training, for evaluation in float32.
+
+    Raises:
+        ParameterError: if the file is damaged, or holds another kind of model.
+    """
+    try:
+        tensors, about = load_tensors(path)
+        run = PretrainParameters.check(about)
+        model = MaskedAutoencoder(run.model)
+        model.load_state_dict(tensors)
+    except (ValueError, RuntimeError) as error:
+        raise ParameterError(f"{path} cannot be opened ({error})") from error
+    return model.to(device).eval(), run.model_copy(update={"device": device.type, "precision": "float32"})
+
+
+def open_classifier(path: Path, device: torch.device) -> Classifier:
+    """A fine-tuned classifier in float32 on a device; raises ParameterError as :func:`open_autoencoder`."""
+    try:
+        tensors, about = load_tensors(path)
+        model = Classifier(FinetuneParameters.check(about).model, n_classes=len(tensors["head.bias"]))
+        model.load_state_dict(tensors)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ParameterError(f"{path} cannot be opened ({error})") from error
+    return model.to(device).eval()
+
+
+def trained_models(run: ExploreParameters) -> list[Trained]:
+    """The models to explore: those of a study on disk, or a small one, which is trained unless it is on disk already.
+
+    Models whose images are cut into other patches than those of the first are left out: they need masks of their own.
+
+    Raises:
+        ParameterError: if no such run has weights; the message names what is there.
+    """
+    device = devices.choose_device(run.device)
+    if run.train:
+        folders = [small_model(run)]
+    else:
+        names = run.cases or [path.name for path in sorted(OUTPUTS.joinpath(run.study).glob("*"), key=default_first)]
+        folders = [OUTPUTS / run.study / name / f"seed{run.seed}" for name in names]
+        found = [folder for folder in folders if weights_in(folder / "pretrain")]
+        if not found or (run.cases and found != folders):
+            lacking = next((folder for folder in folders if folder not in found), OUTPUTS / run.study)
+            there = sorted({path.parents[3].as_posix() for path in OUTPUTS.glob("*/*/seed*/pretrain/weights*.safetensors")})
+            raise ParameterError(
+                f"there are no weights in {lacking.as_posix()}/: train that run first, or set train to True for a small "
+                f"model; there are weights in {', '.join(there) or 'no study'}"
+            )
+        folders = found
+    models = [open_run(folder, device) for folder in folders]
+    return [found for found in models if found.run.patch_size == models[0].run.patch_size]
+
+
+def default_first(path: Path) -> tuple[bool, str]:
+    """Sort a study's cases by name, its default first."""
+    return path.name != "random-75", path.name
+
+
+def open_run(folder: Path, device: torch.device) -> Trained:
+    """Open a run's pre-trained model and, where there is one, its fine-tuned classifier."""
+    path, tuned = weights_in(folder / "pretrain"), weights_in(folder / "finetune")
+    assert path is not None
+    model, run = open_autoencoder(path, device)
+    return Trained(run, model, open_classifier(tuned, device) if tuned else None, folder)
+
+
+def small_model(run: ExploreParameters) -> Path:
+    """The folder of a small model of these parameters, which is trained first unless the folder holds it."""
+    wanted = PretrainParameters(
+        study="explore", dataset=run.dataset, data_dir=run.data_dir, epochs=run.epochs, device=run.device,
+        width=64, decoder_width=64,
+    )  # fmt: skip
+    folder = wanted.folder / "pretrain"
+    if weights_in(folder) is None or read_json(folder / "parameters.json") != wanted.flat():
+        pretrain(wanted)
+    return wanted.folder
+
+
+def images_to_show(run: ExploreParameters, first: Trained) -> Split:
+    """All test images where the data set is at hand, else those of the first model's own pictures; nothing is downloaded.
+
+    Without the data set, labels are those that the first model's classifier recorded, or -1.
+    """
+    if run.dataset == "shapes" or at_hand(run):
+        return load(run.dataset, run.data_dir, train=False)
+    images_nHWC = load_sheet(first.folder / "pretrain" / "pictures.png", 3)[0][:N_PICTURES]
+    images_nCHW = torch.from_numpy(images_nHWC.copy()).permute(0, 3, 1, 2)
+    told = first.folder / "finetune" / "metrics.json"
+    if not told.is_file():
+        return Split(images_nCHW, torch.full((len(images_nCHW),), -1), ())
+    predictions = read_json(told)["predictions"]
+    return Split(images_nCHW, torch.tensor(predictions["true"]), tuple(predictions["classes"]))
+
+
+def training_images(run: ExploreParameters, limit: int) -> Split | None:
+    """The first training images, to look for neighbours among; None if the data set is not at hand."""
+    return load(run.dataset, run.data_dir, limit=limit) if at_hand(run) else None
+
+
+def at_hand(run: ExploreParameters) -> bool:
+    """Whether the data set's files are in ``data_dir``."""
+    return (Path(run.data_dir) / FOLDERS[run.dataset]).is_dir()
