@@ -92,7 +92,7 @@ def fit(
                 at.step += 1
                 bar.update()
                 watch(at)
-                if at.step < steps and (checkpoint.due() or stop.is_set()):
+                if (checkpoint.due() or stop.is_set()) and at.step < steps:
                     at.spent = time.perf_counter() - began
                     check_finite("training loss", at.losses_S[: at.step], at, run, checkpoint)
                     check_finite("sum of weights", sum_of_weights(model), at, run, checkpoint)

@@ -88,9 +88,9 @@ def told(accuracy, masks=None, curves=None, epochs=4, flops=1000):
     histories = {seed: {"test_accuracy": curve} for seed, curve in (curves or {s: [1.0] for s in accuracy}).items()}
     files = {("finetune", "metrics"): finetuned, ("finetune", "history"): histories}
     if masks is None:
-        return Told("scratch", None, True, {}, 4, files)
+        return Told("scratch", None, True, {}, 4, files=files)
     run = PretrainParameters(epochs=epochs, **masks)
-    return Told("case", run, False, {}, 4, files | {("pretrain", "metrics"): pretrained})
+    return Told("case", run, False, {}, 4, files=files | {("pretrain", "metrics"): pretrained})
 
 
 MASKS = {

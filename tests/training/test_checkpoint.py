@@ -138,7 +138,7 @@ def interrupted(tiny, monkeypatch, stage="pretrain", after=3, **more):
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.Checkpoint, "save", save_then_stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(StoppedError):
             STAGES[stage][1](run)
     return run, saved
 
