@@ -6,6 +6,7 @@ Run with ``-s`` to see how long a stroke and the first picture take.
 import contextlib
 import io
 import os
+import re
 import shutil
 import signal
 import socket
@@ -77,8 +78,8 @@ def served(project, command, path):
 @pytest.fixture(scope="module")
 def voila(project):
     pytest.importorskip("voila", reason="voila is not installed: pip install -e '.[web]'")
-    command = ["voila", "notebooks/explore.ipynb", "--template=explore", "--Voila.ip=127.0.0.1", "--no-browser"]
-    with served(project, command, "/") as address:
+    (command,) = re.findall(r"voila notebooks.+", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    with served(project, [*command.split(), "--no-browser"], "/") as address:
         yield address
 
 

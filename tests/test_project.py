@@ -170,6 +170,16 @@ def test_the_citation_names_this_version():
     assert f"## {PROJECT['version']} (" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(("uid", "options"), [("0", " --allow-root"), ("1000", "")])
+def test_make_lab_opens_explore_also_as_root(tmp_path, uid, options):
+    (tmp_path / "id").write_text(f"#!/bin/sh\necho {uid}\n", encoding="utf-8")
+    (tmp_path / "id").chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["make", "-n", "lab"], cwd=ROOT, env=env, capture_output=True, encoding="utf-8")
+    words = done.stdout.splitlines()[-1].split()
+    assert " ".join(words) == f"jupyter lab{options} notebooks/explore.ipynb"
+
+
 class Installed:
     """A copy of the Makefile whose python and uv only write down what they are asked to do."""
 
