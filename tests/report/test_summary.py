@@ -100,6 +100,13 @@ def test_nothing_run_is_a_report_too():
         assert rows(summary)
 
 
+def test_only_a_study_of_drawn_images_says_that_it_is_a_test(monkeypatch):
+    summary = read()
+    assert narrative.abstract(summary).startswith("**This report shows that the pipeline works, and nothing more:**")
+    monkeypatch.setattr(narrative, "dataset", lambda summary: narrative.DATASETS["cifar10"])
+    assert narrative.abstract(summary).startswith("A student's report")
+
+
 def test_without_lists_a_report_shows_all_that_is_on_disk():
     fake_study.write(seeds=(0, 4))
     every = Summary.read(ReportParameters(study="fake"))
