@@ -69,9 +69,7 @@ def dataset(summary: Summary) -> str:
 
 def abstract(summary: Summary) -> str:
     """The abstract; a study of drawn images says that it is a test."""
-    notice = (
-        "**This report shows that the pipeline works, and nothing more:** a tiny model, trained for seconds on drawings. "
-    )
+    notice = "**This report shows that the pipeline works, and nothing more:** a tiny model trained on drawings. "
     text = (
         f"{notice if dataset(summary) == DATASETS['shapes'] else ''}"
         "A student's report tested the masked autoencoder (MAE) of [He et al.](#ref-he2021) at small scale, with a tiny "
