@@ -39,7 +39,9 @@ class Shapes(CheckedCIFAR10):
             self.test_list = [["test_batch", md5["test_batch"]]]
             self.meta = {"filename": "batches.meta", "key": "label_names", "md5": md5["batches.meta"]}
         except (ValueError, KeyError, TypeError) as error:
-            raise MissingDataError(f"{folder}/md5.json is damaged: delete its folder, and it will be created again") from error
+            raise MissingDataError(
+                f"{folder}/md5.json is damaged: delete its folder, and it will be created again"
+            ) from error
         super().__init__(root, train=train)
 
     @classmethod

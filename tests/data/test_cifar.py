@@ -105,10 +105,10 @@ def test_images_labels_and_classes_keep_the_order_of_the_files(small, tmp_path):
 
 
 def test_a_lock_keeps_others_out_until_it_is_left(tmp_path):
-    with alone(tmp_path / "a" / "b" / "lock"), (tmp_path / "a" / "b" / "lock").open("r+") as other:
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with alone(tmp_path / "a" / "b" / "lock"):
+    lock = tmp_path / "a" / "b" / "lock"
+    with alone(lock), lock.open("r+") as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with alone(lock):
         pass
-    with (tmp_path / "a" / "b" / "lock").open("r+") as other:
+    with lock.open("r+") as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

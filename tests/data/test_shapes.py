@@ -1,3 +1,4 @@
+import itertools
 import os
 import shutil
 
@@ -58,7 +59,7 @@ def polygon(radii, turn=0.0):
 
     def inside(u, v):
         found = np.zeros(u.shape, bool)
-        for (a, b), (c, d) in zip(corners[:-1], corners[1:], strict=True):  # the triangles between centre and edges
+        for (a, b), (c, d) in itertools.pairwise(corners):  # the triangles between centre and edges
             first, second = (u * d - v * c) / (a * d - b * c), (v * a - u * b) / (a * d - b * c)
             found |= (first >= 0) & (second >= 0) & (first + second < 1)
         return found
