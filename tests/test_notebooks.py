@@ -56,8 +56,12 @@ def test_a_notebook_runs_with_its_defaults_within_a_minute(name, tmp_path, monke
     if name in ("ablations", "report"):  # by default, they show every case and seed that is there
         shown = json.dumps(outputs)
         assert all(text in shown for text in ("block-50", "random-90", "3 seeds" if name == "report" else "[0, 1, 2]"))
+    live = [o for o in outputs if o.get("metadata", {}).get("report", {}).get("kind") == "live"]
+    assert [o["data"]["text/plain"] for o in live] == {"pretrain": ["epoch 3 of 3"], "finetune": ["epoch 2 of 2"]}.get(
+        name, []
+    )
     printed = "".join(output.get("text", "") for output in outputs)
-    assert name == "explore" or not re.search(r"\b[A-Z]\w+\(\w+=", printed)  # words, not ModelConfig(width=48, ...)
+    assert not re.search(r"\b[A-Z]\w+\(\w+=", printed)  # words, not ModelConfig(width=48, ...)
     if name == "explore":
         assert [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
         state = done.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
