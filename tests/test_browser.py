@@ -224,7 +224,8 @@ def test_the_web_page_fits_a_phone_and_is_accessible(browser, voila):
         assert not page.errors
 
 
-def test_jupyterlab_runs_the_notebook_and_paints(browser, project, capsys):
+@pytest.fixture(scope="module")
+def lab(project):
     command = [
         "jupyter",
         "lab",
@@ -234,15 +235,43 @@ def test_jupyterlab_runs_the_notebook_and_paints(browser, project, capsys):
         "--allow-root",
         "--LabApp.news_url=",
     ]
-    with (
-        served(project, command, "/lab/tree/notebooks/explore.ipynb?reset") as address,
-        opened(browser, address, 1280) as page,
-    ):
+    with served(project, command, "/lab/tree/notebooks") as address:
+        yield address
+
+
+def choose(page, menu, entry):
+    page.locator(".lm-MenuBar-item", has_text=menu).first.click()
+    page.locator(".lm-Menu-item", has_text=entry).first.click()
+
+
+def test_pre_training_draws_while_it_runs_and_goes_on_after_stop(browser, project, lab):
+    path = project / "notebooks" / "pretrain.ipynb"
+    path.write_text(path.read_text(encoding="utf-8").replace("epochs: int = 3", "epochs: int = 900"), encoding="utf-8")
+    with opened(browser, f"{lab}/pretrain.ipynb?reset", 1280) as page:
+        page.set_viewport_size({"width": 1280, "height": 3000})  # JupyterLab draws only what is in sight
+        page.wait_for_selector("text=/ipykernel.* Idle/")
+        choose(page, "Run", "Run All Cells")
+        first = page.locator(".jp-RenderedImage img").get_attribute("src")
+        page.wait_for_function("before => document.querySelector('.jp-RenderedImage img').src !== before", arg=first)
+        choose(page, "Kernel", "Interrupt Kernel")
+        told = page.locator("pre", has_text="StoppedError").inner_text()
+        assert re.fullmatch(r"StoppedError: stopped (at step \d+ of|after) epoch .*: run again to continue", told.strip())
+        choose(page, "Run", "Run All Cells")
+        page.wait_for_selector("text=/resumed at step/")
+        first = page.locator(".jp-RenderedImage img").get_attribute("src")
+        page.wait_for_function("before => document.querySelector('.jp-RenderedImage img').src !== before", arg=first)
+        printed = page.locator("pre", has_text="resumed at step").inner_text()
+        choose(page, "Kernel", "Interrupt Kernel")
+        page.wait_for_selector("text=/StoppedError/")
+    assert len(re.findall("^pretrain: ", printed, re.M)) == 1  # the bar stays on its line
+
+
+def test_jupyterlab_runs_the_notebook_and_paints(browser, lab, capsys):
+    with opened(browser, f"{lab}/explore.ipynb?reset", 1280) as page:
         page.wait_for_selector(".jp-Notebook .jp-CodeCell")
         page.wait_for_selector("text=/ipykernel.* Idle/")
         began = time.perf_counter()
-        page.locator(".lm-MenuBar-item", has_text="Run").click()
-        page.locator(".lm-Menu-item", has_text="Run All Cells").first.click()
+        choose(page, "Run", "Run All Cells")
         page.wait_for_selector(".mae[data-stroke]")
         first = time.perf_counter() - began
         page.locator(".mae-patches").scroll_into_view_if_needed()

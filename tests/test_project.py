@@ -175,7 +175,9 @@ def test_make_lab_opens_explore_also_as_root(tmp_path, uid, options):
     (tmp_path / "id").write_text(f"#!/bin/sh\necho {uid}\n", encoding="utf-8")
     (tmp_path / "id").chmod(0o755)
     env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["make", "-n", "--no-print-directory", "lab"], cwd=ROOT, env=env, capture_output=True, encoding="utf-8")
+    done = subprocess.run(
+        ["make", "-n", "--no-print-directory", "lab"], cwd=ROOT, env=env, capture_output=True, encoding="utf-8"
+    )
     words = done.stdout.splitlines()[-1].split()
     assert " ".join(words) == f"jupyter lab{options} notebooks/explore.ipynb"
 
