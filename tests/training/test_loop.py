@@ -59,7 +59,7 @@ def test_stop_saves_at_once_and_the_next_run_goes_on(tiny, when, capsys):
     whole = PretrainParameters.check({**tiny, "case": "whole"})
     pretrain(whole)
     run = PretrainParameters.check({**tiny, "checkpoint_seconds": 1000.0})
-    last = 512 // run.batch_size
+    last, handler = 512 // run.batch_size, signal.getsignal(signal.SIGINT)
 
     def press_stop(at, model, test):
         here = {"in the first epoch": (0, 3), "after it": (1, 0), "in the last step": (1, last)}[when]
@@ -77,7 +77,7 @@ def test_stop_saves_at_once_and_the_next_run_goes_on(tiny, when, capsys):
     assert not list(tqdm._instances)  # a bar that stays open would push the next one to another line
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, weights(run)[name])
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_stop_pressed_twice_interrupts_at_once(tiny):
