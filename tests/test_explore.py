@@ -284,3 +284,14 @@ def test_hundreds_of_cells_with_a_widget_end(study, monkeypatch):
     assert len(notebook.cells) == 301
     assert all(cell.outputs for cell in notebook.cells[3::3])
     assert "AnyModel" in str(notebook.metadata.widgets)[:100_000]
+
+
+def test_a_transparent_picture_is_on_white_and_16_bits_are_scaled():
+    def opened(image):
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        return own_picture(file.getvalue(), 8)
+
+    assert (opened(Image.new("RGBA", (16, 16), (0, 0, 0, 0))) == 255).all()
+    deep = Image.fromarray(np.full((16, 16), 257 * 100, np.uint16))
+    assert (opened(deep) == 100).all()

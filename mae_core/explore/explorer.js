@@ -145,7 +145,7 @@ function render({ model, el }) {
     file.value = "";
     const size = chosen.size / 1e6;
     if (size > LARGEST_MB) return say(`${chosen.name} has ${size.toFixed(0)} MB: choose a picture of at most ${LARGEST_MB} MB.`);
-    model.set("message", "");
+    say("");
     model.send({ ask: "own" }, undefined, [await chosen.arrayBuffer()]);
   });
 
@@ -210,7 +210,7 @@ function render({ model, el }) {
   };
   const showFound = () => {
     found.replaceChildren(...model.get("neighbours").map(({ name, pixels }) => figure(shown(`a training image: ${name}`, pixels), name)));
-    if (found.children.length) say("");
+    if (found.children.length) say(model.get("message"));
   };
 
   const root = h(

@@ -129,6 +129,7 @@ class Explorer(anywidget.AnyWidget):
         try:
             self.own = pictures.own_picture(content, self.about["side"])
         except ParameterError as error:
+            self.message = ""  # the page hears of changes only
             self.message = f"{str(error)[0].upper()}{str(error)[1:]}."
             return
         if self.image == OWN:
@@ -152,6 +153,7 @@ class Explorer(anywidget.AnyWidget):
             query_1D = (encoder(to_unit(self.pixels_CHW[None]).to(trained.device)) - mean_D) / deviation_D
         ids = probes.nearest(train_nD, query_1D, N_FOUND)[1][0].tolist()
         found = [(train.classes[train.labels_n[i]], train.images_nCHW[i].permute(1, 2, 0).numpy()) for i in ids]
+        self.neighbours = []  # the page hears of changes only
         self.neighbours = [{"name": name, "pixels": pixels_HWC.tobytes()} for name, pixels_HWC in found]
 
     @property

@@ -124,7 +124,12 @@ def own_picture(content: bytes, side: int) -> Tensor:
     """
     try:
         with Image.open(io.BytesIO(content)) as file:
-            upright = ImageOps.exif_transpose(file).convert("RGB")
+            upright = ImageOps.exif_transpose(file)
+            if upright.mode.startswith("I"):  # 16 bits
+                upright = upright.convert("I").point(lambda value: value / 257).convert("L")
+            if upright.has_transparency_data:
+                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
+            upright = upright.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ParameterError("this file is not an image that can be read: choose a PNG, JPEG or WebP file") from error
     square = ImageOps.fit(upright, (side, side), Image.Resampling.LANCZOS)

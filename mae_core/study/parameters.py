@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import gc
 import os
+import re
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -52,17 +53,18 @@ class Parameters(Checked):
 
     @classmethod
     def from_namespace(cls, namespace: MutableMapping[str, Any]) -> Self:
-        """Build the parameters from the variables that a notebook's last cells of plain assignments set.
+        """Build the parameters from the variables that a notebook's cell of parameters sets.
 
-        A misspelt name in such a cell (the notebook's own, or the one that papermill inserts below it) raises
-        ParameterError. Variables of other cells are ignored.
+        A misspelt name in that cell, or in the one that papermill inserts below it, raises ParameterError, and so does
+        anything but plain values. Variables of other cells are ignored.
 
         Args:
-            namespace: ``globals()``; IPython stores the source of executed cells there, under ``In``. An old ``run`` in
-                it is deleted.
+            namespace: ``globals()``; IPython stores the source of executed cells there, under ``In``. What later cells
+                made of an earlier run is deleted: after a failed check, they must not show it.
         """
-        namespace.pop("run", None)  # of an earlier cell: if the check fails, later cells must not use it
-        return cls.check({name: namespace[name] for name in assigned_last(namespace.get("In", []))})
+        for name in ("run", "view", "summary", "model", "folder", "metrics", "history"):
+            namespace.pop(name, None)
+        return cls.check({name: namespace[name] for name in assigned_last(namespace.get("In", []), set(cls.model_fields))})
 
     def flat(self) -> dict[str, Any]:
         """Names and plain values in order, as ``papermill -f`` reads them."""
@@ -200,9 +202,30 @@ def check_data_dir(dataset: str, data_dir: str) -> None:
         )
 
 
-def assigned_last(sources: list[str]) -> list[str]:
-    """The names set by the last cells with only plain assignments, from the sources of all executed cells in order."""
+def assigned_last(sources: list[str], known: set[str]) -> list[str]:
+    """The names that the last executed cell of parameters and the plain cells right below it set.
+
+    A cell of parameters sets at least half of the known names; without one, the last cells of plain assignments count.
+
+    Args:
+        sources: of all executed cells, in order.
+
+    Raises:
+        ParameterError: if the cell of parameters does more than set plain values.
+    """
     found: list[str] = []
+    for place in reversed(range(len(sources))):
+        if len(known & set(re.findall(r"^(\w+)\s*(?::[^=\n]*)?=", sources[place], re.M))) >= len(known) / 2:
+            found = assigned(sources[place])
+            if not found:
+                raise ParameterError(
+                    "the cell of parameters can only set plain values, as in epochs: int = 3; move all else"
+                )
+            for source in sources[place + 1 :]:
+                if not (more := assigned(source)):
+                    break
+                found += more
+            return list(dict.fromkeys(found))
     for source in reversed(sources):
         names = assigned(source)
         if names:

@@ -34,7 +34,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it") from error
+        raise ValueError(f"{path} is damaged, or no file of weights ({error})") from error
     try:
         told = json.loads(metadata["mae_core"])
         note, crc32 = told["about"], told["crc32"]

@@ -95,6 +95,27 @@ def test_a_failed_check_leaves_no_earlier_run():
     assert "run" not in namespace
 
 
+def full(**changed):
+    """A notebook's own cell of parameters, with some lines changed."""
+    held = {name: repr(getattr(PretrainParameters(), name)) for name in PretrainParameters.model_fields} | changed
+    return "\n".join(f"{name}: str = {value}" for name, value in held.items())
+
+
+@pytest.mark.parametrize("lines", [{"epochs": "2 * 1"}, {"study": "mine"}, {"study": '"mine'}, {"epochs": "2\nprint(1)"}])
+def test_a_cell_of_parameters_with_more_than_values_is_no_run_with_defaults(lines):
+    namespace = executed(full(), "x = print")
+    namespace["In"] += [full(**lines), "x = print"]
+    with pytest.raises(ParameterError, match=r"^the cell of parameters can only set plain values"):
+        PretrainParameters.from_namespace(namespace)
+
+
+def test_a_value_set_later_changes_that_value_alone():
+    namespace = executed(full(study='"mine"'), "check = print", "epochs = 1", "x = 1", "check = print")
+    assert PretrainParameters.from_namespace(namespace) == PretrainParameters(study="mine", epochs=1)
+    with pytest.raises(ParameterError, match="sead"):
+        PretrainParameters.from_namespace(executed(full(), "sead = 1", "check = print"))
+
+
 def test_fine_tuning_takes_the_weights_that_are_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "shapes-2-batches-py").mkdir(parents=True)

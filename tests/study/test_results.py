@@ -36,7 +36,7 @@ def test_a_truncated_file_is_named(tmp_path):
     path = tmp_path / "w.safetensors"
     save_tensors(path, {"w": torch.randn(100)}, {})
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(ValueError, match=r"w.safetensors is damaged .*: delete it"):
+    with pytest.raises(ValueError, match=r"w.safetensors is damaged"):
         load_tensors(path)
 
 
