@@ -1,5 +1,6 @@
 """Whatever kills a run, taken up again it ends with the same bits."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -88,10 +89,16 @@ def test_killed_ten_times_at_random_it_ends_with_the_same_bits(tiny, stage):
     whole, cut = (parameters(stage, tiny, epochs=12, **more) for more in (WHOLE, {"case": "cut"}))
     STAGES[stage][1](whole)
     newest, clock, reached = cut.folder / stage / "checkpoint.safetensors", random.Random(0), []
+
+    def saved_at():
+        with contextlib.suppress(FileNotFoundError):  # while a run replaces it
+            return newest.stat().st_mtime_ns
+        return 0
+
     for _ in range(10):
-        seen = newest.stat().st_mtime_ns if newest.exists() else 0
+        seen = saved_at()
         child = start(stage, cut)
-        while child.is_alive() and not (newest.exists() and newest.stat().st_mtime_ns > seen):
+        while child.is_alive() and saved_at() <= seen:
             time.sleep(0.002)
         time.sleep(clock.uniform(0, 0.1))
         child.kill()
