@@ -17,7 +17,7 @@ from torch import Tensor
 from mae_core.data.images import to_unit
 from mae_core.errors import ParameterError
 from mae_core.evaluation.classification import class_attention
-from mae_core.evaluation.reconstruction import psnr, reconstruct
+from mae_core.evaluation.reconstruction import psnr, reconstruct, to_pixels
 from mae_core.explore.trained import Trained
 from mae_core.model.config import STRATEGIES
 from mae_core.model.masking import Mask, sample_mask
@@ -90,7 +90,7 @@ def paint(
         quality = psnr(pixels_1CHW, original_1CHW, mask).item() if any(hidden) else None
         error_HW = (pixels_1CHW - original_1CHW)[0].abs().mean(0).cpu().numpy() * (127.5 * 255 / FULL_ERROR)
         error_HWC = HEAT[error_HW.clip(0, 255).round().astype(np.uint8)]
-        painted.append(Painted(trained.name, to_pixels(pixels_1CHW[0]), error_HWC, quality, top(judge, pixels_1CHW)))
+        painted.append(Painted(trained.name, to_pixels(pixels_1CHW)[0], error_HWC, quality, top(judge, pixels_1CHW)))
     return painted
 
 
@@ -113,7 +113,7 @@ def attended(trained: Trained, image_CHW: Tensor) -> np.ndarray:
     """The image, dark where the class token looks little in the encoder's last block: pixels_HWC, uint8."""
     image_1CHW = to_unit(image_CHW[None]).to(trained.device)
     light_1CHW = 0.15 + 0.85 * (class_attention(trained.encoder, image_1CHW) + 1) / 2
-    return to_pixels(((image_1CHW + 1) * light_1CHW - 1)[0])
+    return to_pixels((image_1CHW + 1) * light_1CHW - 1)[0]
 
 
 def own_picture(content: bytes, side: int) -> Tensor:
@@ -134,11 +134,6 @@ def own_picture(content: bytes, side: int) -> Tensor:
         raise ParameterError("this file is not an image that can be read: choose a PNG, JPEG or WebP file") from error
     square = ImageOps.fit(upright, (side, side), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
-
-
-def to_pixels(image_CHW: Tensor) -> np.ndarray:
-    """An image scaled to [-1, 1] as pixels_HWC, uint8."""
-    return ((image_CHW.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
 
 
 def masked_pixels(image_CHW: Tensor, hidden: Sequence[bool]) -> np.ndarray:

@@ -219,7 +219,7 @@ def assigned_last(sources: list[str], known: set[str]) -> list[str]:
             found = assigned(sources[place])
             if not found:
                 raise ParameterError(
-                    "the cell of parameters can only set plain values, as in epochs: int = 3; move all else"
+                    "the cell of parameters can only set plain values, as in epochs: int = 3; move other code elsewhere"
                 )
             for source in sources[place + 1 :]:
                 if not (more := assigned(source)):
