@@ -91,7 +91,7 @@ class Checkpoint:
                 print(f"{error}; going back to the checkpoint before, or to the start")
                 path.unlink()
                 continue
-            self.check_parameters(about["parameters"] | about["made_of"])
+            self.check_parameters(about["parameters"], about["made_of"])
             other = [name for name in ("code", "data", "weights") if about["made_of"][name] != self.made_of[name]]
             if other:
                 print(f"{path} was made with other {' and '.join(other)}: starting anew")
@@ -101,9 +101,12 @@ class Checkpoint:
             return self.load(tensors, about, start.losses_S.device)
         return start
 
-    def check_parameters(self, theirs: dict) -> None:
-        """Raise ParameterError if a checkpoint's parameters differ from those of this run."""
-        ours = self.run.flat() | {name: self.made_of[name] for name in ("device", "precision")}
+    def check_parameters(self, parameters: dict, made_of: dict) -> None:
+        """Raise ParameterError if a checkpoint's parameters, or its device or precision, differ from those of this run."""
+        ours, theirs = (
+            values | {name: machine[name] for name in ("device", "precision")}
+            for values, machine in ((self.run.flat(), self.made_of), (parameters, made_of))
+        )
         for name, value in ours.items():
             if theirs.get(name) != value and name not in FREE:
                 raise ParameterError(

@@ -114,6 +114,19 @@ def test_killed_ten_times_at_random_it_ends_with_the_same_bits(tiny, stage):
     assert outcome(cut, stage) == outcome(whole, stage)
 
 
+def test_fine_tuning_from_weights_goes_on_with_the_same_bits(tiny, monkeypatch):
+    pretrain(parameters("pretrain", tiny))
+    start_from = str(parameters("pretrain", tiny).folder / "pretrain" / "weights.safetensors")
+    whole = parameters("finetune", tiny, **WHOLE, weights=start_from)
+    finetune(whole)
+    cut, saved = interrupted(tiny, monkeypatch, "finetune", weights=start_from)
+    steps = []
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: steps.append(1) and False)
+    finetune(cut)
+    assert len(steps) == 16 + 2 - saved[-1][1]
+    assert outcome(cut, "finetune") == outcome(whole, "finetune")
+
+
 @pytest.mark.parametrize(
     ("moment", "saved"), [("before before", 2), ("after before", 2), ("before newest", 1), ("after newest", 2)]
 )
