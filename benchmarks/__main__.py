@@ -81,8 +81,8 @@ def against_the_clock(
 ) -> tuple[list[Timing], dict[str, Any]]:
     """Race within a time limit in seconds, and leave out who fails or is late.
 
-    The most important contestants come first. They use the fastest precision and batches that fill a GPU; a tiny race is
-    ours against one peer, not compiled.
+    The most important contestants come first; the last one, ours in its deterministic mode, shows what that mode costs.
+    They use the fastest precision and batches that fill a GPU; a tiny race is ours against one peer, not compiled.
 
     Returns:
         The timings, and ``left_out``: a reason for each that has none.
@@ -93,6 +93,7 @@ def against_the_clock(
     for compiled, graphs in ((True, True), (True, False), (False, False))[2 * tiny :]:
         for name in ("ours", *peers):
             whos.append(Contestant(name, task, precision, compiled, shape, threads=int(tiny), graphs=graphs))
+    whos.append(Contestant("ours", task, precision, not tiny, shape, threads=int(tiny), deterministic=True))
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, (os.cpu_count() or 1) // RACE_STARTS)))
     timings = take_turns(whos, blocks, seconds, until=time.monotonic() + limit, at_once=RACE_STARTS)
     left_out = {timing.name: timing.error for timing in timings if timing.error}

@@ -63,11 +63,12 @@ class Contestant:
     device: str = "auto"
     tuned: bool = False  # a peer, after :func:`tune`
     graphs: bool = False  # compiled, and recorded as CUDA graphs
+    deterministic: bool = False  # ours, with the same bits every time
 
     @property
     def label(self) -> str:
         compiled = ", compiled" * self.compiled + " with graphs" * self.graphs
-        return f"{self.name}, {self.precision}{compiled}{', tuned' * self.tuned}"
+        return f"{self.name}, {self.precision}{compiled}{', tuned' * self.tuned}{', deterministic' * self.deterministic}"
 
 
 def build(contestant: Contestant) -> Callable[[], object]:
@@ -97,7 +98,7 @@ def parameters(contestant: Contestant) -> Any:
     compile = "graphs" if contestant.graphs else "on" if contestant.compiled else "off"
     return of_size(kind, shape.pop("image_size"))(
         **shape, **more, precision=contestant.precision, compile=compile,
-        threads=contestant.threads, device=contestant.device,
+        threads=contestant.threads, device=contestant.device, deterministic=contestant.deterministic,
     )  # fmt: skip
 
 
@@ -108,7 +109,7 @@ def of_size(kind: type[RunParameters], image_size: int) -> Any:
 
 def ours(contestant: Contestant, data: Split, device: torch.device) -> Callable[[], object]:
     run = parameters(contestant)
-    devices.set_up(run.threads)
+    devices.set_up(run.threads, run.deterministic)
     batch = contestant.shape.batch_size
     if contestant.task == "evaluate":
         model = runs.new_model(Classifier, run, device)

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import ctypes
 import gc
+import os
 import platform
 import resource
 import sys
@@ -82,8 +83,11 @@ def explained_shortage(images_at_once: int = 0) -> Iterator[None]:
         raise DeviceMemoryError(f"the memory does not hold {what}: {advice}") from error
 
 
-def set_up(threads: int = 0) -> None:
+def set_up(threads: int = 0, deterministic: bool = False) -> None:
     """Set the number of CPU threads (0: torch's default), and keep freed memory for the next step.
+
+    With ``deterministic``, torch uses the same order of additions every time, where it can, and warns where it cannot: a
+    CUDA device then gives the same bits again. A CPU does so anyway.
 
     By default, glibc returns the memory of large tensors to the system, and the next step has to fetch it again, which
     costs a fifth of the speed (LOG.md has the timings); higher thresholds prevent this. On other systems nothing changes.
@@ -93,6 +97,10 @@ def set_up(threads: int = 0) -> None:
         gc.freeze()
     if threads:
         torch.set_num_threads(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first matrix product
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory that it has not written
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
     if platform.libc_ver()[0] == "glibc":
         mmap_threshold, trim_threshold, top_pad = -3, -1, -2  # parameters' numbers in malloc.h
         mallopt = ctypes.CDLL(None).mallopt

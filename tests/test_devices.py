@@ -1,5 +1,6 @@
 import gc
 import mmap
+import os
 
 import pytest
 import torch
@@ -50,6 +51,17 @@ def test_threads_are_set():
     devices.set_up(threads=0)
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
+
+
+def test_the_order_of_additions_is_fixed_on_request():
+    try:
+        devices.set_up(deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")
+        devices.set_up()
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_memory_and_name_are_told():

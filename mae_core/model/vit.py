@@ -10,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mae_core.devices import cpu_has_tiles
+
 ALL = slice(None)
+HAS_TILES = cpu_has_tiles()
 
 
 def patchify(images_BCHW: Tensor, patch_size: int) -> Tensor:
@@ -101,8 +104,8 @@ class OneDNNLinear(torch.autograd.Function):
 class Attention(nn.Module):
     """Multi-head self-attention.
 
-    ``kind`` is ``explicit`` for :class:`ExplicitAttention`, or ``fused`` for ``scaled_dot_product_attention``, whose
-    backward pass is slower on a CPU (LOG.md has the timings). ``auto`` is explicit for training on a CPU, otherwise fused.
+    ``kind`` is ``explicit`` for :class:`ExplicitAttention`, ``fused`` for ``scaled_dot_product_attention``, or ``auto`` for
+    the faster of them on this device (see :func:`explicit_is_faster`).
     """
 
     def __init__(self, width: int, heads: int, qkv_bias: bool, kind: str = "auto"):
@@ -115,8 +118,7 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, queries: slice = ALL, added_BQD: Tensor | None = None) -> Tensor:
         """Attention output of the Q tokens ``queries``, which attend to all tokens, plus ``added_BQD``: (B, Q, D)."""
         qkv_BTE = self.qkv(x_BTD)
-        cpu_trains = qkv_BTE.device.type == "cpu" and qkv_BTE.requires_grad
-        if self.kind == "explicit" or (self.kind == "auto" and cpu_trains):
+        if self.kind == "explicit" or (self.kind == "auto" and explicit_is_faster(qkv_BTE)):
             return self.proj(ExplicitAttention.apply(qkv_BTE, self.heads, queries), added_BQD)
         q, k, v = split_heads(qkv_BTE, 3, self.heads)
         return self.proj(join_heads(F.scaled_dot_product_attention(q[:, :, queries], k, v)), added_BQD)
@@ -125,6 +127,11 @@ class Attention(nn.Module):
         """The attention of the class token (the first) to every token: weights_BHT, summing to 1 for each head."""
         q, k, _ = split_heads(self.qkv(x_BTD), 3, self.heads)
         return (q[:, :, :1] * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)[:, :, 0]
+
+
+def explicit_is_faster(qkv_BTE: Tensor) -> bool:
+    """Whether a CPU computes attention faster without fusing it: to train, and in bfloat16 unless it has tiles (LOG.md)."""
+    return qkv_BTE.device.type == "cpu" and (qkv_BTE.requires_grad or (qkv_BTE.dtype == torch.bfloat16 and not HAS_TILES))
 
 
 class ExplicitAttention(torch.autograd.Function):

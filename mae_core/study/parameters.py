@@ -23,7 +23,13 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "on", "graphs", "off"]
 OUTPUTS = Path("outputs")
-FREE = ("checkpoint_seconds", "micro_batch", "threads", "compile")  # may change when a run resumes: how it computes
+FREE = (
+    "checkpoint_seconds",
+    "micro_batch",
+    "threads",
+    "compile",
+    "deterministic",
+)  # may change when a run resumes: how it computes
 
 
 def enter_project() -> None:
@@ -84,9 +90,12 @@ class RunParameters(Parameters):
     precision: Precision = Field("auto", description="of matrix products; auto: bfloat16 where fast")
     threads: int = Field(0, description="number of CPU threads; 0: all cores", ge=0, le=1024)
     compile: Compile = Field("auto", description="use torch.compile; graphs: with CUDA graphs; auto: on for cuda")
+    deterministic: bool = Field(False, description="true: the same bits every time on cuda, too; slower")
     checkpoint_seconds: float = Field(60.0, description="seconds between checkpoints for resuming", ge=0)
     variant: Variant = Field("report", description="model of the report or of the MAE paper")
-    attention: Attention = Field("auto", description="explicit: softmax(q k) v; auto: fused, except to train on a cpu")
+    attention: Attention = Field(
+        "auto", description="explicit: softmax(q k) v; auto: fused, except where a cpu is slower so"
+    )
     patch_size: int = Field(4, description="side of a patch in pixels; must divide 32", ge=1, le=32)
     width: int = Field(48, description="encoder's width; must be a multiple of heads", ge=4, le=4096)
     depth: int = Field(2, description="number of encoder blocks", ge=1, le=64)

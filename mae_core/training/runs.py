@@ -190,7 +190,7 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
         record = Record(run.folder / stage, devices.choose_device(run.device))
     except ValueError as error:
         raise ParameterError(str(error)) from error
-    devices.set_up(run.threads)
+    devices.set_up(run.threads, deterministic=run.deterministic and record.device.type == "cuda")
     folder = record.folder
     try:
         with results.claimed(folder):

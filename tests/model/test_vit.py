@@ -121,17 +121,20 @@ def test_a_block_computes_the_wanted_tokens_alone(queries):
     torch.testing.assert_close(block(x_BTD, queries), block(x_BTD)[:, queries])
 
 
-def test_a_cpu_trains_with_explicit_and_evaluates_with_fused_attention(monkeypatch):
+@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cpu_fuses_attention_where_that_is_faster(monkeypatch, dtype, tiles):
     fused = []
     real = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *qkv: fused.append(1) or real(*qkv))
-    attention, x_BTD = Attention(8, 2, qkv_bias=False), torch.randn(1, 4, 8)
+    monkeypatch.setattr(vit, "HAS_TILES", tiles)
+    attention, x_BTD = Attention(8, 2, qkv_bias=False).to(dtype), torch.randn(1, 4, 8, dtype=dtype)
     trained = attention(x_BTD)
     assert not fused
     with torch.no_grad():
         evaluated = attention(x_BTD)
-    assert fused
-    assert torch.allclose(trained, evaluated, atol=1e-6)
+    assert bool(fused) == (dtype == torch.float32 or tiles)
+    torch.testing.assert_close(trained, evaluated, rtol=0, atol=1e-6 if dtype == torch.float32 else 0.01)
 
 
 @pytest.mark.parametrize(

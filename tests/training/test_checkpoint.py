@@ -410,7 +410,13 @@ def test_a_checkpoint_of_no_use_is_deleted_and_the_one_before_is_tried(tmp_path,
 
 def test_how_a_run_computes_may_change_and_what_it_computes_may_not(tmp_path):
     small(tmp_path).save(position(step=1))
-    for free in ({"checkpoint_seconds": 1.0}, {"micro_batch": 7}, {"threads": 3}, {"compile": "off"}):
+    for free in (
+        {"checkpoint_seconds": 1.0},
+        {"micro_batch": 7},
+        {"threads": 3},
+        {"compile": "off"},
+        {"deterministic": True},
+    ):
         assert small(tmp_path, **free).restore(position()).step == 1
     for name, value in (("epochs", 9), ("width", 96), ("base_lr", 0.5), ("augment", "crop-flip"), ("norm_pix", True)):
         more = {name: value} | ({"decoder_width": 96} if name == "width" else {})

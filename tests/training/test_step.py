@@ -10,6 +10,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mae_core import devices
 from mae_core.data.images import Split
 from mae_core.model import mae, vit
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
@@ -17,7 +18,6 @@ from mae_core.training import objective
 from mae_core.training.loop import new_optimizer, new_step
 from mae_core.training.plan import choose_plan
 
-NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 SMALL = {"width": 24, "depth": 2, "decoder_width": 24, "decoder_depth": 2, "batch_size": 32, "augment": "crop-flip"}
 CASES = {
     "finetune": {},
@@ -54,6 +54,12 @@ def start(case, device="cpu", optimizer=new_optimizer, compiled=False, **more):
 
 aten = torch.ops.aten
 WAITS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten._unique2, aten.unique_consecutive}
+# What torch's use_deterministic_algorithms lists as without an order of additions on CUDA, and a training step could use.
+UNORDERED = {
+    aten.reflection_pad1d_backward, aten.reflection_pad2d_backward, aten.upsample_bicubic2d_backward,
+    aten.nll_loss2d_forward, aten.nll_loss2d_backward, aten.histc, aten.median, aten.put, aten.put_, aten.grid_sampler_2d_backward,
+    aten._adaptive_avg_pool2d_backward, aten.avg_pool3d_backward,
+}  # fmt: skip
 INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
 
@@ -67,6 +73,7 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kind = func.overloadpacket
         assert kind not in WAITS, f"{func} waits for the device"
+        assert kind not in UNORDERED, f"{func} gives other bits every time on CUDA"
         if kind in INDEXED:
             assert all(i is None or i.dtype == torch.int64 for i in args[1]), f"{func} by a mask waits for the device"
         result = func(*args, **(kwargs or {}))
@@ -94,7 +101,7 @@ def test_a_step_waits_for_nothing(case, variant):
             take_step(number)
 
 
-@NEEDS_CUDA
+@pytest.mark.gpu
 @EVERYWHERE
 @pytest.mark.parametrize("compiled", [False, True])
 def test_cuda_itself_sees_no_wait(case, compiled):
@@ -105,6 +112,22 @@ def test_cuda_itself_sees_no_wait(case, compiled):
         take_step(1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@EVERYWHERE
+@pytest.mark.parametrize("compiled", [False, True])
+def test_cuda_gives_the_same_bits_again_on_request(case, compiled):
+    devices.set_up(deterministic=True)
+    try:
+        found = []
+        for _ in range(2):
+            model, take_step = start(case, "cuda", compiled=compiled, batch_size=16)
+            losses_S = [take_step(number).clone() for number in range(3)][-1]
+            found.append([losses_S, *(weight.detach().clone() for weight in model.parameters())])
+    finally:
+        devices.set_up()
+    assert all(first.equal(second) for first, second in zip(*found, strict=True))
 
 
 @pytest.fixture
