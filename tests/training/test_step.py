@@ -57,8 +57,8 @@ WAITS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal,
 # What torch's use_deterministic_algorithms lists as without an order of additions on CUDA, and a training step could use.
 UNORDERED = {
     aten.reflection_pad1d_backward, aten.reflection_pad2d_backward, aten.upsample_bicubic2d_backward,
-    aten.nll_loss2d_forward, aten.nll_loss2d_backward, aten.histc, aten.median, aten.put, aten.put_, aten.grid_sampler_2d_backward,
-    aten._adaptive_avg_pool2d_backward, aten.avg_pool3d_backward,
+    aten.nll_loss2d_forward, aten.nll_loss2d_backward, aten.histc, aten.median, aten.put, aten.put_,
+    aten.grid_sampler_2d_backward, aten._adaptive_avg_pool2d_backward, aten.avg_pool3d_backward,
 }  # fmt: skip
 INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
