@@ -99,7 +99,7 @@ def set_up(threads: int = 0, deterministic: bool = False) -> None:
         torch.set_num_threads(threads)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first matrix product
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory that it has not written
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it unwritten
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     if platform.libc_ver()[0] == "glibc":
         mmap_threshold, trim_threshold, top_pad = -3, -1, -2  # parameters' numbers in malloc.h
