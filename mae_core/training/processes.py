@@ -139,9 +139,10 @@ def reason(error: errors.ChildFailedError, n_processes: int) -> Exception:
         kind = getattr(explained, text.partition(": ")[0], None)
         if isinstance(kind, type) and issubclass(kind, Explained):
             return kind(text.partition(": ")[2])
-        told.append((failure.exitcode >= 0, rank, failure.signal_name(), text))
-    survived, rank, name, text = min(told)
-    if survived:
+        order = (-signal.SIGTERM == failure.exitcode, failure.exitcode >= 0)  # the launcher ends the others by SIGTERM
+        told.append((order, rank, failure.signal_name(), text))
+    order, rank, name, text = min(told)
+    if order == (False, True):
         return RuntimeError(f"process {rank + 1} of {n_processes} failed: {text}")
     return ProcessError(
         f"process {rank + 1} of {n_processes} was ended by {name}, and the others with it: run again to continue from the "
