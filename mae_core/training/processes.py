@@ -139,7 +139,7 @@ def reason(error: errors.ChildFailedError, n_processes: int) -> Exception:
         kind = getattr(explained, text.partition(": ")[0], None)
         if isinstance(kind, type) and issubclass(kind, Explained):
             return kind(text.partition(": ")[2])
-        order = (-signal.SIGTERM == failure.exitcode, failure.exitcode >= 0)  # the launcher ends the others by SIGTERM
+        order = (failure.exitcode == -signal.SIGTERM, failure.exitcode >= 0)  # the launcher ends the others by SIGTERM
         told.append((order, rank, failure.signal_name(), text))
     order, rank, name, text = min(told)
     if order == (False, True):
