@@ -37,7 +37,7 @@ COMPARED = ("pretrain", "finetune", "evaluate")
 BATCHES = {"pretrain": 1024, "finetune": 512}  # images a step, to fill a GPU
 RACED = {"pretrain": ("transformers", "lightly"), "finetune": ("timm", "transformers")}  # lightly fine-tunes timm's
 RACE_STARTS = 6  # at a time: most of a start is the compiler's work on the CPU
-MORE = ("tuned", "ours", "scaling")
+MORE = ("tuned", "ours", "scaling", "processes")
 SCALED = {
     "batch_size": [{"batch_size": size} for size in (16, 64, 256)],
     "image_size": [{"image_size": size, "batch_size": 8} for size in (32, 64, 96)],
@@ -117,6 +117,11 @@ def contestants(task: str, shape: Shape, tiny: bool) -> Iterator[Contestant | st
         for compared in COMPARED:
             for name in ("ours", *PEERS):
                 yield Contestant(name, compared, precisions[0], False, shape, tuned=name != "ours")
+        return
+    if task == "processes":
+        for own in ("pretrain", "finetune"):
+            yield Contestant("ours", own, precisions[0], False, shape, threads=2, device="cpu")
+            yield Contestant("ours", own, precisions[0], False, shape, threads=1, device="cpu", processes=2)
         return
     if task == "ours":
         for own in ("pretrain", "mask tokens", "epoch", "steps alone"):

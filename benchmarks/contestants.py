@@ -11,6 +11,11 @@ Shapes: B batch, C = 3 colours, H = W pixels.
 
 import contextlib
 import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +24,7 @@ from typing import Any
 
 import pydantic
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,6 +36,7 @@ from mae_core.study.parameters import FinetuneParameters, PretrainParameters, Ru
 from mae_core.training import loop, runs
 from mae_core.training.objective import CLASSIFICATION, reconstruction
 from mae_core.training.plan import choose_plan
+from mae_core.training.processes import Team, team
 from mae_core.training.replicas import Replicas
 
 N_IMAGES = 4096  # in memory; steps draw their batches from these
@@ -64,11 +71,14 @@ class Contestant:
     tuned: bool = False  # a peer, after :func:`tune`
     graphs: bool = False  # compiled, and recorded as CUDA graphs
     deterministic: bool = False  # ours, with the same bits every time
+    processes: int = 1  # ours, each on its part of the batch; on the CPU
 
     @property
     def label(self) -> str:
         compiled = ", compiled" * self.compiled + " with graphs" * self.graphs
-        return f"{self.name}, {self.precision}{compiled}{', tuned' * self.tuned}{', deterministic' * self.deterministic}"
+        more = ", tuned" * self.tuned + ", deterministic" * self.deterministic
+        more += f", {self.processes} processes" * (self.processes > 1)
+        return f"{self.name}, {self.precision}{compiled}{more}"
 
 
 def build(contestant: Contestant) -> Callable[[], object]:
@@ -107,8 +117,35 @@ def of_size(kind: type[RunParameters], image_size: int) -> Any:
     return pydantic.create_model("Sized", __base__=kind, image_size=(int, image_size))
 
 
+def join_others(contestant: Contestant) -> Team:
+    """Start the contestant's other processes, each of which takes its part of every step with this one, and join them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "GLOO_SOCKET_IFNAME": "lo"}
+    place["WORLD_SIZE"] = str(contestant.processes)
+    who = json.dumps(dataclasses.asdict(contestant))
+    for rank in range(1, contestant.processes):
+        others = os.environ | place | {"RANK": str(rank)}
+        subprocess.Popen([sys.executable, "-m", "benchmarks.contestants", who], env=others, stderr=subprocess.DEVNULL)
+    os.environ |= place | {"RANK": "0"}
+    dist.init_process_group("gloo")
+    return team()
+
+
+def help_out(who: str) -> None:
+    """Take the steps of a contestant with its first process, until that one ends."""
+    values = json.loads(who)
+    contestant = Contestant(**values | {"shape": Shape(**values["shape"])})
+    dist.init_process_group("gloo")
+    step = build(contestant)
+    with contextlib.suppress(RuntimeError):
+        while True:
+            step()
+
+
 def ours(contestant: Contestant, data: Split, device: torch.device) -> Callable[[], object]:
     run = parameters(contestant)
+    together = join_others(contestant) if contestant.processes > 1 and not dist.is_initialized() else team()
     devices.set_up(run.threads, run.deterministic)
     batch = contestant.shape.batch_size
     if contestant.task == "evaluate":
@@ -129,12 +166,12 @@ def ours(contestant: Contestant, data: Split, device: torch.device) -> Callable[
 
         return epoch
     generator = torch.Generator(device).manual_seed(0)
-    optimizer, plan = loop.new_optimizer(model, run), choose_plan(run, device)
+    optimizer, plan = loop.new_optimizer(model, run), choose_plan(run, device, together.size)
     if contestant.task == "steps alone":
         replicas = Replicas(model, plan.precision, plan.workers, objective.loss_of)
         images_BCHW, mask = to_unit(data.images_nCHW[:batch]), objective.draw(data.labels_n[:batch], generator)
         return lambda: (replicas.compute_gradients(images_BCHW, mask, plan.images_at_once), optimizer.step())
-    take_step = loop.new_step(model, objective, data, run, plan, optimizer, generator)
+    take_step = loop.new_step(model, objective, data, run, plan, optimizer, generator, together)
     return lambda: take_step(torch.randperm(N_IMAGES, generator=generator, device=device)[:batch], 1e-4)
 
 
@@ -274,3 +311,6 @@ MODELS: dict[tuple[str, str], Callable[[Shape], nn.Module]] = {
     ("lightly", "classify"): lambda shape: timm_vit(shape, 10),  # lightly fine-tunes timm's transformer
     ("timm", "classify"): lambda shape: timm_vit(shape, 10),
 }
+
+if __name__ == "__main__":
+    help_out(sys.argv[1])

@@ -36,6 +36,8 @@ def markdown(content: dict[str, Any]) -> str:
     if "scaling" in content["parts"]:
         part = content["parts"]["scaling"]
         lines += [f"**How pre-training scales** ({mode(racers(part)[0])}, not compiled)", "", *scaling(part), ""]
+    if "processes" in content["parts"]:
+        lines += ["**One process or several**", "", *several(content["parts"]["processes"]), ""]
     return "\n".join(lines)
 
 
@@ -211,6 +213,18 @@ def scaling(part: dict[str, Any]) -> list[str]:
             f"| {shape['batch_size']} | {shape['image_size']} | {shape['width']} | {timing['median']:,.1f} "
             f"| {share(timing, part):.0%} | {timing['peak_bytes'] / 2**30:.2f} GiB |"
         )
+    return [*rows, "", limits_sentence(part)]
+
+
+def several(part: dict[str, Any]) -> list[str]:
+    rows = [
+        "| | one process of two threads, images/s | two processes of one thread | ratio | by blocks |",
+        "|---|---|---|---|---|",
+    ]
+    raced = racers(part)
+    for one, two in zip(raced[::2], raced[1::2], strict=True):
+        task, ratio = TITLES[one["task"]].partition(" (")[0].lower(), two["median"] / one["median"]
+        rows.append(f"| {task} | {one['median']:,.1f} | {two['median']:,.1f} | {ratio:.2f} | {block_by_block(two, one)} |")
     return [*rows, "", limits_sentence(part)]
 
 

@@ -37,6 +37,10 @@ class StoppedError(Explained, RuntimeError):
     """A run was stopped on request (Stop in JupyterLab, Ctrl-C); it can continue later."""
 
 
+class ProcessError(Explained, RuntimeError):
+    """One of the processes that train a run together was killed, or hangs."""
+
+
 class NotFiniteError(Explained, ArithmeticError):
     """The loss became infinite or not a number."""
 

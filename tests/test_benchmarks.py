@@ -20,6 +20,7 @@ from benchmarks.measure import counted_bytes, take_turns
 from mae_core import devices
 from mae_core.study.results import read_json
 
+ROOT = Path(__file__).parents[1]
 ABOUT = {"commit": "0123456789", "device": "A processor", "versions": {"torch": "2.14.1"}}
 
 
@@ -198,6 +199,21 @@ def test_the_command_writes_what_it_measured(monkeypatch, tmp_path, capsys):
     assert path.stem == machine_name() + "-tiny"
     assert "**Ours in detail**" in path.with_suffix(".md").read_text(encoding="utf-8")
     assert "**Ours in detail**" in capsys.readouterr().out
+
+
+def test_two_processes_race_one_of_two_threads(monkeypatch, tmp_path):
+    words = ["benchmarks", "--tiny", "--tasks", "processes", "--blocks", "1", "--seconds", "0.05", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    main()
+    (path,) = tmp_path.glob("*.json")
+    raced = [timing for timing in read_json(path)["parts"]["processes"]["timings"] if "task" in timing]
+    assert [(who["task"], who["processes"], who["threads"]) for who in raced] == [
+        ("pretrain", 1, 2), ("pretrain", 2, 1), ("finetune", 1, 2), ("finetune", 2, 1),
+    ]  # fmt: skip
+    assert all(who["rates"][0] > 0 for who in raced)
+    (table,) = tmp_path.glob("*.md")
+    assert "| fine-tuning |" in table.read_text("utf-8")
 
 
 def test_where_the_hardware_has_no_bfloat16_it_does_not_take_part(monkeypatch, content):

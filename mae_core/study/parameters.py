@@ -23,13 +23,8 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "on", "graphs", "off"]
 OUTPUTS = Path("outputs")
-FREE = (
-    "checkpoint_seconds",
-    "micro_batch",
-    "threads",
-    "compile",
-    "deterministic",
-)  # may change when a run resumes: how it computes
+# May change when a run resumes: how it computes.
+FREE = ("checkpoint_seconds", "micro_batch", "threads", "compile", "deterministic", "processes")
 
 
 def enter_project() -> None:
@@ -89,6 +84,7 @@ class RunParameters(Parameters):
     device: Device = Field("auto", description="where to compute; auto: cuda if available, else mps, else cpu")
     precision: Precision = Field("auto", description="of matrix products; auto: bfloat16 where fast")
     threads: int = Field(0, description="number of CPU threads; 0: all cores", ge=0, le=1024)
+    processes: int = Field(1, description="processes that train together, each with its own GPU or threads", ge=1, le=1024)
     compile: Compile = Field("auto", description="use torch.compile; graphs: with CUDA graphs; auto: on for cuda")
     deterministic: bool = Field(False, description="true: the same bits every time on cuda, too; slower")
     checkpoint_seconds: float = Field(60.0, description="seconds between checkpoints for resuming", ge=0)
@@ -116,6 +112,8 @@ class RunParameters(Parameters):
 
     def check_together(self) -> None:
         _ = self.model  # validates the model's shape
+        if self.processes > self.batch_size:
+            raise ValueError(f"processes is {self.processes}: it must be at most batch_size, which is {self.batch_size}")
 
     @property
     def model(self) -> ModelConfig:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mae_core.errors import ParameterError
 from mae_core.study.parameters import FREE, RunParameters
 from mae_core.study.tensors import load_tensors, save_tensors
+from mae_core.training.processes import team
 
 PLAIN = ("epoch", "step", "spent", "history", "seconds")  # the fields of Position that are not tensors
 
@@ -79,9 +80,20 @@ class Checkpoint:
     def restore(self, start: Position) -> Position:
         """Restore the newest usable checkpoint and return its position, or ``start`` if there is none.
 
+        The first of several processes reads it for all of them.
+
         Raises:
             ParameterError: if a parameter differs between the checkpoint and this run.
         """
+        together = team()
+        found = together.share(self.newest_usable() if together.leads else None)
+        if not found:
+            return start
+        tensors, about = found
+        return self.load(tensors, about, start.losses_S.device)
+
+    def newest_usable(self) -> tuple[dict[str, Tensor], dict] | None:
+        """The tensors and the note of the newest checkpoint that is whole and belongs to this run; None without one."""
         for path in (self.newest, self.before):
             if not path.exists():
                 continue
@@ -98,8 +110,8 @@ class Checkpoint:
                 path.unlink()
                 continue
             self.elapsed_before = about["elapsed"]
-            return self.load(tensors, about, start.losses_S.device)
-        return start
+            return tensors, about
+        return None
 
     def check_parameters(self, parameters: dict, made_of: dict) -> None:
         """Raise ParameterError if a checkpoint's parameters, or its device or precision, differ from those of this run."""

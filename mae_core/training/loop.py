@@ -26,6 +26,7 @@ from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.training.checkpoint import Checkpoint, Position
 from mae_core.training.objective import Objective
 from mae_core.training.plan import Plan, choose_plan
+from mae_core.training.processes import ALONE, Team, team
 from mae_core.training.replicas import Replicas
 
 SHOWN = ("train_loss", "test_accuracy")  # next to the progress bar
@@ -66,11 +67,12 @@ def fit(
     steps = len(train) // run.batch_size
     if not steps:
         raise ParameterError(f"batch_size is {run.batch_size}: there are only {len(train)} training images")
-    plan = choose_plan(run, device)
+    together = team()
+    plan = choose_plan(run, device, together.size)
     print(plan)
     optimizer = new_optimizer(model, run)
     generator = torch.Generator(device).manual_seed(run.seed)
-    take_step = new_step(model, objective, train, run, plan, optimizer, generator)
+    take_step = new_step(model, objective, train, run, plan, optimizer, generator, together)
     checkpoint = Checkpoint(folder, model, optimizer, generator, run, provenance.ingredients(run, device))
     start = Position(torch.zeros(steps, device=device), torch.zeros(0, dtype=torch.int64, device=device))
     at = checkpoint.restore(start)
@@ -81,7 +83,7 @@ def fit(
 
     devices.reset_peak_memory(device)
     done = {"total": run.epochs * steps, "initial": at.epoch * steps + at.step}
-    with stop_requested() as stop, progress(**done, desc=folder.name) as bar:
+    with stop_requested(together) as stop, progress(**done, desc=folder.name, disable=not together.leads) as bar:
         while at.epoch < run.epochs:
             if at.step == 0:
                 at.order_n = torch.randperm(len(train), generator=generator, device=device)
@@ -92,7 +94,7 @@ def fit(
                 at.step += 1
                 bar.update()
                 watch(at)
-                if (checkpoint.due() or stop.is_set()) and at.step < steps:
+                if together.leads and (checkpoint.due() or stop.is_set()) and at.step < steps:
                     at.spent = time.perf_counter() - began
                     check_finite("training loss", at.losses_S[: at.step], at, run, checkpoint)
                     check_finite("sum of weights", sum_of_weights(model), at, run, checkpoint)
@@ -106,7 +108,7 @@ def fit(
             check_finite("sum of weights", sum_of_weights(model), at, run, checkpoint)
             rate = learning_rate(at.epoch + (steps - 1) / steps, run)
             entry = {"epoch": at.epoch + 1, "train_loss": mean_loss, "learning_rate": rate}
-            entry |= test_epoch()
+            entry |= test_epoch() if together.leads else {}
             for name, value in entry.items():
                 check_finite(name, torch.tensor([value]), at, run, checkpoint)
                 at.history.setdefault(name, []).append(value)
@@ -114,7 +116,7 @@ def fit(
             at.seconds.append(at.spent)
             at.epoch, at.step, at.spent = at.epoch + 1, 0, 0.0
             watch(at)
-            if checkpoint.due() or stop.is_set() or at.epoch == run.epochs:
+            if together.leads and (checkpoint.due() or stop.is_set() or at.epoch == run.epochs):
                 checkpoint.save(at)
             if stop.is_set() and at.epoch < run.epochs:
                 raise StoppedError(f"stopped after epoch {at.epoch} of {run.epochs}: run again to continue")
@@ -142,8 +144,12 @@ def new_step(
     plan: Plan,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
+    together: Team = ALONE,
 ) -> Callable[[Tensor, float], Tensor]:
-    """A function that takes one step, given image indices and learning rate, and returns the loss before the step."""
+    """A function that takes one step, given image indices and learning rate, and returns the loss before the step.
+
+    Each process draws for the whole batch, and computes the gradients of its part.
+    """
     loss_of = compile_loss(objective.loss_of, plan.graphs) if plan.compiled else objective.loss_of
     replicas = Replicas(model, plan.precision, plan.workers, loss_of)
 
@@ -153,7 +159,10 @@ def new_step(
         images_BCHW = to_unit(augment(train.images_nCHW[batch_B], run.augment, generator))
         drawn = objective.draw(train.labels_n[batch_B], generator)
         with devices.explained_shortage(plan.images_at_once):
-            loss = replicas.compute_gradients(images_BCHW, drawn, plan.images_at_once)
+            part = together.part(len(batch_B))
+            loss = replicas.compute_gradients(images_BCHW[part], drawn[part], plan.images_at_once)
+            gradients: list[Any] = [weight.grad for weight in model.parameters()]
+            together.average([loss, *gradients], (part.stop - part.start) / len(batch_B))
             optimizer.step()
         return loss
 
@@ -206,10 +215,13 @@ def new_optimizer(model: nn.Module, run: PretrainParameters | FinetuneParameters
 
 
 @contextlib.contextmanager
-def stop_requested() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, so that a step ends before the run stops; a second SIGINT interrupts it."""
+def stop_requested(together: Team = ALONE) -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, so that a step ends before the run stops; a second SIGINT interrupts it.
+
+    Of several processes only the first has one: the others pass their signals on to it.
+    """
     stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
+    if not together.leads or threading.current_thread() is not threading.main_thread():  # that alone handles signals
         yield stop
         return
 
@@ -226,10 +238,12 @@ def stop_requested() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def progress(total: int, initial: int, desc: str) -> tqdm:
+def progress(total: int, initial: int, desc: str, disable: bool = False) -> tqdm:
     """A one-line progress bar of plain text, for terminals, JupyterLab and executed notebooks.
 
     It is redrawn once a second; the environment variable TQDM_MININTERVAL sets another interval for batch runs.
     """
     pace = float(os.environ.get("TQDM_MININTERVAL", 1))
-    return tqdm(total=total, initial=initial, desc=desc, unit="step", mininterval=pace, ncols=100, file=sys.stdout)
+    return tqdm(
+        total=total, initial=initial, desc=desc, unit="step", mininterval=pace, ncols=100, file=sys.stdout, disable=disable
+    )

@@ -28,18 +28,19 @@ class Plan:
         return "; ".join(self.reasons)
 
 
-def choose_plan(run: PretrainParameters | FinetuneParameters, device: torch.device) -> Plan:
-    """Choose the settings that are ``auto`` or 0 in the run, based on measurements (LOG.md)."""
+def choose_plan(run: PretrainParameters | FinetuneParameters, device: torch.device, processes: int = 1) -> Plan:
+    """Choose the settings of each process that are ``auto`` or 0 in the run, based on measurements (LOG.md)."""
     precision = choose_precision(run.precision, device)
     cpu = device.type == "cpu"
     workers = torch.get_num_threads() if cpu else 1
-    images = run.micro_batch or run.batch_size
+    batch_size = math.ceil(run.batch_size / processes)
+    images = min(run.micro_batch or batch_size, batch_size)
     tiled = cpu and precision == torch.bfloat16 and cpu_has_tiles()
     if cpu and not run.micro_batch:
         image_bytes = (1 + run.model.n_patches) * run.width * run.model.mlp_ratio * precision.itemsize
         most_bytes = TILED_BYTES if tiled else CACHED_BYTES
         images = min(images, 2 ** max(0, int(math.log2(most_bytes / image_bytes))))
-        images = min(images, math.ceil(run.batch_size / workers))
+        images = min(images, math.ceil(batch_size / workers))
     graphs = run.compile == "graphs" and device.type == "cuda"
     compiled = run.compile in ("on", "graphs") or (run.compile == "auto" and device.type == "cuda")
     why = {
@@ -58,6 +59,7 @@ def choose_plan(run: PretrainParameters | FinetuneParameters, device: torch.devi
         graphs,
         (
             f"{device.type} in {str(precision).removeprefix('torch.')} ({why['precision']})",
+            *([f"{processes} processes, each with a part of the batch"] if processes > 1 else []),
             f"{workers} worker{'s' * (workers > 1)}, {images} images at once ({why['images']})",
             f"{'compiled' if compiled else 'not compiled'}{', CUDA graphs' * graphs} ({why['compiled']})",
         ),

@@ -23,7 +23,7 @@ from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study import provenance, results
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters, check_data_dir
 from mae_core.study.tensors import load_tensors, save_tensors
-from mae_core.training import objective
+from mae_core.training import objective, processes
 from mae_core.training.checkpoint import Position, discard
 from mae_core.training.loop import fit
 
@@ -41,12 +41,16 @@ def pretrain(run: PretrainParameters, watch: Watch | None = None) -> MaskedAutoe
         ParameterError: if the device is missing, or the folder has a checkpoint of other parameters.
         NotFiniteError: if training diverges.
     """
+    if run.processes > 1 and not processes.started():
+        return trained_together(run, "pretrain", MaskedAutoencoder)
     with recorded(run, "pretrain") as record:
         device = record.device
         train, test = load_both(run, device)
         model = new_model(MaskedAutoencoder, run, device)
         task, watching = objective.reconstruction(run), bind(watch, model, test)
         record.history, record.metrics = fit(model, task, train, run, record.folder, device, watch=watching)
+        if not record.leads:
+            return model
         record.metrics |= reconstruction.reconstruction_metrics(model, test, run, device)
         record.metrics["flops_per_image"] = flops.of_pretraining(run)
         record.metrics["n_parameters"] = flops.count_parameters(run.model)
@@ -66,13 +70,15 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
         NotFiniteError: if training diverges.
     """
     run = run.resolved()
+    if run.processes > 1 and not processes.started():
+        return trained_together(run, "finetune", Classifier)
     with recorded(run, "finetune") as record:
         device = record.device
         train, test = load_both(run, device)
         model = new_model(Classifier, run, device, n_classes=len(train.classes))
         if run.weights:
             load_encoder(model, run)
-        if run.probes:
+        if run.probes and record.leads:
             probe(model.encoder, train, test, run, record)
 
         def test_epoch() -> dict[str, float]:
@@ -84,6 +90,8 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
 
         task, watching = objective.CLASSIFICATION, bind(watch, model, test)
         record.history, trained = fit(model, task, train, run, record.folder, device, test_epoch, watching)
+        if not record.leads:
+            return model
         record.metrics |= trained
         record.metrics["last_epoch_accuracy"] = record.history["test_accuracy"][-1]
         record.metrics["best_epoch_accuracy"] = max(record.history["test_accuracy"])
@@ -97,6 +105,17 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
         if record.metrics["mistakes"]["images"]:
             record.sheets["mistakes"] = [to_unit(test.images_nCHW[record.metrics["mistakes"]["images"]])]
         record.weights = model.state_dict()
+    return model
+
+
+def trained_together(run: PretrainParameters | FinetuneParameters, stage: str, kind: type[nn.Module]) -> Any:
+    """Let several processes train (see processes.py), and return the model that they have trained."""
+    processes.train(run, stage)
+    tensors, _ = load_tensors(run.folder / stage / "weights.safetensors")
+    more = {"n_classes": len(tensors["head.weight"])} if kind is Classifier else {}
+    model = new_model(kind, run, devices.choose_device(run.device), **more)
+    model.load_state_dict(tensors)
+    atexit.register(discard, (run.folder / stage).absolute())
     return model
 
 
@@ -168,6 +187,7 @@ class Record:
 
     folder: Path
     device: torch.device
+    leads: bool = True  # False: this process only helps another one, which records the run
     history: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # one list per curve
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)  # final numbers
     sheets: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)  # rows of images, see results.save_sheet
@@ -190,14 +210,19 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
         record = Record(run.folder / stage, devices.choose_device(run.device))
     except ValueError as error:
         raise ParameterError(str(error)) from error
-    devices.set_up(run.threads, deterministic=run.deterministic and record.device.type == "cuda")
+    devices.set_up(processes.threads(run.threads), deterministic=run.deterministic and record.device.type == "cuda")
     folder = record.folder
     try:
-        with results.claimed(folder):
-            discard(folder)  # left by an earlier, complete run
+        with contextlib.ExitStack() as stack:
+            record.leads = stack.enter_context(processes.joined(record.device)).leads
+            if record.leads:
+                stack.enter_context(results.claimed(folder))
+                discard(folder)  # left by an earlier, complete run
             began, commit = time.perf_counter(), provenance.commit()
             with devices.explained_shortage():
                 yield record
+            if not record.leads:
+                return
             wall = {"wall_seconds": time.perf_counter() - began + record.metrics.pop("elapsed_before")}
             with results.replaced(folder, last="metrics.json") as unfinished:
                 results.write_json(unfinished / "parameters.json", run.flat())
