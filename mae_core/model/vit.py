@@ -121,10 +121,10 @@ class Attention(nn.Module):
         q, k, v = split_heads(qkv_BTE, 3, self.heads)
         return self.proj(join_heads(F.scaled_dot_product_attention(q[:, :, queries], k, v)), added_BQD)
 
-    def class_weights(self, x_BTD: Tensor) -> Tensor:
-        """The attention of the class token (the first) to every token: weights_BHT, summing to 1 for each head."""
+    def weights(self, x_BTD: Tensor, queries: slice = ALL) -> Tensor:
+        """The attention of the Q tokens ``queries`` to every token: weights_BHQT, summing to 1 over T."""
         q, k, _ = split_heads(self.qkv(x_BTD), 3, self.heads)
-        return (q[:, :, :1] * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)[:, :, 0]
+        return (q[:, :, queries] * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)
 
 
 class ExplicitAttention(torch.autograd.Function):

@@ -119,7 +119,7 @@ def test_a_step_takes_its_images_and_moves_the_weights_by_its_rate(monkeypatch, 
     def loss_of(copy, images_BCHW, labels_B):
         return torch.nn.functional.cross_entropy(copy(images_BCHW.flatten(1)), labels_B)
 
-    aim = objective.Objective(draw=lambda labels_B, generator: labels_B, loss_of=loss_of)
+    aim = objective.Objective(draw=lambda images_BCHW, labels_B, generator: (images_BCHW, labels_B), loss_of=loss_of)
     run = FinetuneParameters(precision="float32", weight_decay=0.0, compile="on" if compiled else "off")
     plan = choose_plan(run, torch.device("cpu"))
     optimizer = new_optimizer(model, run)
