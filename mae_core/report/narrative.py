@@ -88,10 +88,10 @@ def finetuning(summary: Summary) -> str:
     parts = f"{', '.join(others)} and {last}" if others else last
     return (
         f"**Fine-tuning.** The encoder sees all patches, and a linear head reads {read}. All weights are trained."
-        f"{f' The recipe has {parts}.' if parts else ''} *From scratch* is the same recipe with random initial weights. We "
-        f"report the {images} accuracy of the last epoch. The best epoch, chosen on the same {images} images, overestimates the "
-        "accuracy of every case; we list it separately. [Table 10](#tab-recipe) lists the main parameters; each run's "
-        "`parameters.json` has all of them."
+        f"{f' The recipe has {parts}.' if parts else ''} *From scratch* is the same recipe with random initial weights. "
+        f"We report the {images} accuracy of the last epoch. The best epoch, chosen on the same {images} images, "
+        "overestimates the accuracy of every case; we list it separately. [Table 10](#tab-recipe) lists the main "
+        "parameters; each run's `parameters.json` has all of them."
     )
 
 
@@ -121,8 +121,8 @@ def abstract(summary: Summary) -> str:
     notice = "**This report shows that the pipeline works, and nothing more:** a tiny model trained on drawings. "
     n_held = finetuned(summary).holdout
     held = (
-        f"**This report chooses a recipe:** where it says test images, it means {n_held:,} validation images, held out from "
-        "the training images. "
+        f"**This report chooses a recipe:** where it says test images, it means {n_held:,} validation images, held out "
+        "from the training images. "
     )
     text = (
         f"{notice if dataset(summary) == DATASETS['shapes'] else ''}{held if n_held else ''}"
@@ -137,8 +137,9 @@ def abstract(summary: Summary) -> str:
     counts = {word: verdicts.count(word) for word in ("supported", "contradicted", "undecided", "not run")}
     told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     return (
-        f"{text}, an encoder pre-trained with 75 % random masking reaches {number(ours)} % {evaluated(summary)} accuracy after "
-        f"fine-tuning, against {number(scratch)} % from scratch with the same recipe. We judge {len(verdicts)} claims, "
+        f"{text}, an encoder pre-trained with 75 % random masking reaches {number(ours)} % {evaluated(summary)} "
+        f"accuracy after fine-tuning, against {number(scratch)} % from scratch with the same recipe. We judge "
+        f"{len(verdicts)} claims, "
         f"most of them from the report and the paper: {told} ([Table 8](#tab-claims)). {intervals(summary)}"
     )
 

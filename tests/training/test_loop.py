@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from mae_core.data.images import Split
 from mae_core.errors import NotFiniteError, ParameterError, StoppedError
+from mae_core.evaluation import classification
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.study import provenance
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
@@ -99,6 +100,25 @@ def test_micro_batches_add_up_to_the_whole_batch(tiny):
         torch.testing.assert_close(tensor, second[name], rtol=0, atol=2e-3)
     losses = [read_json(run.folder / "finetune" / "history.json")["train_loss"] for run in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_the_moving_average_is_evaluated_and_saved(tiny, monkeypatch):
+    """With a decay near 1, these are nearly the first weights; those that are trained are others."""
+    evaluated, trained = [], []
+    scores = classification.class_scores
+    monkeypatch.setattr(
+        classification, "class_scores", lambda model, *words: evaluated.append(head(model)) or scores(model, *words)
+    )
+    run = FinetuneParameters.check({**tiny, "ema_decay": 0.999999, "probes": False})
+    finetune(run, watch=lambda at, model, test: trained.append(head(model)))
+    first, last = evaluated[0], weights(run, "finetune")["head.weight"]
+    assert all((head - first).abs().max() < 1e-3 for head in [*evaluated, last])
+    assert last.equal(evaluated[-1])
+    assert (trained[-1] - first).abs().max() > 0.01
+
+
+def head(model):
+    return model.head.weight.detach().clone()
 
 
 def test_a_batch_larger_than_the_data_is_refused(tiny):
