@@ -126,7 +126,7 @@ def test_the_report_names_the_parts_of_its_recipe():
     words = ("mean of its patch tokens", "decay of the learning rate (0.75;", "drop path (up to 0.1;", "smoothing (0.2;")
     assert all(
         word in told
-        for word in (*words, "mixup (alpha 0.8;", "cutmix (alpha 1.0;", "] and an exponential", "(decay 0.999).")
+        for word in (*words, "mixup (alpha 0.8;", "cutmix (alpha 1.0;", ")) and an exponential", "(decay 0.999).")
     )
     assert "the patch tokens" in narrative.attention_caption(read_again())
     rows = {row[0]: row[1:] for row in tables.recipe_rows(read_again())}
