@@ -106,6 +106,16 @@ def evaluated(summary: Summary) -> str:
     return "validation" if finetuned(summary).holdout else "test"
 
 
+def attention(summary: Summary) -> str:
+    """What the figures of attention and of nearest neighbours show."""
+    told = ("patch tokens", "attend") if finetuned(summary).pooling == "mean" else ("class token", "attends")
+    return (
+        f"[Figure 9](#fig-attention) shows what the {told[0]} of the fine-tuned encoder {told[1]} to. "
+        "[Figure 10](#fig-neighbours) shows nearest neighbours in the feature space of the frozen encoder, which was "
+        "trained without labels."
+    )
+
+
 def attention_caption(summary: Summary) -> str:
     """The caption of the attention maps."""
     mean = finetuned(summary).pooling == "mean"

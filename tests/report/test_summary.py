@@ -129,6 +129,7 @@ def test_the_report_names_the_parts_of_its_recipe():
         for word in (*words, "mixup (alpha 0.8;", "cutmix (alpha 1.0;", ")) and an exponential", "(decay 0.999).")
     )
     assert "the patch tokens" in narrative.attention_caption(read_again())
+    assert "shows what the patch tokens of the fine-tuned encoder attend to." in narrative.attention(read_again())
     rows = {row[0]: row[1:] for row in tables.recipe_rows(read_again())}
     assert {name: rows[name] for name in parts} == {name: ["–", str(value)] for name, value in parts.items()}
 
