@@ -34,7 +34,7 @@ from mae_core.evaluation.classification import class_scores
 from mae_core.model.mae import Classifier, MaskedAutoencoder
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters, RunParameters
 from mae_core.training import loop, runs
-from mae_core.training.objective import CLASSIFICATION, reconstruction
+from mae_core.training.objective import classification, reconstruction
 from mae_core.training.plan import choose_plan
 from mae_core.training.processes import Team, team
 from mae_core.training.replicas import Replicas
@@ -153,7 +153,7 @@ def ours(contestant: Contestant, data: Split, device: torch.device) -> Callable[
         one_batch = Split(data.images_nCHW[:batch], data.labels_n[:batch], data.classes)
         return lambda: class_scores(model, one_batch, run, device)
     if contestant.task == "finetune":
-        model, objective = runs.new_model(Classifier, run, device), CLASSIFICATION
+        model, objective = runs.new_model(Classifier, run, device), classification(run, len(data.classes))
     else:
         model, objective = runs.new_model(MaskedAutoencoder, run, device), reconstruction(run)
     if contestant.task == "epoch":
@@ -169,7 +169,7 @@ def ours(contestant: Contestant, data: Split, device: torch.device) -> Callable[
     optimizer, plan = loop.new_optimizer(model, run), choose_plan(run, device, together.size)
     if contestant.task == "steps alone":
         replicas = Replicas(model, plan.precision, plan.workers, objective.loss_of)
-        images_BCHW, mask = to_unit(data.images_nCHW[:batch]), objective.draw(data.labels_n[:batch], generator)
+        images_BCHW, mask = objective.draw(to_unit(data.images_nCHW[:batch]), data.labels_n[:batch], generator)
         return lambda: (replicas.compute_gradients(images_BCHW, mask, plan.images_at_once), optimizer.step())
     take_step = loop.new_step(model, objective, data, run, plan, optimizer, generator, together)
     return lambda: take_step(torch.randperm(N_IMAGES, generator=generator, device=device)[:batch], 1e-4)

@@ -16,7 +16,9 @@ from torch import Tensor
 from mae_core.data import DATASETS, FOLDERS
 from mae_core.data.cifar import CheckedCIFAR10, open_cifar10
 from mae_core.data.shapes import Shapes
-from mae_core.errors import MissingDataError
+from mae_core.errors import MissingDataError, ParameterError
+
+HOLDOUT_SEED = 0  # of the held-out images: the same for all seeds of a run
 
 READERS: dict[str, Callable[[Path, bool], CheckedCIFAR10]] = {"shapes": Shapes, "cifar10": open_cifar10}
 
@@ -40,24 +42,31 @@ class Split:
 
 
 def load(
-    dataset: str, data_dir: str | Path = "data", train: bool = True, limit: int = 0, device: torch.device | str = "cpu"
+    dataset: str,
+    data_dir: str | Path = "data",
+    train: bool = True,
+    limit: int = 0,
+    device: torch.device | str = "cpu",
+    holdout: int = 0,
 ) -> Split:
     """Load a split onto the device.
 
     Args:
         dataset: ``shapes`` (drawn on first use, offline) or ``cifar10`` (downloaded by torchvision on first use).
         data_dir: folder that contains the data set's folder, or will contain it.
-        train: True for the training split, False for the test split.
+        train: True for the training split, False for the test split, or for the held-out images if there are any.
         limit: load only the first ``limit`` images; 0: all.
+        holdout: number of training images that are held out to choose a recipe with (validation images).
 
     Raises:
         ValueError: for an unknown data set.
         MissingDataError: if CIFAR-10 is not in ``data_dir`` and cannot be downloaded, or if a file is damaged.
+        ParameterError: if ``holdout`` leaves no training image.
     """
     if dataset not in DATASETS:
         raise ValueError(f"dataset is {dataset!r}, not one of {', '.join(DATASETS)}")
     try:
-        source = READERS[dataset](Path(data_dir), train)
+        source = READERS[dataset](Path(data_dir), train or holdout > 0)
     except OSError as error:
         if isinstance(error, MissingDataError):
             raise
@@ -65,9 +74,26 @@ def load(
             f"data_dir is {str(data_dir)!r}: {FOLDERS[dataset]}/ cannot be created there ({error.strerror or error}): "
             f"check its permissions and the free space, and delete incomplete files"
         ) from error
-    stop = limit or len(source.data)
-    images_nCHW = torch.from_numpy(source.data[:stop]).permute(0, 3, 1, 2).contiguous()
-    return Split(images_nCHW.to(device), torch.tensor(source.targets[:stop]).to(device), tuple(source.classes))
+    images_nHWC, labels_n = torch.from_numpy(source.data), torch.tensor(source.targets)
+    if holdout:
+        held_n, kept_n = held_out(len(labels_n), holdout)
+        chosen_n = kept_n if train else held_n
+        images_nHWC, labels_n = images_nHWC[chosen_n], labels_n[chosen_n]
+    stop = limit or len(labels_n)
+    images_nCHW = images_nHWC[:stop].permute(0, 3, 1, 2).contiguous()
+    return Split(images_nCHW.to(device), labels_n[:stop].to(device), tuple(source.classes))
+
+
+def held_out(n_images: int, holdout: int) -> tuple[Tensor, Tensor]:
+    """The indices of the held-out training images, and those of the others; drawn with a fixed seed, each in order.
+
+    Raises:
+        ParameterError: if no other image is left.
+    """
+    if holdout >= n_images:
+        raise ParameterError(f"holdout is {holdout}: it must leave some of the {n_images} training images to train on")
+    order_n = torch.randperm(n_images, generator=torch.Generator().manual_seed(HOLDOUT_SEED))
+    return order_n[:holdout].sort().values, order_n[holdout:].sort().values
 
 
 def checksum(dataset: str, data_dir: str | Path = "data") -> str:

@@ -59,7 +59,11 @@ def confident_mistakes(scores_nC: Tensor, test: Split) -> dict[str, Any]:
 
 @torch.no_grad()
 def class_attention(encoder: Encoder, images_BCHW: Tensor) -> Tensor:
-    """The attention of the class token in the last block, averaged over heads, of images scaled to [-1, 1].
+    """The attention in the last block of the tokens that the head reads, averaged over these and over heads.
+
+    Args:
+        encoder: of a classifier on the class token, or (``pooling: mean``) on the mean of the patch tokens.
+        images_BCHW: scaled to [-1, 1].
 
     Returns:
         Grey images maps_BCHW of the same size, from -1 (lowest attention in the image) to 1 (highest).
@@ -69,7 +73,8 @@ def class_attention(encoder: Encoder, images_BCHW: Tensor) -> Tensor:
     for block in encoder.blocks[:-1]:
         tokens_BTD = block(tokens_BTD)
     last: Any = encoder.blocks[-1]
-    weights_BN = last.attention.class_weights(last.norm1(tokens_BTD)).mean(dim=1)[:, 1:]
+    read = slice(1, None) if encoder.config.pooling == "mean" else slice(1)
+    weights_BN = last.attention.weights(last.norm1(tokens_BTD), read).mean(dim=(1, 2))[:, 1:]
     low, high = weights_BN.amin(1, keepdim=True), weights_BN.amax(1, keepdim=True)
     grid_BN = 2 * (weights_BN - low) / (high - low).clamp(min=1e-12) - 1
     patches_BNP = grid_BN[..., None].expand(-1, -1, 3 * encoder.config.patch_size**2)

@@ -161,7 +161,7 @@ function render({ model, el }) {
 
   const original = picture("the original image");
   const originalTop = h("div");
-  const attention = picture("the original image, dark where the class token looks little");
+  const attention = picture("the original image, dark where the encoder looks little");
   const cards = h("div", { class: "mae-cards" });
   const found = h("div", { class: "mae-found" });
   const search = button("find the nearest training images", () => {
@@ -246,7 +246,7 @@ function render({ model, el }) {
           "section",
           { class: "mae-card mae-wide" },
           h("h3", {}, "the original"),
-          h("div", { class: "mae-pair" }, figure(original, "original"), figure(attention, "where the class token looks")),
+          h("div", { class: "mae-pair" }, figure(original, "original"), figure(attention, "where the encoder looks")),
           originalTop,
         ),
         ...(train ? [h("div", {}, search, found)] : []),

@@ -110,7 +110,7 @@ def top(trained: Trained | None, image_1CHW: Tensor) -> list[tuple[str, float]]:
 
 
 def attended(trained: Trained, image_CHW: Tensor) -> np.ndarray:
-    """The image, dark where the class token looks little in the encoder's last block: pixels_HWC, uint8."""
+    """The image, dark where the encoder looks little (see class_attention): pixels_HWC, uint8."""
     image_1CHW = to_unit(image_CHW[None]).to(trained.device)
     light_1CHW = 0.15 + 0.85 * (class_attention(trained.encoder, image_1CHW) + 1) / 2
     return to_pixels((image_1CHW + 1) * light_1CHW - 1)[0]

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 Strategy = Literal["random", "block", "grid"]
 Variant = Literal["report", "paper"]
 Attention = Literal["auto", "explicit", "fused"]
+Pooling = Literal["class-token", "mean"]
 STRATEGIES, VARIANTS = get_args(Strategy), get_args(Variant)
 
 
@@ -20,6 +21,8 @@ class ModelConfig:
       encoder and decoder, no norm after the decoder.
     * ``paper``: fixed sine-cosine positions, qkv bias, a projection into the decoder, a norm after it, as in He et al.
       and in ``transformers.ViTMAEForPreTraining``.
+
+    ``pooling`` is what a classifier's head reads: the class token, or the mean of the patch tokens.
 
     Raises:
         ValueError: if patches do not tile the image, heads do not divide a width, or the variant is unknown.
@@ -37,6 +40,7 @@ class ModelConfig:
     mlp_ratio: float = 4.0
     norm_eps: float = 1e-6
     attention: str = "auto"
+    pooling: str = "class-token"
 
     def __post_init__(self):
         if self.variant not in VARIANTS:

@@ -1,7 +1,7 @@
 """The masked autoencoder (He et al. 2021, arXiv 2111.06377) and its encoder as a classifier.
 
 Shapes: B batch, N patches, K kept (visible) patches, M = N - K masked ones, T tokens with the class token
-first, D width, P values in a patch (3 * patch_size ** 2).
+first, D width, L blocks, P values in a patch (3 * patch_size ** 2).
 """
 
 import torch
@@ -36,12 +36,16 @@ class Encoder(nn.Module):
     def forward(
         self, images_BCHW: Tensor, mask: Mask | None = None, mask_token: Tensor | None = None, wanted: slice = ALL
     ) -> Tensor:
-        """The tokens of :meth:`embed_tokens` after all blocks; the last block computes only the ``wanted`` tokens."""
-        tokens = self.embed_tokens(images_BCHW, mask, mask_token)
+        """The tokens of :meth:`embed_tokens` after blocks and norm; the last block computes only the ``wanted`` tokens."""
+        return self.norm(self.run_blocks(self.embed_tokens(images_BCHW, mask, mask_token), wanted))
+
+    def run_blocks(self, tokens_BTD: Tensor, wanted: slice = ALL, paths_BL2: Tensor | None = None) -> Tensor:
+        """The ``wanted`` tokens after all blocks, before the norm; ``paths_BL2``: see drop_paths."""
+        paths = [None] * len(self.blocks) if paths_BL2 is None else paths_BL2.unbind(1)
         *blocks, last = self.blocks
-        for block in blocks:
-            tokens = block(tokens)
-        return self.norm(last(tokens, wanted))
+        for block, paths_B2 in zip(blocks, paths, strict=False):
+            tokens_BTD = block(tokens_BTD, paths_B2=paths_B2)
+        return last(tokens_BTD, wanted, paths[-1])
 
     def embed_tokens(self, images_BCHW: Tensor, mask: Mask | None = None, mask_token: Tensor | None = None) -> Tensor:
         """Embed images as the tokens of the first block.
@@ -130,7 +134,11 @@ class MaskedAutoencoder(nn.Module):
 
 
 class Classifier(nn.Module):
-    """The encoder with a linear head on the class token; all patches are visible."""
+    """The encoder with a linear head on the class token, or on the mean of the patch tokens; all patches are visible.
+
+    With ``pooling: mean``, the encoder's last norm follows the mean instead of preceding it: it is ``fc_norm`` in the MAE
+    paper's ``models_vit.py`` and in timm.
+    """
 
     def __init__(self, config: ModelConfig, n_classes: int = 10):
         super().__init__()
@@ -138,9 +146,14 @@ class Classifier(nn.Module):
         self.head = Linear(config.width, n_classes)
         initialize(self, skip=self.encoder)
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Class scores (logits_BC) of images scaled to [-1, 1]."""
-        return self.head(self.encoder(images_BCHW, wanted=slice(1))[:, 0])
+    def forward(self, images_BCHW: Tensor, paths_BL2: Tensor | None = None) -> Tensor:
+        """Class scores (logits_BC) of images scaled to [-1, 1]; ``paths_BL2``: see drop_paths."""
+        tokens_BTD = self.encoder.embed_tokens(images_BCHW)
+        if self.encoder.config.pooling == "mean":
+            pooled_BD = self.encoder.run_blocks(tokens_BTD, slice(1, None), paths_BL2).mean(dim=1)
+        else:
+            pooled_BD = self.encoder.run_blocks(tokens_BTD, slice(1), paths_BL2)[:, 0]
+        return self.head(self.encoder.norm(pooled_BD))
 
 
 def masked_error(pred: Tensor, images_BCHW: Tensor, mask: Mask, patch_size: int, norm_pix: bool = False) -> Tensor:

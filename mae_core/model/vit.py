@@ -123,10 +123,10 @@ class Attention(nn.Module):
         q, k, v = split_heads(qkv_BTE, 3, self.heads)
         return self.proj(join_heads(F.scaled_dot_product_attention(q[:, :, queries], k, v)), added_BQD)
 
-    def class_weights(self, x_BTD: Tensor) -> Tensor:
-        """The attention of the class token (the first) to every token: weights_BHT, summing to 1 for each head."""
+    def weights(self, x_BTD: Tensor, queries: slice = ALL) -> Tensor:
+        """The attention of the Q tokens ``queries`` to every token: weights_BHQT, summing to 1 over T."""
         q, k, _ = split_heads(self.qkv(x_BTD), 3, self.heads)
-        return (q[:, :, :1] * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)[:, :, 0]
+        return (q[:, :, queries] * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)
 
 
 def explicit_is_faster(qkv_BTE: Tensor) -> bool:
@@ -198,8 +198,31 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = nn.Sequential(Linear(width, hidden), nn.GELU(), Linear(hidden, width))
 
-    def forward(self, x_BTD: Tensor, queries: slice = ALL) -> Tensor:
-        """The block's output for the Q tokens ``queries``: (B, Q, D)."""
-        x_BQD = self.attention(self.norm1(x_BTD), queries, x_BTD[:, queries])
+    def forward(self, x_BTD: Tensor, queries: slice = ALL, paths_B2: Tensor | None = None) -> Tensor:
+        """The block's output for the Q tokens ``queries``: (B, Q, D).
+
+        Args:
+            paths_B2: factors of attention and MLP in each image's residual sums, see drop_paths; None: 1.
+        """
         widen, activate, narrow = self.mlp
-        return narrow(activate(widen(self.norm2(x_BQD))), x_BQD)
+        if paths_B2 is None:
+            x_BQD = self.attention(self.norm1(x_BTD), queries, x_BTD[:, queries])
+            return narrow(activate(widen(self.norm2(x_BQD))), x_BQD)
+        attends, widens = paths_B2.to(x_BTD.dtype)[:, :, None, None].unbind(1)
+        x_BQD = x_BTD[:, queries] + self.attention(self.norm1(x_BTD), queries) * attends
+        return x_BQD + narrow(activate(widen(self.norm2(x_BQD)))) * widens
+
+
+def drop_paths(
+    batch_size: int, depth: int, drop_path: float, generator: torch.Generator | None, device: torch.device
+) -> Tensor:
+    """Draw which residual branches to drop in each image (stochastic depth, Huang et al. 2016, arXiv 1603.09382).
+
+    A branch is dropped with a probability that rises linearly from 0 in the first block to ``drop_path`` in the last. A
+    branch that stays is divided by its probability to stay, so that its mean is unchanged, as in ``timm.layers.DropPath``.
+
+    Returns:
+        The factors of each image's branches, attention and MLP, in each block: paths_BL2, 0 or at least 1.
+    """
+    stays_L1 = 1 - torch.linspace(0, drop_path, depth, device=device)[:, None]
+    return (torch.rand(batch_size, depth, 2, generator=generator, device=device) < stays_L1) / stays_L1

@@ -165,7 +165,7 @@ def psnr(painted_nHWC: np.ndarray, original_nHWC: np.ndarray, hidden_share: floa
 
 
 def attention(folder: Path | None, n_images: int = 8) -> Figure:
-    """Test images and the attention of the class token in the last block of a fine-tuned encoder."""
+    """Test images and the attention in the last block of a fine-tuned encoder, see class_attention."""
     if folder is None:
         return not_run(7.0, "not recorded")
     images, maps = load_sheet(folder / "attention.png", 2)[:, :n_images]

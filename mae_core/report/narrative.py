@@ -9,6 +9,7 @@ from mae_core.report.claims import claims, measured
 from mae_core.report.statistics import signed
 from mae_core.report.summary import Case, Summary
 from mae_core.report.tables import number
+from mae_core.study.parameters import FinetuneParameters
 from mae_core.study.results import read_json
 
 DATASETS = {"cifar10": "CIFAR-10", "shapes": "the package's own drawn shapes"}
@@ -67,11 +68,74 @@ def dataset(summary: Summary) -> str:
     return " and ".join(DATASETS[name] for name in sorted(used)) or "nothing yet"
 
 
+# What fine-tuning can have beyond the report's recipe: parameter -> words for its value
+PARTS = {
+    "layer_decay": "layer-wise decay of the learning rate ({}; [Clark et al. 2020](https://arxiv.org/abs/2003.10555))",
+    "drop_path": "drop path (up to {}; [Huang et al. 2016](https://arxiv.org/abs/1603.09382))",
+    "label_smoothing": "label smoothing ({}; [Szegedy et al. 2016](https://arxiv.org/abs/1512.00567))",
+    "mixup": "mixup (alpha {}; [Zhang et al. 2018](https://arxiv.org/abs/1710.09412))",
+    "cutmix": "cutmix (alpha {}; [Yun et al. 2019](https://arxiv.org/abs/1905.04899))",
+    "ema_decay": "an exponential moving average of the weights, which is evaluated in their place (decay {})",
+}
+
+
+def finetuning(summary: Summary) -> str:
+    """How the models are fine-tuned and evaluated, with the parts of the recipe that the runs used."""
+    run, off, images = finetuned(summary), FinetuneParameters(), evaluated(summary)
+    read = "the mean of its patch tokens" if run.pooling == "mean" else "its class token"
+    values = {name: getattr(run, name) for name in PARTS if getattr(run, name) != getattr(off, name)}
+    *others, last = [PARTS[name].format(value) for name, value in values.items()] or [""]
+    parts = f"{', '.join(others)} and {last}" if others else last
+    return (
+        f"**Fine-tuning.** The encoder sees all patches, and a linear head reads {read}. All weights are trained."
+        f"{f' The recipe has {parts}.' if parts else ''} *From scratch* is the same recipe with random initial weights. "
+        f"We report the {images} accuracy of the last epoch. The best epoch, chosen on the same {images} images, "
+        "overestimates the accuracy of every case; we list it separately. [Table 10](#tab-recipe) lists the main "
+        "parameters; each run's `parameters.json` has all of them."
+    )
+
+
+def finetuned(summary: Summary) -> FinetuneParameters:
+    """The parameters of the first fine-tuning run; the defaults if there is none."""
+    told = [p for case in summary.all_cases.values() for p in case.read("finetune", "parameters").values()]
+    return FinetuneParameters.check(told[0]) if told else FinetuneParameters()
+
+
+def evaluated(summary: Summary) -> str:
+    """What kind of images the accuracies are of: test or validation."""
+    return "validation" if finetuned(summary).holdout else "test"
+
+
+def attention(summary: Summary) -> str:
+    """What the figures of attention and of nearest neighbours show."""
+    told = ("patch tokens", "attend") if finetuned(summary).pooling == "mean" else ("class token", "attends")
+    return (
+        f"[Figure 9](#fig-attention) shows what the {told[0]} of the fine-tuned encoder {told[1]} to. "
+        "[Figure 10](#fig-neighbours) shows nearest neighbours in the feature space of the frozen encoder, which was "
+        "trained without labels."
+    )
+
+
+def attention_caption(summary: Summary) -> str:
+    """The caption of the attention maps."""
+    mean = finetuned(summary).pooling == "mean"
+    tokens, over = ("patch tokens", "these and over heads") if mean else ("class token", "heads")
+    return (
+        f"Attention of the {tokens} to the patches in the last block after fine-tuning, averaged over {over}; each map is "
+        "scaled from its lowest (black) to its highest value (white)."
+    )
+
+
 def abstract(summary: Summary) -> str:
-    """The abstract; a study of drawn images says that it is a test."""
+    """The abstract; a study of drawn images says that it is a test, one of validation images that it is a choice."""
     notice = "**This report shows that the pipeline works, and nothing more:** a tiny model trained on drawings. "
+    n_held = finetuned(summary).holdout
+    held = (
+        f"**This report chooses a recipe:** where it says test images, it means {n_held:,} validation images, held out "
+        "from the training images. "
+    )
     text = (
-        f"{notice if dataset(summary) == DATASETS['shapes'] else ''}"
+        f"{notice if dataset(summary) == DATASETS['shapes'] else ''}{held if n_held else ''}"
         "A student's report tested the masked autoencoder (MAE) of [He et al.](#ref-he2021) at small scale, with a tiny "
         "vision transformer. We repeat that study so that every number comes from a run that anyone can reproduce. On "
         f"{dataset(summary)}"
@@ -83,8 +147,9 @@ def abstract(summary: Summary) -> str:
     counts = {word: verdicts.count(word) for word in ("supported", "contradicted", "undecided", "not run")}
     told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     return (
-        f"{text}, an encoder pre-trained with 75 % random masking reaches {number(ours)} % test accuracy after "
-        f"fine-tuning, against {number(scratch)} % from scratch with the same recipe. We judge {len(verdicts)} claims, "
+        f"{text}, an encoder pre-trained with 75 % random masking reaches {number(ours)} % {evaluated(summary)} "
+        f"accuracy after fine-tuning, against {number(scratch)} % from scratch with the same recipe. We judge "
+        f"{len(verdicts)} claims, "
         f"most of them from the report and the paper: {told} ([Table 8](#tab-claims)). {intervals(summary)}"
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 from mae_core.errors import ParameterError
 from mae_core.report import published
 from mae_core.report.statistics import Estimate, estimate, paired_difference
-from mae_core.study.parameters import FREE, OUTPUTS, SWEEP, PretrainParameters, ReportParameters
+from mae_core.study.parameters import FREE, OUTPUTS, SWEEP, FinetuneParameters, PretrainParameters, ReportParameters
 from mae_core.study.results import read_json
 
 # Quantities of a run: name -> (stage, path into metrics.json)
@@ -225,6 +225,7 @@ def shared_seeds(cases: list[Case]) -> list[Case]:
 
 # Parameters that may differ between compared runs: names, and how a run is computed.
 NOT_THE_RECIPE = {"study", "case", "seed", "weights", "data_dir", "device", "probes", *FREE}
+DEFAULTS = {"pretrain": PretrainParameters().flat(), "finetune": FinetuneParameters().flat()}
 SWEPT = {"mask_strategy", "mask_ratio", "mask_tokens_in_encoder", "norm_pix", "epochs"}  # may differ in a sweep
 
 
@@ -235,11 +236,14 @@ def of_one_recipe(case: Case, pattern: Case | None, left_out: list[str]) -> dict
     """
     folders = dict(case.folders)
     for stage in ("pretrain", "finetune"):
+        stored: dict[str, Any]
         swept = NOT_THE_RECIPE | SWEPT if stage == "pretrain" else NOT_THE_RECIPE
         wanted: list[tuple[dict[str, Any], set[str]]] = []
         if pattern:
-            wanted.append((next(iter(pattern.read(stage, "parameters").values()), {}), swept))
-        for seed, values in case.read(stage, "parameters").items():
+            stored = next(iter(pattern.read(stage, "parameters").values()), {})
+            wanted.append((DEFAULTS[stage] | stored if stored else {}, swept))
+        for seed, stored in case.read(stage, "parameters").items():
+            values = DEFAULTS[stage] | stored  # runs from before a parameter existed had its default
             told = [words for recipe, free in wanted if (words := difference(values, recipe, free))]
             if told and seed in folders:
                 del folders[seed]

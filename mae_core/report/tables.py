@@ -5,7 +5,7 @@ from typing import Any
 from mae_core.report import published
 from mae_core.report.claims import claims
 from mae_core.report.statistics import Estimate, deviation, signed
-from mae_core.report.summary import QUANTITIES, Case, Summary, shared_seeds
+from mae_core.report.summary import DEFAULTS, QUANTITIES, Case, Summary, shared_seeds
 
 NOT_RUN = "–"
 
@@ -171,15 +171,20 @@ def claim_rows(summary: Summary) -> list[list[str]]:
     return [[claim.statement, claim.source, claim.measured, claim.verdict] for claim in claims(summary)]
 
 
+PARTS = ("pooling", "layer_decay", "drop_path", "label_smoothing", "mixup", "cutmix", "ema_decay", "holdout")
+
+
 def recipe_rows(summary: Summary) -> list[list[str]]:
-    """Model and recipe of the default case. Columns: parameter, pre-training, fine-tuning."""
+    """Model and recipe of the default case, without parts that are off. Columns: parameter, pre-training, fine-tuning."""
     default = summary.find("random", 0.75)
-    names = (
+    names: list[str] = [
         "dataset", "augment", "variant", "patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth",
         "decoder_heads", "epochs", "warmup_epochs", "batch_size", "base_lr", "beta2", "weight_decay",
-    )  # fmt: skip
+    ]  # fmt: skip
     first: dict[str, Any] = next(iter(default.read("pretrain", "parameters").values()), {})
     second: dict[str, Any] = next(iter(default.read("finetune", "parameters").values()), {})
+    off = DEFAULTS["finetune"]
+    names += [name for name in PARTS if second.get(name, off[name]) != off[name]]
     second = {name: value for name, value in second.items() if not name.startswith("decoder")}
     return [[name, *(str(values.get(name, NOT_RUN)) for values in (first, second))] for name in names]
 

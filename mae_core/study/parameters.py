@@ -16,7 +16,7 @@ from pydantic import Field
 
 from mae_core.data import FOLDERS, Augmentation, Dataset
 from mae_core.errors import ParameterError
-from mae_core.model.config import Attention, ModelConfig, Strategy, Variant, check_grid, count_kept
+from mae_core.model.config import Attention, ModelConfig, Pooling, Strategy, Variant, check_grid, count_kept
 from mae_core.study.checked import Checked, Name, Seed
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -81,6 +81,7 @@ class RunParameters(Parameters):
     dataset: Dataset = Field("shapes", description="data set to train on")
     data_dir: str = Field("data", description="folder that contains the data set")
     train_images: int = Field(0, description="use only the first N training images; 0: all", ge=0)
+    holdout: int = Field(0, description="hold out N training images and evaluate them instead of the test images", ge=0)
     device: Device = Field("auto", description="where to compute; auto: cuda if available, else mps, else cpu")
     precision: Precision = Field("auto", description="of matrix products; auto: bfloat16 where fast")
     threads: int = Field(0, description="number of CPU threads; 0: all cores", ge=0, le=1024)
@@ -160,10 +161,22 @@ class FinetuneParameters(RunParameters):
     warmup_epochs: float = Field(1.0, description="epochs of linear learning-rate warm-up", ge=0)
     base_lr: float = Field(8e-3, description="learning rate at batch_size 256; scales with it", ge=0, le=10)
     beta2: float = Field(0.999, description="beta2 of AdamW", ge=0, le=0.999999)
+    pooling: Pooling = Field("class-token", description="what the head reads; mean: of the patch tokens")
+    layer_decay: float = Field(1.0, description="factor of the learning rate from layer to layer downwards", ge=0.01, le=1)
+    drop_path: float = Field(0.0, description="rate of dropped residual branches in the last block", ge=0, le=0.9)
+    label_smoothing: float = Field(0.0, description="share of a label that is spread over all classes", ge=0, le=1)
+    mixup: float = Field(0.0, description="alpha of mixup; 0: off", ge=0, le=100)
+    cutmix: float = Field(0.0, description="alpha of cutmix; 0: off; with mixup: either, in each batch", ge=0, le=100)
+    ema_decay: float = Field(0.0, description="of the average of weights that is evaluated; 0: off", ge=0, le=0.999999)
 
     def check_together(self) -> None:
         super().check_together()
         check_warmup(self)
+        if self.drop_path and self.depth == 1:
+            raise ValueError(f"drop_path is {self.drop_path}: it never drops the first block, so depth must be at least 2")
+        for name in ("mixup", "cutmix"):
+            if (alpha := getattr(self, name)) and self.batch_size == 1:
+                raise ValueError(f"{name} is {alpha}: it mixes the images of a batch, so batch_size must be at least 2")
 
     @classmethod
     def from_namespace(cls, namespace: MutableMapping[str, Any]) -> Self:

@@ -1,8 +1,8 @@
 """Checkpoints, written atomically. A checkpoint of other parameters is an error; a damaged one is skipped.
 
 A run keeps its newest two checkpoints, so damage to the newest one costs minutes and not the run.
-Tensors: ``model/...``, ``optimizer/<index>/...``, ``generator``, ``losses``, ``order``. JSON note: the rest of
-:class:`Position`, ``parameters``, ``made_of``, ``elapsed``. ``mae_core.study.tensors.load_tensors(path)`` reads both.
+Tensors: ``model/...``, ``optimizer/<index>/...``, ``average/...``, ``generator``, ``losses``, ``order``. JSON note: the
+rest of :class:`Position`, ``parameters``, ``made_of``, ``elapsed``. ``tensors.load_tensors(path)`` reads both.
 """
 
 import time
@@ -39,6 +39,7 @@ class Checkpoint:
     Args:
         made_of: what the run depends on besides its parameters, see provenance.ingredients. A checkpoint made with
             other code, data or initial weights is skipped; one made on another device or precision is an error.
+        averages: moving averages of weights, by name, if the run has them.
     """
 
     def __init__(
@@ -49,9 +50,11 @@ class Checkpoint:
         generator: torch.Generator,
         run: RunParameters,
         made_of: dict[str, str],
+        averages: dict[str, Tensor] | None = None,
     ):
         self.newest, self.before = folder / "checkpoint.safetensors", folder / "checkpoint.before.safetensors"
         self.model, self.optimizer, self.generator, self.run = model, optimizer, generator, run
+        self.averages = averages or {}
         self.made_of, self.began, self.elapsed_before = made_of, time.monotonic(), 0.0
         self.saved_at = time.monotonic()
 
@@ -62,6 +65,7 @@ class Checkpoint:
     def save(self, at: Position) -> None:
         """Write a new checkpoint, and keep the one before."""
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"average/{name}": tensor for name, tensor in self.averages.items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
         tensors |= {"generator": self.generator.get_state(), "losses": at.losses_S, "order": at.order_n}
@@ -129,6 +133,8 @@ class Checkpoint:
     def load(self, tensors: dict[str, Tensor], about: dict, device: torch.device) -> Position:
         """Load a checkpoint's content into the model, the optimizer and the generator; return its position."""
         self.model.load_state_dict(under(tensors, "model/"))
+        for name, tensor in under(tensors, "average/").items():
+            self.averages[name].copy_(tensor)
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in under(tensors, "optimizer/").items():
             index, entry = name.split("/")

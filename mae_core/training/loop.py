@@ -25,6 +25,7 @@ from mae_core.study import provenance
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.training.checkpoint import Checkpoint, Position
 from mae_core.training.objective import Objective
+from mae_core.training.optimizer import Average, new_optimizer
 from mae_core.training.plan import Plan, choose_plan
 from mae_core.training.processes import ALONE, Team, team
 from mae_core.training.replicas import Replicas
@@ -43,6 +44,8 @@ def fit(
     watch: Callable[[Position], None] = lambda at: None,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Train with AdamW, linear warm-up and cosine decay; an interrupted run continues from its last checkpoint.
+
+    With ``ema_decay``, the moving average of the weights is what is evaluated, and what the model has in the end.
 
     Each epoch uses a new random order of the images and drops the last incomplete batch.
 
@@ -70,10 +73,10 @@ def fit(
     together = team()
     plan = choose_plan(run, device, together.size)
     print(plan)
-    optimizer = new_optimizer(model, run)
+    optimizer, average = new_optimizer(model, run), Average(model, getattr(run, "ema_decay", 0.0))
     generator = torch.Generator(device).manual_seed(run.seed)
     take_step = new_step(model, objective, train, run, plan, optimizer, generator, together)
-    checkpoint = Checkpoint(folder, model, optimizer, generator, run, provenance.ingredients(run, device))
+    checkpoint = Checkpoint(folder, model, optimizer, generator, run, provenance.ingredients(run, device), average.averages)
     start = Position(torch.zeros(steps, device=device), torch.zeros(0, dtype=torch.int64, device=device))
     at = checkpoint.restore(start)
     if at is not start:
@@ -91,6 +94,7 @@ def fit(
             while at.step < steps:
                 batch_B = at.order_n[at.step * run.batch_size : (at.step + 1) * run.batch_size]
                 at.losses_S[at.step] = take_step(batch_B, learning_rate(at.epoch + at.step / steps, run))
+                average.update()
                 at.step += 1
                 bar.update()
                 watch(at)
@@ -108,7 +112,9 @@ def fit(
             check_finite("sum of weights", sum_of_weights(model), at, run, checkpoint)
             rate = learning_rate(at.epoch + (steps - 1) / steps, run)
             entry = {"epoch": at.epoch + 1, "train_loss": mean_loss, "learning_rate": rate}
-            entry |= test_epoch() if together.leads else {}
+            if together.leads:
+                with average.in_place():
+                    entry |= test_epoch()
             for name, value in entry.items():
                 check_finite(name, torch.tensor([value]), at, run, checkpoint)
                 at.history.setdefault(name, []).append(value)
@@ -120,6 +126,7 @@ def fit(
                 checkpoint.save(at)
             if stop.is_set() and at.epoch < run.epochs:
                 raise StoppedError(f"stopped after epoch {at.epoch} of {run.epochs}: run again to continue")
+    average.swap()
     seconds = sum(at.seconds)
     return at.history, {
         "train_loss": at.history["train_loss"][-1],
@@ -155,9 +162,9 @@ def new_step(
 
     def take_step(batch_B: Tensor, rate: float) -> Tensor:
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         images_BCHW = to_unit(augment(train.images_nCHW[batch_B], run.augment, generator))
-        drawn = objective.draw(train.labels_n[batch_B], generator)
+        images_BCHW, drawn = objective.draw(images_BCHW, train.labels_n[batch_B], generator)
         with devices.explained_shortage(plan.images_at_once):
             part = together.part(len(batch_B))
             loss = replicas.compute_gradients(images_BCHW[part], drawn[part], plan.images_at_once)
@@ -202,16 +209,6 @@ def learning_rate(epoch: float, run: PretrainParameters | FinetuneParameters) ->
     if epoch < run.warmup_epochs:
         return peak * epoch / run.warmup_epochs
     return peak * 0.5 * (1 + math.cos(math.pi * (epoch - run.warmup_epochs) / (run.epochs - run.warmup_epochs)))
-
-
-def new_optimizer(model: nn.Module, run: PretrainParameters | FinetuneParameters) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only, not on biases, norms, tokens and positions."""
-    decayed = {id(p) for m in model.modules() if isinstance(m, nn.Linear) for p in [m.weight]}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) in decayed], "weight_decay": run.weight_decay},
-        {"params": [p for p in model.parameters() if id(p) not in decayed], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, run.beta2), fused=True)
 
 
 @contextlib.contextmanager

@@ -80,6 +80,8 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
             load_encoder(model, run)
         if run.probes and record.leads:
             probe(model.encoder, train, test, run, record)
+        if run.pooling == "mean":  # the norm after the mean starts anew, as the MAE paper's fc_norm
+            model.encoder.norm.reset_parameters()
 
         def test_epoch() -> dict[str, float]:
             scores_nC = classification.class_scores(model, test, run, device)
@@ -88,7 +90,7 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
                 "test_accuracy": classification.accuracy(scores_nC, test.labels_n),
             }
 
-        task, watching = objective.CLASSIFICATION, bind(watch, model, test)
+        task, watching = objective.classification(run, len(train.classes)), bind(watch, model, test)
         record.history, trained = fit(model, task, train, run, record.folder, device, test_epoch, watching)
         if not record.leads:
             return model
@@ -173,10 +175,10 @@ def load_encoder(model: Classifier, run: FinetuneParameters) -> None:
 
 
 def load_both(run: PretrainParameters | FinetuneParameters, device: torch.device) -> tuple[Split, Split]:
-    """Training and test split; raises ParameterError if the data set is missing."""
+    """Training images, and the test or held-out images; raises ParameterError if the data set is missing."""
     try:
-        train = load(run.dataset, run.data_dir, train=True, limit=run.train_images, device=device)
-        return train, load(run.dataset, run.data_dir, train=False, device=device)
+        train = load(run.dataset, run.data_dir, train=True, limit=run.train_images, device=device, holdout=run.holdout)
+        return train, load(run.dataset, run.data_dir, train=False, device=device, holdout=run.holdout)
     except MissingDataError as error:
         raise ParameterError(f"dataset is {run.dataset!r}: {error}") from error
 

@@ -7,12 +7,37 @@ from torchvision.transforms.v2.functional import crop, hflip, pad
 
 from mae_core.data.images import augment, batches, checksum, load, to_unit
 from mae_core.data.shapes import Shapes, draw_shapes
-from mae_core.errors import MissingDataError
+from mae_core.errors import MissingDataError, ParameterError
 
 
 def test_an_unknown_data_set_is_refused():
     with pytest.raises(ValueError, match="not one of shapes, cifar10"):
         load("cifar100")
+
+
+def test_held_out_images_are_evaluated_and_not_trained_on(shapes_dir):
+    whole, test = load("shapes", shapes_dir), load("shapes", shapes_dir, train=False)
+    kept, held = (load("shapes", shapes_dir, train=train, holdout=600) for train in (True, False))
+    assert (len(kept), len(held)) == (len(whole) - 600, 600)
+
+    def numbers(split):
+        return [hash(image.numpy().tobytes()) for image in split.images_nCHW]
+
+    places = {number: place for place, number in enumerate(numbers(whole))}
+    kept_at, held_at = ([places[number] for number in numbers(split)] for split in (kept, held))
+    assert sorted(kept_at + held_at) == list(range(len(whole)))
+    assert kept_at == sorted(kept_at)
+    assert whole.labels_n[held_at].equal(held.labels_n)
+    assert not {*numbers(held)} & {*numbers(test)}
+    assert len(held.labels_n.unique()) == 10  # drawn at random: a folder's images are sorted by class
+    few = load("shapes", shapes_dir, holdout=600, limit=10)
+    assert few.images_nCHW.equal(kept.images_nCHW[:10])
+    assert held_at == [places[number] for number in numbers(load("shapes", shapes_dir, train=False, holdout=600))]
+
+
+def test_some_images_are_left_to_train_on(shapes_dir):
+    with pytest.raises(ParameterError, match="holdout is 5000: it must leave some of the 5000 training images"):
+        load("shapes", shapes_dir, holdout=5000)
 
 
 def test_limit_takes_the_first_images(shapes_dir):

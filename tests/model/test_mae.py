@@ -156,7 +156,7 @@ def test_the_class_tokens_attention_is_that_of_the_last_block():
     with torch.no_grad():
         q, k, _ = attention.qkv(x).reshape(4, 65, 3, 2, 16).permute(2, 0, 3, 1, 4)
         weights = torch.nn.functional.softmax(q @ k.transpose(-1, -2) / 4, dim=-1)[:, :, 0]
-    torch.testing.assert_close(attention.class_weights(x), weights)
+    torch.testing.assert_close(attention.weights(x, slice(1))[:, :, 0], weights)
     assert weights.sum(-1).detach().allclose(torch.ones(4, 2))
     maps = class_attention(encoder, images())
     assert maps.shape == (4, 3, 32, 32)
@@ -179,7 +179,7 @@ def test_the_classifier_reads_the_class_token():
         expected = model.head(model.encoder(images())[:, 0])
         torch.testing.assert_close(model(images()), expected)
         seen = []
-        model.encoder.norm.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+        model.encoder.blocks[-1].register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
         model(images())
     assert seen == [1]  # the last block computed this token alone
     assert expected.shape == (4, 10)

@@ -107,6 +107,60 @@ def test_only_a_study_of_drawn_images_says_that_it_is_a_test(monkeypatch):
     assert narrative.abstract(summary).startswith("A student's report")
 
 
+def set_everywhere(stage, **values):
+    for path in Path("outputs/fake").glob(f"*/seed*/{stage}/parameters.json"):
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+
+def test_the_report_names_the_parts_of_its_recipe():
+    plain = narrative.finetuning(read())
+    assert "a linear head reads its class token. All weights are trained. *From scratch* is the same recipe" in plain
+    assert "the recipe has" not in plain.lower()
+    assert "the class token" in narrative.attention_caption(read())
+    assert [row[0] for row in tables.recipe_rows(read())][-1] == "weight_decay"
+    set_everywhere("finetune", layer_decay=0.75)
+    assert "The recipe has layer-wise decay of the learning rate (0.75; [Clark" in narrative.finetuning(read_again())
+    parts = {"drop_path": 0.1, "label_smoothing": 0.2, "mixup": 0.8, "cutmix": 1.0, "ema_decay": 0.999, "pooling": "mean"}
+    set_everywhere("finetune", **parts)
+    told = narrative.finetuning(read_again())
+    words = ("mean of its patch tokens", "decay of the learning rate (0.75;", "drop path (up to 0.1;", "smoothing (0.2;")
+    assert all(
+        word in told
+        for word in (*words, "mixup (alpha 0.8;", "cutmix (alpha 1.0;", ")) and an exponential", "(decay 0.999).")
+    )
+    assert "the patch tokens" in narrative.attention_caption(read_again())
+    assert "shows what the patch tokens of the fine-tuned encoder attend to." in narrative.attention(read_again())
+    rows = {row[0]: row[1:] for row in tables.recipe_rows(read_again())}
+    assert {name: rows[name] for name in parts} == {name: ["–", str(value)] for name, value in parts.items()}
+
+
+def test_a_report_on_validation_images_says_so():
+    assert "test accuracy after fine-tuning" in narrative.abstract(read())
+    assert "We report the test accuracy of the last epoch" in narrative.finetuning(read())
+    for stage in ("pretrain", "finetune"):
+        set_everywhere(stage, holdout=5000)
+    told = narrative.abstract(read_again())
+    assert "where it says test images, it means 5,000 validation images, held out from the training images" in told
+    assert "validation accuracy after fine-tuning" in told
+    assert "We report the validation accuracy of the last epoch" in narrative.finetuning(read_again())
+    assert ["holdout", "5000", "5000"] in tables.recipe_rows(read_again())
+
+
+def test_a_run_from_before_a_parameter_existed_had_its_default():
+    read(seeds=(0, 1))
+    old, new = (Path(f"outputs/fake/block-50/seed{seed}/finetune/parameters.json") for seed in (0, 1))
+    values = json.loads(old.read_text(encoding="utf-8"))
+    old.write_text(json.dumps({name: value for name, value in values.items() if name != "mixup"}), encoding="utf-8")
+    assert not read_again().left_out
+    new.write_text(json.dumps(json.loads(new.read_text(encoding="utf-8")) | {"mixup": 0.8}), encoding="utf-8")
+    assert read_again().left_out == ("block-50/seed1/finetune: mixup is 0.8 there, and 0.0 elsewhere",)
+
+
+def read_again():
+    """The study that is on disk."""
+    return Summary.read(ReportParameters(study="fake"))
+
+
 def test_without_lists_a_report_shows_all_that_is_on_disk():
     fake_study.write(seeds=(0, 4))
     every = Summary.read(ReportParameters(study="fake"))

@@ -57,6 +57,24 @@ def test_what_cannot_run_is_refused_by_name(values, message):
 
 
 @pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"pooling": "avg"}, "pooling is 'avg': it must be one of class-token, mean"),
+        ({"layer_decay": 1.5}, "layer_decay is 1.5: it must be between 0.01 and 1"),
+        ({"drop_path": 0.1, "depth": 1}, "drop_path is 0.1: it never drops the first block, so depth must be at least 2"),
+        ({"mixup": 0.2, "batch_size": 1}, "mixup is 0.2: it mixes the images of a batch, so batch_size must be at least 2"),
+        ({"cutmix": 1.0, "batch_size": 1}, "cutmix is 1.0: it mixes the images of a batch"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0: it must be between 0 and 0.999999"),
+        ({"label_smoothing": 2.0}, "label_smoothing is 2.0: it must be between 0 and 1"),
+        ({"holdout": -1}, "holdout is -1: it must be at least 0"),
+    ],
+)
+def test_parts_of_a_recipe_that_do_not_fit_are_refused(values, message):
+    with pytest.raises(ParameterError, match=message):
+        FinetuneParameters.check(values)
+
+
+@pytest.mark.parametrize(
     "values", [{"cases": ["a", "a"]}, {"cases": ["../a"]}, {"seeds": ["0"]}, {"seeds": 0}, {"seeds": [True]}]
 )
 def test_lists_are_checked_too(values):

@@ -98,6 +98,7 @@ def test_the_sweep_is_part_of_the_laptop_study_and_runs_on_request():
         (lambda s: s["cases"].update({75: {}}), "cases is 75"),
         (lambda s: s["cases"].update({"more": {"seed": 3}}), "case more: seed is set by the study"),
         (lambda s: s["pretrain"].update(depth=9), "depth differs between pretrain and finetune; put it under shared"),
+        (lambda s: s["finetune"].update(holdout=9), "holdout differs between pretrain and finetune; put it under shared"),
         (lambda s: s.update(cases={}), "cases is {}: it must have at least one entry"),
         (lambda s: s.update(case={}), "case is not a key of a study file; did you mean cases?"),
         (lambda s: s.update(study="../../etc"), "study is '../../etc'"),

@@ -84,6 +84,26 @@ def test_sigterm_ends_it_at_a_checkpoint(tiny, stage):
     assert outcome(cut, stage) == outcome(whole, stage)
 
 
+def test_every_part_of_a_recipe_goes_on_with_the_same_bits(tiny):
+    parts = {"layer_decay": 0.75, "drop_path": 0.2, "label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "pooling": "mean"}
+    more = {**parts, "ema_decay": 0.9, "holdout": 100, "depth": 2}
+    whole, cut = (parameters("finetune", tiny, **{**WHOLE, **more, "case": case}) for case in ("whole", "cut"))
+    finetune(whole)
+
+    def stop(at, model, test):
+        if at.step in (0, 3):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    for moment in ("step 3 of epoch 1", "epoch 1 of 2", "step 3 of epoch 2"):
+        with pytest.raises(StoppedError, match=f"stopped (at|after) {moment}"):
+            finetune(cut, watch=stop)
+    finetune(cut)
+    assert outcome(cut, "finetune") == outcome(whole, "finetune")
+    (cut.folder / "finetune" / "metrics.json").unlink()
+    finetune(cut)  # from the last checkpoint, without a step
+    assert outcome(cut, "finetune") == outcome(whole, "finetune")
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_ten_times_at_random_it_ends_with_the_same_bits(tiny, stage):
     whole, cut = (parameters(stage, tiny, epochs=12, **more) for more in (WHOLE, {"case": "cut"}))
@@ -316,7 +336,8 @@ def small(folder, seed=0, made_of=MADE_OF, **more):
     model(torch.rand(4, 3)).sum().backward()
     optimizer.step()
     folder.mkdir(exist_ok=True)
-    return checkpoint.Checkpoint(folder, model, optimizer, generator, PretrainParameters(**more), made_of)
+    averages = {"weight": torch.rand(2, 3), "bias": torch.rand(2)}
+    return checkpoint.Checkpoint(folder, model, optimizer, generator, PretrainParameters(**more), made_of, averages)
 
 
 def position(epoch=0, step=0):
@@ -340,6 +361,7 @@ def test_what_was_saved_is_restored_all_of_it(tmp_path):
     found = other.restore(position())
     assert other.model.weight.equal(first.model.weight)
     assert other.model.bias.equal(first.model.bias)
+    assert all(average.equal(first.averages[name]) for name, average in other.averages.items())
     ours, theirs = (kept.optimizer.state_dict()["state"] for kept in (other, first))
     assert {(i, k): v.tolist() for i, s in ours.items() for k, v in s.items()} == {
         (i, k): v.tolist() for i, s in theirs.items() for k, v in s.items()

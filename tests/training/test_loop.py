@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from mae_core.data.images import Split
 from mae_core.errors import NotFiniteError, ParameterError, StoppedError
+from mae_core.evaluation import classification
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.study import provenance
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
@@ -101,6 +102,25 @@ def test_micro_batches_add_up_to_the_whole_batch(tiny):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+def test_the_moving_average_is_evaluated_and_saved(tiny, monkeypatch):
+    """With a decay near 1, these are nearly the first weights; those that are trained are others."""
+    evaluated, trained = [], []
+    scores = classification.class_scores
+    monkeypatch.setattr(
+        classification, "class_scores", lambda model, *words: evaluated.append(head(model)) or scores(model, *words)
+    )
+    run = FinetuneParameters.check({**tiny, "ema_decay": 0.999999, "probes": False})
+    finetune(run, watch=lambda at, model, test: trained.append(head(model)))
+    first, last = evaluated[0], weights(run, "finetune")["head.weight"]
+    assert all((head - first).abs().max() < 1e-3 for head in [*evaluated, last])
+    assert last.equal(evaluated[-1])
+    assert (trained[-1] - first).abs().max() > 0.01
+
+
+def head(model):
+    return model.head.weight.detach().clone()
+
+
 def test_a_batch_larger_than_the_data_is_refused(tiny):
     with pytest.raises(ParameterError, match="batch_size is 1024: there are only 512 training images"):
         pretrain(PretrainParameters.check({**tiny, "batch_size": 1024}))
@@ -119,7 +139,7 @@ def test_a_step_takes_its_images_and_moves_the_weights_by_its_rate(monkeypatch, 
     def loss_of(copy, images_BCHW, labels_B):
         return torch.nn.functional.cross_entropy(copy(images_BCHW.flatten(1)), labels_B)
 
-    aim = objective.Objective(draw=lambda labels_B, generator: labels_B, loss_of=loss_of)
+    aim = objective.Objective(draw=lambda images_BCHW, labels_B, generator: (images_BCHW, labels_B), loss_of=loss_of)
     run = FinetuneParameters(precision="float32", weight_decay=0.0, compile="on" if compiled else "off")
     plan = choose_plan(run, torch.device("cpu"))
     optimizer = new_optimizer(model, run)

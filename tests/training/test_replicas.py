@@ -6,10 +6,11 @@ import torch
 
 from mae_core.evaluation import reconstruction
 from mae_core.model.config import ModelConfig
-from mae_core.model.mae import MaskedAutoencoder, masked_error
+from mae_core.model.mae import Classifier, MaskedAutoencoder, masked_error
 from mae_core.model.masking import sample_mask
-from mae_core.study.parameters import PretrainParameters
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.results import read_json
+from mae_core.training import objective
 from mae_core.training.loop import compile_loss
 from mae_core.training.replicas import Replicas
 from mae_core.training.runs import pretrain
@@ -97,6 +98,26 @@ def test_one_worker_is_the_caller_and_several_have_one_thread_each(workers):
     Replicas(torch.nn.Linear(3, 2), torch.float32, workers, watched).compute_gradients(images, images, 5)
     torch.set_num_threads(1)
     assert set(seen) == {(True, 2) if workers == 1 else (False, 1)}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("images_at_once", [5, 100])
+def test_dropped_paths_and_mixed_images_do_not_depend_on_the_workers(workers, images_at_once):
+    run = FinetuneParameters(depth=2, width=32, decoder_width=32, drop_path=0.5, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
+    purpose = objective.classification(run, 10)
+    torch.manual_seed(0)
+    model = Classifier(run.model)
+    images_BCHW, _ = batch()
+    images_BCHW, targets = purpose.draw(images_BCHW, torch.arange(24) % 10, torch.Generator().manual_seed(0))
+    logits_BK = model(images_BCHW, targets.paths_BL2)
+    losses_B = -(0.9 * targets.classes + 0.01) * logits_BK.log_softmax(1)  # label smoothing of 0.1 over ten classes
+    expected = losses_B.sum(1).mean()
+    wanted = torch.cat([gradient.flatten() for gradient in torch.autograd.grad(expected, list(model.parameters()))])
+    replicas = Replicas(model, torch.float32, workers, purpose.loss_of)
+    loss = replicas.compute_gradients(images_BCHW, targets, images_at_once)
+    found = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert (found - wanted).norm() / wanted.norm() < 1e-5
 
 
 class Sum(torch.nn.Module):

@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 
+from mae_core.data.images import load
 from mae_core.errors import BusyError, ParameterError
 from mae_core.model.mae import Classifier
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
@@ -77,6 +78,36 @@ def test_fine_tuning_learns_and_tells_what_it_measured(tiny):
     assert len(mistakes["images"]) == len(metrics["neighbours"]["labels"]) == 10
     for name in ("parameters", "provenance"):
         assert read_json(run.folder / "finetune" / f"{name}.json")
+
+
+def test_the_probes_are_those_of_the_pre_trained_encoder_whatever_the_head_reads(tiny):
+    """The norm that follows the mean of patches starts anew, as the MAE paper's fc_norm, but only after the probes."""
+    pretrain(PretrainParameters.check(tiny))
+    found = {}
+    for pooling in ("class-token", "mean"):
+        run = FinetuneParameters.check({**tiny, "pooling": pooling, "base_lr": 0.0}).resolved()
+        assert run.weights
+        finetune(run)
+        found[pooling] = read_json(run.folder / "finetune" / "metrics.json")["probes"]
+        norm = weights(run, "finetune")["encoder.norm.weight"]
+        assert norm.equal(torch.ones(24)) == (pooling == "mean")
+    assert found["mean"] == found["class-token"]
+
+
+def test_a_run_on_validation_images_never_sees_the_test_images(tiny, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(runs, "load", lambda *words, **more: loaded.append(load(*words, **more)) or loaded[-1])
+    for stage, run in (("pretrain", PretrainParameters), ("finetune", FinetuneParameters)):
+        run = run.check({**tiny, "holdout": 300})
+        {"pretrain": pretrain, "finetune": finetune}[stage](run)
+    whole, test = (load("shapes", tiny["data_dir"], train=train) for train in (True, False))
+    known, unseen = ({hash(image.numpy().tobytes()) for image in split.images_nCHW} for split in (whole, test))
+    seen = [{hash(image.numpy().tobytes()) for image in split.images_nCHW} for split in loaded]
+    assert [len(images) for images in seen] == [512, 300] * 2
+    assert all(images <= known and not images & unseen for images in seen)
+    assert not seen[0] & seen[1]
+    with pytest.raises(ParameterError, match="holdout is 2000: it must leave some of the 2000 training images to train on"):
+        finetune(FinetuneParameters.check({**tiny, "holdout": 2000}))
 
 
 def test_a_folder_takes_one_process_at_a_time(tiny):

@@ -19,8 +19,10 @@ from mae_core.training.loop import new_optimizer, new_step
 from mae_core.training.plan import choose_plan
 
 SMALL = {"width": 24, "depth": 2, "decoder_width": 24, "decoder_depth": 2, "batch_size": 32, "augment": "crop-flip"}
+PARTS = {"layer_decay": 0.75, "drop_path": 0.2, "label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "pooling": "mean"}
 CASES = {
     "finetune": {},
+    "all parts": PARTS,
     "mask-tokens": {"mask_tokens_in_encoder": True},
     **{strategy: {"mask_strategy": strategy, "norm_pix": True} for strategy in ("random", "block", "grid")},
 }
@@ -30,7 +32,7 @@ VARIANTS = pytest.mark.parametrize("variant", ["report", "paper"])
 
 def start(case, device="cpu", optimizer=new_optimizer, compiled=False, **more):
     """A model, and a function that takes the step of a number."""
-    finetunes = case == "finetune"
+    finetunes = case in ("finetune", "all parts")
     run = (FinetuneParameters if finetunes else PretrainParameters).check({**SMALL, **CASES[case], **more})
     device = torch.device(device)
     torch.manual_seed(0)
@@ -38,7 +40,7 @@ def start(case, device="cpu", optimizer=new_optimizer, compiled=False, **more):
     train = Split(images_nCHW.to(device), torch.randint(10, (96,)).to(device), ())
     order_n = torch.randperm(96).to(device)
     model = (mae.Classifier if finetunes else mae.MaskedAutoencoder)(run.model).to(device)
-    purpose = objective.CLASSIFICATION if finetunes else objective.reconstruction(run)
+    purpose = objective.classification(run, 10) if finetunes else objective.reconstruction(run)
     plan = dataclasses.replace(choose_plan(run, device), compiled=compiled)
     fake = isinstance(order_n, torch._subclasses.FakeTensor)  # no generator lives on a device that is not there
     generator = None if fake else torch.Generator(device).manual_seed(0)
@@ -144,6 +146,7 @@ def fake(monkeypatch):
 
     monkeypatch.setattr(torch.nn.Module, "to", to)
     monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, raising=False)
+    monkeypatch.setattr(torch, "_sample_dirichlet", lambda alphas, generator: alphas / alphas.sum())  # not made for these
     with FakeTensorMode() as mode:
         yield mode
 
@@ -176,7 +179,7 @@ def test_operations_are_counted(fake, monkeypatch, case, most):
 
 
 @pytest.mark.parametrize("attention", ["explicit", "fused"])
-@pytest.mark.parametrize("case", ["finetune", "random"])
+@pytest.mark.parametrize("case", ["finetune", "all parts", "random"])
 def test_a_compiled_step_is_one_graph_compiled_once(monkeypatch, case, attention):
     torch._dynamo.reset()
     torch.set_num_threads(2)  # two workers: one compiles for both
