@@ -94,7 +94,7 @@ def model(summary: Summary) -> str:
     run = summary.find("random", 0.75).pretrained
     if not run:
         return "The default case has not been pre-trained."
-    position = "learned" if run.variant == "report" else "fixed sine-cosine"
+    position = "learned" if run.model.learned_positions else "fixed sine-cosine"
     told = summary.find("random", 0.75).read("pretrain", "metrics").values()
     counted = {f" Encoder and decoder together have {m['n_parameters']:,} parameters." for m in told if "n_parameters" in m}
     return (

@@ -13,7 +13,8 @@ from mae_core.study.checked import Checked, Name, Seed
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters, check_data_dir
 
 STAGES = {"pretrain": PretrainParameters, "finetune": FinetuneParameters}
-ENCODER = ("dataset", "data_dir", "variant", "patch_size", "width", "depth", "heads")  # must be equal in both stages
+# What must be equal in both stages.
+ENCODER = ("dataset", "data_dir", "variant", "patch_size", "width", "depth", "heads", "norm_eps")
 GIVEN = {"study", "case", "seed"}  # set by the study for each run
 
 Seeds = Annotated[tuple[Seed, ...], Field(strict=False)]
