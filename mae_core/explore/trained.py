@@ -17,11 +17,9 @@ from mae_core.evaluation import N_PICTURES
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study.checked import Name, Seed
 from mae_core.study.parameters import OUTPUTS, Device, FinetuneParameters, Parameters, PretrainParameters, check_data_dir
-from mae_core.study.results import load_sheet, read_json
+from mae_core.study.results import FULL, KEPT, load_sheet, read_json
 from mae_core.study.tensors import load_tensors, save_tensors
 from mae_core.training.runs import pretrain
-
-FULL, KEPT = "weights.safetensors", "weights.bfloat16.safetensors"
 
 
 class ExploreParameters(Parameters):

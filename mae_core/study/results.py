@@ -26,6 +26,7 @@ from mae_core.errors import BusyError
 if TYPE_CHECKING:
     from torch import Tensor
 
+FULL, KEPT = "weights.safetensors", "weights.bfloat16.safetensors"
 METRICS = {
     "last_epoch_accuracy": ("test accuracy, last epoch (%)", "{:.2f}"),
     "best_epoch_accuracy": ("test accuracy, best epoch (%)", "{:.2f}"),
