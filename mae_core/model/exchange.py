@@ -31,6 +31,7 @@ class Layout:
     """What another library calls our tensors.
 
     Attributes:
+        library: its name.
         names: our name of a layer (or of a single tensor) and theirs; several where they keep its rows apart. ``{}`` is
             the number of a block.
         spellings: patterns of what other versions of the library write, and what the names above have instead.
@@ -38,6 +39,7 @@ class Layout:
         class_position: whether their encoder's positions have a row for the class token; ours is zero.
     """
 
+    library: str
     names: Mapping[str, str | tuple[str, ...]]
     spellings: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
@@ -45,6 +47,7 @@ class Layout:
 
 
 TIMM = Layout(
+    library="timm",
     names={
         "encoder.class_token": "cls_token",
         "encoder.positions": "pos_embed",
@@ -57,7 +60,8 @@ TIMM = Layout(
         "encoder.blocks.{}.mlp.2": "blocks.{}.mlp.fc2",
         "encoder.norm": "norm",
         "head": "head",
-    }
+    },
+    ignored=("decoder_", "mask_token"),  # of the MAE paper's own files
 )
 BLOCK_OF_TRANSFORMERS = {
     "norm1": "layernorm_before",
@@ -102,6 +106,7 @@ def blocks_of_transformers(ours: str, theirs: str) -> dict[str, str | tuple[str,
 
 
 VIT = Layout(
+    library="transformers",
     names=ENCODER_OF_TRANSFORMERS
     | blocks_of_transformers("encoder.blocks.{}", "vit.encoder.layer.{}")
     | {"head": "classifier"},
@@ -110,6 +115,7 @@ VIT = Layout(
     class_position=True,
 )
 VIT_MAE = Layout(
+    library="transformers",
     names=ENCODER_OF_TRANSFORMERS
     | DECODER_OF_TRANSFORMERS
     | blocks_of_transformers("encoder.blocks.{}", "vit.encoder.layer.{}")

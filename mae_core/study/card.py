@@ -12,8 +12,27 @@ from mae_core.study.results import FULL, METRICS, read_json
 HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}  # what model hubs call them
 SHOWN = ("last_epoch_accuracy", "linear", "knn", "test_loss", "test_psnr")
 
-TIMM = """timm.create_model("local-dir:{folder}", pretrained=True)"""
-TRANSFORMERS = """transformers.{kind}.from_pretrained("{folder}"{more})"""
+CARD = """\
+---
+{head}---
+
+# {title}
+
+{sentences}
+
+| | |
+|---|---|
+{rows}
+
+## Use
+
+{use}
+
+It was trained with mae_core; the method is that of He et al., *Masked autoencoders are scalable vision learners*
+(arXiv:2111.06377).
+"""
+TIMM = 'timm.create_model("local-dir:{folder}", pretrained=True)'
+TRANSFORMERS = 'transformers.{kind}.from_pretrained("{folder}"{more})'
 USE = {
     "ViTForImageClassification": ("AutoModelForImageClassification", ""),
     "ViTModel": ("ViTModel", ", add_pooling_layer=False"),
@@ -30,10 +49,12 @@ def card(model: Model, folder: str) -> str:
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts(model).items())
     side = model.config.image_size
     sentences = [f"{history(model)} It takes colour images of {side} × {side} pixels, scaled to [-1, 1].", *notes(model)]
-    return (
-        f"---\n{yaml.safe_dump(head(model), sort_keys=False, allow_unicode=True)}---\n\n# {title(model)}\n\n"
-        f"{' '.join(sentences)}\n\n| | |\n|---|---|\n{rows}\n\n## Use\n\n{use}\n\n"
-        "It was trained with mae_core. The method is that of He et al., *Masked autoencoders are scalable vision learners*, arXiv:2111.06377.\n"
+    return CARD.format(
+        head=yaml.safe_dump(head(model), sort_keys=False, allow_unicode=True),
+        title=title(model),
+        sentences=" ".join(sentences),
+        rows=rows,
+        use=use,
     )
 
 

@@ -35,6 +35,7 @@ METRICS = {
     "train_loss": ("training loss, last epoch", "{:.4f}"),
     "test_loss": ("test loss", "{:.4f}"),
     "test_psnr": ("test PSNR on masked pixels (dB)", "{:.2f}"),
+    "positions": ("positions of patches", "{}"),
     "flops_per_image": ("FLOPs of a forward pass, per image", "{:,.0f}"),
     "images_per_second": ("training images per second", "{:,.0f}"),
     "train_seconds": ("training time (s)", "{:.1f}"),

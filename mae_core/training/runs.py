@@ -21,8 +21,9 @@ from mae_core.errors import Explained, MissingDataError, OutputError, ParameterE
 from mae_core.evaluation import N_PICTURES, classification, flops, probes, reconstruction
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study import provenance, results
+from mae_core.study.foreign import find_encoder
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters, check_data_dir
-from mae_core.study.tensors import load_tensors, save_tensors
+from mae_core.study.tensors import save_tensors
 from mae_core.training import objective
 from mae_core.training.checkpoint import Position, discard
 from mae_core.training.loop import fit
@@ -71,7 +72,7 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
         train, test = load_both(run, device)
         model = new_model(Classifier, run, device, n_classes=len(train.classes))
         if run.weights:
-            load_encoder(model, run)
+            record.metrics |= load_encoder(model, run)
         if run.probes:
             probe(model.encoder, train, test, run, record)
 
@@ -129,28 +130,24 @@ def new_model(kind: type[nn.Module], run: PretrainParameters | FinetuneParameter
     return kind(run.model, **more).to(device)
 
 
-def load_encoder(model: Classifier, run: FinetuneParameters) -> None:
-    """Load pre-trained weights into the classifier's encoder.
+def load_encoder(model: Classifier, run: FinetuneParameters) -> dict[str, str]:
+    """Load pre-trained weights into the classifier's encoder; learned positions are resized to its grid.
+
+    Returns:
+        What a reader of the results should know: ``positions`` if they changed.
 
     Raises:
         ParameterError: if the file is missing or damaged, or its model differs; names the parameter that differs.
     """
-    if not Path(run.weights).is_file():
-        raise ParameterError(f"weights is {run.weights!r}: there is no such file; pre-train first, or leave it empty")
+    found = find_encoder(run.weights)
+    found.check(run.model)
     try:
-        tensors, trained = load_tensors(Path(run.weights))
-    except ValueError as error:
-        raise ParameterError(f"weights: {error}") from error
-    for name in dataclasses.asdict(run.model):
-        if name in trained and name not in ("image_size", "attention") and not name.startswith("decoder_"):
-            mine = getattr(run, name, trained[name])
-            if trained[name] != mine:
-                raise ParameterError(f"{name} is {mine!r}, but {run.weights} was trained with {trained[name]!r}")
-    encoder = {name.removeprefix("encoder."): t for name, t in tensors.items() if name.startswith("encoder.")}
-    try:
-        model.encoder.load_state_dict(encoder)
-    except RuntimeError as error:
+        model.encoder.load_state_dict(found.state(run.model))
+    except (RuntimeError, KeyError) as error:
         raise ParameterError(f"weights is {run.weights!r}: it does not hold an encoder of this shape ({error})") from error
+    if change := found.change(run.model):
+        print(f"positions {change}")
+    return {"positions": change} if change else {}
 
 
 def load_both(run: PretrainParameters | FinetuneParameters, device: torch.device) -> tuple[Split, Split]:
