@@ -108,7 +108,7 @@ def weights_file(given: str) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise ParameterError(f"weights is {given!r}: there is no such file; pre-train first, or leave it empty")
+        raise ParameterError(f"weights is {given!r}: there is no such file or folder")
     config = configuration(path)
     named = "model.safetensors" if "architecture" in config else config.get("transformers_weights", "model.safetensors")
     for name in (FULL, KEPT, Path(named).name):

@@ -105,6 +105,10 @@ def test_an_autoencoder_gives_our_pixels_and_loss_in_transformers(tmp_path, vari
     torch.testing.assert_close(told.logits, pred, **SAME)
     torch.testing.assert_close(told.loss, loss, **SAME)
     assert isinstance(transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "out"), type(theirs))
+    theirs = transformers.ViTMAEModel.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        told, tokens = theirs(images(), noise=noise).last_hidden_state, ours.encoder(images(), mask)
+    torch.testing.assert_close(told, tokens, **SAME)
 
 
 @pytest.mark.parametrize(("variant", "tokens"), [("report", False), ("paper", False), ("paper", True)])
