@@ -13,7 +13,16 @@ from mae_core.study.checked import Checked, Name, Seed
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters, check_data_dir
 
 STAGES = {"pretrain": PretrainParameters, "finetune": FinetuneParameters}
-ENCODER = ("dataset", "data_dir", "variant", "patch_size", "width", "depth", "heads")  # must be equal in both stages
+ENCODER = (
+    "dataset",
+    "data_dir",
+    "variant",
+    "image_size",
+    "patch_size",
+    "width",
+    "depth",
+    "heads",
+)  # must be equal in both stages
 GIVEN = {"study", "case", "seed"}  # set by the study for each run
 
 Seeds = Annotated[tuple[Seed, ...], Field(strict=False)]
@@ -120,7 +129,7 @@ class Study(Checked):
             values["weights"] = ""
         try:
             run = STAGES[stage](**values)
-            check_data_dir(run.dataset, run.data_dir)
+            check_data_dir(run.dataset, run.data_dir, run.image_size)
             return run
         except ParameterError as error:
             raise ParameterError(f"{self.name}, case {case}, {stage}: {error}") from error

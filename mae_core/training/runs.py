@@ -142,7 +142,7 @@ def load_encoder(model: Classifier, run: FinetuneParameters) -> None:
     except ValueError as error:
         raise ParameterError(f"weights: {error}") from error
     for name in dataclasses.asdict(run.model):
-        if name in trained and name not in ("image_size", "attention") and not name.startswith("decoder_"):
+        if name in trained and name != "attention" and not name.startswith("decoder_"):
             mine = getattr(run, name, trained[name])
             if trained[name] != mine:
                 raise ParameterError(f"{name} is {mine!r}, but {run.weights} was trained with {trained[name]!r}")
@@ -156,8 +156,9 @@ def load_encoder(model: Classifier, run: FinetuneParameters) -> None:
 def load_both(run: PretrainParameters | FinetuneParameters, device: torch.device) -> tuple[Split, Split]:
     """Training and test split; raises ParameterError if the data set is missing."""
     try:
-        train = load(run.dataset, run.data_dir, train=True, limit=run.train_images, device=device)
-        return train, load(run.dataset, run.data_dir, train=False, device=device)
+        size = run.image_size
+        train = load(run.dataset, run.data_dir, train=True, limit=run.train_images, device=device, image_size=size)
+        return train, load(run.dataset, run.data_dir, train=False, device=device, image_size=size)
     except MissingDataError as error:
         raise ParameterError(f"dataset is {run.dataset!r}: {error}") from error
 
@@ -185,7 +186,7 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
         OutputError: if the folder cannot be written.
         StoppedError: if the user interrupts it.
     """
-    check_data_dir(run.dataset, run.data_dir)
+    check_data_dir(run.dataset, run.data_dir, run.image_size)
     try:
         record = Record(run.folder / stage, devices.choose_device(run.device))
     except ValueError as error:

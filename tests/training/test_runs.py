@@ -7,7 +7,7 @@ import torch
 from mae_core.errors import BusyError, ParameterError
 from mae_core.model.mae import Classifier
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.results import read_json
+from mae_core.study.results import load_sheet, read_json
 from mae_core.study.tensors import load_tensors
 from mae_core.training import runs
 from mae_core.training.runs import finetune, new_model, pretrain
@@ -50,6 +50,8 @@ def test_fine_tuning_starts_from_the_pre_trained_encoder(tiny):
     model = new_model(Classifier, FinetuneParameters.check(tiny), torch.device("cpu"))
     runs.load_encoder(model, FinetuneParameters.check({**tiny, "weights": path}))
     assert same(trained.encoder.state_dict(), model.encoder.state_dict())
+    with pytest.raises(ParameterError, match=r"image_size is 16, but .* was trained with 32"):
+        runs.load_encoder(model, FinetuneParameters.check({**tiny, "image_size": 16, "weights": path}))
     with pytest.raises(ParameterError, match=r"width is 32, but .* was trained with 24"):
         finetune(FinetuneParameters.check({**tiny, "width": 32, "decoder_width": 32, "weights": path}))
     with pytest.raises(ParameterError, match="there is no such file; pre-train first"):
@@ -118,3 +120,13 @@ def test_it_trains_on_cifar10(tiny, cifar10_dir):
     finetuning = FinetuneParameters.check(values | {"weights": str(run.folder / "pretrain" / "weights.safetensors")})
     finetune(finetuning)
     assert read_json(finetuning.folder / "finetune" / "metrics.json")["last_epoch_accuracy"] > 12
+
+
+def test_both_stages_take_images_of_another_size(tiny, draws_few):
+    values = {**tiny, "data_dir": "data", "image_size": 48, "patch_size": 8, "epochs": 1, "train_images": 128}
+    model = pretrain(PretrainParameters.check({**values, "mask_strategy": "grid"}))
+    assert model.decoder_positions.shape[0] == 1 + 36
+    run = FinetuneParameters.check(values)
+    finetune(run)
+    for stage, rows in (("pretrain", 3), ("finetune", 1)):
+        assert load_sheet(run.folder / stage / "pictures.png", rows).shape == (rows, 10, 48, 48, 3)
