@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pydantic
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from mae_core import devices
 from mae_core.data.images import Split, to_unit
 from mae_core.evaluation.classification import class_scores
 from mae_core.model.mae import Classifier, MaskedAutoencoder
-from mae_core.study.parameters import FinetuneParameters, PretrainParameters, RunParameters
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.training import loop, runs
 from mae_core.training.objective import CLASSIFICATION, reconstruction
 from mae_core.training.plan import choose_plan
@@ -95,15 +94,10 @@ def parameters(contestant: Contestant) -> Any:
     if contestant.task == "mask tokens":
         more["mask_tokens_in_encoder"] = True
     compile = "graphs" if contestant.graphs else "on" if contestant.compiled else "off"
-    return of_size(kind, shape.pop("image_size"))(
+    return kind(
         **shape, **more, precision=contestant.precision, compile=compile,
         threads=contestant.threads, device=contestant.device,
     )  # fmt: skip
-
-
-def of_size(kind: type[RunParameters], image_size: int) -> Any:
-    """A parameter class for images of this side in pixels; the notebooks always use their data sets' 32 pixels."""
-    return pydantic.create_model("Sized", __base__=kind, image_size=(int, image_size))
 
 
 def ours(contestant: Contestant, data: Split, device: torch.device) -> Callable[[], object]:

@@ -65,10 +65,13 @@ class CheckedCIFAR10(CIFAR10):
         MissingDataError: if a file is missing or damaged; names the file.
     """
 
+    side = 32  # of the images in these files, in pixels
+
     def __init__(self, root: str | Path, train: bool = True):
         folder = Path(root) / self.base_folder
         entries = [unpickle_checked(folder / name, md5) for name, md5 in (self.train_list if train else self.test_list)]
-        self.data = np.concatenate([entry["data"] for entry in entries]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        rows = np.concatenate([entry["data"] for entry in entries])
+        self.data = rows.reshape(-1, 3, self.side, self.side).transpose(0, 2, 3, 1)
         self.targets = [label for entry in entries for label in entry["labels"]]
         meta = unpickle_checked(folder / self.meta["filename"], self.meta["md5"])
         self.classes = meta[self.meta["key"]]

@@ -1,6 +1,6 @@
 """A data set as one uint8 tensor on the device: loading, scaling, augmentation.
 
-Shapes: B batch, n images of a split, C = 3 colours, H = W = 32 pixels.
+Shapes: B batch, n images of a split, C = 3 colours, H = W pixels.
 """
 
 import functools
@@ -13,12 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mae_core.data import DATASETS, FOLDERS
+from mae_core.data import DATASETS, folder_of
 from mae_core.data.cifar import CheckedCIFAR10, open_cifar10
 from mae_core.data.shapes import Shapes
 from mae_core.errors import MissingDataError
 
-READERS: dict[str, Callable[[Path, bool], CheckedCIFAR10]] = {"shapes": Shapes, "cifar10": open_cifar10}
+READERS: dict[str, Callable[[Path, bool, int], CheckedCIFAR10]] = {
+    "shapes": Shapes,
+    "cifar10": lambda data_dir, train, image_size: open_cifar10(data_dir, train),
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,12 @@ class Split:
 
 
 def load(
-    dataset: str, data_dir: str | Path = "data", train: bool = True, limit: int = 0, device: torch.device | str = "cpu"
+    dataset: str,
+    data_dir: str | Path = "data",
+    train: bool = True,
+    limit: int = 0,
+    device: torch.device | str = "cpu",
+    image_size: int = 32,
 ) -> Split:
     """Load a split onto the device.
 
@@ -49,6 +57,7 @@ def load(
         data_dir: folder that contains the data set's folder, or will contain it.
         train: True for the training split, False for the test split.
         limit: load only the first ``limit`` images; 0: all.
+        image_size: side in pixels; shapes are drawn at this size, images of another size are resized.
 
     Raises:
         ValueError: for an unknown data set.
@@ -57,22 +66,33 @@ def load(
     if dataset not in DATASETS:
         raise ValueError(f"dataset is {dataset!r}, not one of {', '.join(DATASETS)}")
     try:
-        source = READERS[dataset](Path(data_dir), train)
+        source = READERS[dataset](Path(data_dir), train, image_size)
     except OSError as error:
         if isinstance(error, MissingDataError):
             raise
         raise MissingDataError(
-            f"data_dir is {str(data_dir)!r}: {FOLDERS[dataset]}/ cannot be created there ({error.strerror or error}): "
-            f"check its permissions and the free space, and delete incomplete files"
+            f"data_dir is {str(data_dir)!r}: {folder_of(dataset, image_size)}/ cannot be created there "
+            f"({error.strerror or error}): check its permissions and the free space, and delete incomplete files"
         ) from error
     stop = limit or len(source.data)
-    images_nCHW = torch.from_numpy(source.data[:stop]).permute(0, 3, 1, 2).contiguous()
+    images_nCHW = resize(torch.from_numpy(source.data[:stop]).permute(0, 3, 1, 2).contiguous(), image_size)
     return Split(images_nCHW.to(device), torch.tensor(source.targets[:stop]).to(device), tuple(source.classes))
 
 
-def checksum(dataset: str, data_dir: str | Path = "data") -> str:
+def resize(images_nCHW: Tensor, image_size: int) -> Tensor:
+    """Square uint8 images at another size (bicubic, with antialiasing); they stay as they are if they have it already."""
+    if images_nCHW.shape[-1] == image_size:
+        return images_nCHW
+    resized_nCHW = images_nCHW.new_empty((*images_nCHW.shape[:2], image_size, image_size))
+    for part in (slice(start, start + 1000) for start in range(0, len(images_nCHW), 1000)):
+        values = F.interpolate(images_nCHW[part].float(), (image_size, image_size), mode="bicubic", antialias=True)
+        resized_nCHW[part] = values.round().clamp(0, 255).byte()
+    return resized_nCHW
+
+
+def checksum(dataset: str, data_dir: str | Path = "data", image_size: int = 32) -> str:
     """MD5 of the MD5s of a data set's files on disk; raises MissingDataError if there are none."""
-    folder = (Path(data_dir) / FOLDERS[dataset]).absolute()
+    folder = (Path(data_dir) / folder_of(dataset, image_size)).absolute()
     files = sorted(folder.glob("*batch*"))
     if not files:
         raise MissingDataError(f"{folder} contains no data files (*batch*)")

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from mae_core.data import FOLDERS, Augmentation, Dataset
+from mae_core.data import Augmentation, Dataset, folder_of
 from mae_core.errors import ParameterError
 from mae_core.model.config import Attention, ModelConfig, Strategy, Variant, check_grid, count_kept
 from mae_core.study.checked import Checked, Name, Seed
@@ -87,7 +87,8 @@ class RunParameters(Parameters):
     checkpoint_seconds: float = Field(60.0, description="seconds between checkpoints for resuming", ge=0)
     variant: Variant = Field("report", description="model of the report, of the MAE paper, or a plain ViT")
     attention: Attention = Field("auto", description="explicit: softmax(q k) v; auto: fused, except to train on a cpu")
-    patch_size: int = Field(4, description="side of a patch in pixels; must divide 32", ge=1, le=32)
+    image_size: int = Field(32, description="side of the images in pixels; they are resized to it", ge=8, le=1024)
+    patch_size: int = Field(4, description="side of a patch in pixels; must divide image_size", ge=1, le=1024)
     width: int = Field(48, description="encoder's width; must be a multiple of heads", ge=4, le=4096)
     depth: int = Field(2, description="number of encoder blocks", ge=1, le=64)
     heads: int = Field(2, description="number of attention heads in the encoder", ge=1, le=64)
@@ -103,7 +104,7 @@ class RunParameters(Parameters):
     @classmethod
     def from_namespace(cls, namespace: MutableMapping[str, Any]) -> Self:
         run = super().from_namespace(namespace)
-        check_data_dir(run.dataset, run.data_dir)
+        check_data_dir(run.dataset, run.data_dir, run.image_size)
         return run
 
     def check_together(self) -> None:
@@ -192,13 +193,14 @@ class ReportParameters(Parameters):
             raise ValueError(f"sweep is {self.sweep!r}: list each case once, either in cases or in sweep")
 
 
-def check_data_dir(dataset: str, data_dir: str) -> None:
+def check_data_dir(dataset: str, data_dir: str, image_size: int = 32) -> None:
     """Raise ParameterError if a data set outside the working folder is missing: it is never written there."""
     inside = Path(os.path.abspath(data_dir)).is_relative_to(Path.cwd())  # a link inside may point elsewhere,
     inside = inside and ".." not in Path(data_dir).parts  # but the path must not go up
-    if not inside and not (Path(data_dir) / FOLDERS[dataset]).is_dir():
+    folder = folder_of(dataset, image_size)
+    if not inside and not (Path(data_dir) / folder).is_dir():
         raise ParameterError(
-            f"data_dir is {data_dir!r}: outside the project it must already contain {FOLDERS[dataset]}/; to write it "
+            f"data_dir is {data_dir!r}: outside the project it must already contain {folder}/; to write it "
             f"there, make data a link to that folder"
         )
 

@@ -23,7 +23,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "papermill", "nbconv
 def collect(run: RunParameters, device: torch.device, weights: Path) -> dict[str, Any]:
     """The information, besides the commit, to repeat a run with the final ``weights`` and to check the result."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    data, result = images.checksum(run.dataset, run.data_dir), tensors_sha256(weights)
+    data, result = images.checksum(run.dataset, run.data_dir, run.image_size), tensors_sha256(weights)
     return {"finished": now} | machine(run, device) | {"versions": versions(), "data_md5": data, "weights_sha256": result}
 
 
@@ -41,7 +41,7 @@ def ingredients(run: RunParameters, device: torch.device) -> dict[str, str]:
     weights = getattr(run, "weights", "")
     return {
         "code": code(),
-        "data": images.checksum(run.dataset, run.data_dir),
+        "data": images.checksum(run.dataset, run.data_dir, run.image_size),
         "weights": tensors_sha256(weights_file(weights)) if weights else "",
         "device": device.type,
         "precision": machine(run, device)["precision"],

@@ -155,8 +155,9 @@ def load_encoder(model: Classifier, run: FinetuneParameters) -> dict[str, str]:
 def load_both(run: PretrainParameters | FinetuneParameters, device: torch.device) -> tuple[Split, Split]:
     """Training and test split; raises ParameterError if the data set is missing."""
     try:
-        train = load(run.dataset, run.data_dir, train=True, limit=run.train_images, device=device)
-        return train, load(run.dataset, run.data_dir, train=False, device=device)
+        size = run.image_size
+        train = load(run.dataset, run.data_dir, train=True, limit=run.train_images, device=device, image_size=size)
+        return train, load(run.dataset, run.data_dir, train=False, device=device, image_size=size)
     except MissingDataError as error:
         raise ParameterError(f"dataset is {run.dataset!r}: {error}") from error
 
@@ -184,7 +185,7 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
         OutputError: if the folder cannot be written.
         StoppedError: if the user interrupts it.
     """
-    check_data_dir(run.dataset, run.data_dir)
+    check_data_dir(run.dataset, run.data_dir, run.image_size)
     try:
         record = Record(run.folder / stage, devices.choose_device(run.device))
     except ValueError as error:

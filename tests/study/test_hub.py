@@ -75,17 +75,18 @@ def test_a_classifier_gives_our_scores_and_features_everywhere(tmp_path, variant
     run = run_of(FinetuneParameters, variant, **sizes)
     ours, path = saved(run, tmp_path / "run")
     hub.export(path, tmp_path / "out")
-    scores, tokens = ours(images()), ours.encoder(images())
+    batch = images(run.image_size)
+    scores, tokens = ours(batch), ours.encoder(batch)
 
     theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
-    torch.testing.assert_close(theirs(images()), scores, **SAME)
-    torch.testing.assert_close(theirs.forward_features(images()), tokens, **SAME)
+    torch.testing.assert_close(theirs(batch), scores, **SAME)
+    torch.testing.assert_close(theirs.forward_features(batch), tokens, **SAME)
 
     theirs = opened(transformers.AutoModelForImageClassification, tmp_path / "out")
     assert isinstance(theirs, transformers.ViTForImageClassification)
-    torch.testing.assert_close(theirs(images()).logits, scores, **SAME)
+    torch.testing.assert_close(theirs(batch).logits, scores, **SAME)
     theirs = transformers.ViTModel.from_pretrained(tmp_path / "out", add_pooling_layer=False).eval()
-    torch.testing.assert_close(theirs(images()).last_hidden_state, tokens, **SAME)
+    torch.testing.assert_close(theirs(batch).last_hidden_state, tokens, **SAME)
 
 
 @pytest.mark.parametrize("variant", ["paper", "vit"])
