@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 METRICS = {
     "last_epoch_accuracy": ("test accuracy, last epoch (%)", "{:.2f}"),
     "best_epoch_accuracy": ("test accuracy, best epoch (%)", "{:.2f}"),
+    "top5_accuracy": ("top-5 test accuracy, last epoch (%)", "{:.2f}"),
     "linear": ("linear probe, frozen encoder (%)", "{:.2f}"),
     "knn": ("k-NN, frozen encoder (%)", "{:.2f}"),
     "train_loss": ("training loss, last epoch", "{:.4f}"),
