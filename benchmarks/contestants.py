@@ -87,7 +87,7 @@ def build(contestant: Contestant) -> Callable[[], object]:
 
 def parameters(contestant: Contestant) -> Any:
     """Parameters of ours, as the notebooks would set them."""
-    kind = FinetuneParameters if contestant.task in ("finetune", "evaluate") else PretrainParameters
+    kind: Any = FinetuneParameters if contestant.task in ("finetune", "evaluate") else PretrainParameters
 
     shape = dataclasses.asdict(contestant.shape)
     more = {"decoder_width": shape["width"], "decoder_heads": shape["heads"], "augment": "crop-flip"}

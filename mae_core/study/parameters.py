@@ -14,8 +14,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from mae_core.data import Augmentation, Dataset, folder_of
-from mae_core.errors import ParameterError
+from mae_core.data import Augmentation, Dataset, Place, folder_of
+from mae_core.data.layout import check_layout
+from mae_core.errors import MissingDataError, ParameterError
 from mae_core.model.config import Attention, ModelConfig, Strategy, Variant, check_grid, count_kept
 from mae_core.study.checked import Checked, Name, Seed
 
@@ -23,7 +24,13 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "on", "graphs", "off"]
 OUTPUTS = Path("outputs")
-FREE = ("checkpoint_seconds", "micro_batch", "threads", "compile")  # may change when a run resumes: how it computes
+FREE = (
+    "data_on",
+    "checkpoint_seconds",
+    "micro_batch",
+    "threads",
+    "compile",
+)  # may change when a run resumes: how it computes
 
 
 def enter_project() -> None:
@@ -79,6 +86,7 @@ class RunParameters(Parameters):
     seed: Seed = Field(0, description="random seed of weights, image order, augmentation and masks")
     dataset: Dataset = Field("shapes", description="data set to train on")
     data_dir: str = Field("data", description="folder that contains the data set")
+    data_on: Place = Field("auto", description="where images are; host: come batch by batch; auto: device, if they fit")
     train_images: int = Field(0, description="use only the first N training images; 0: all", ge=0)
     device: Device = Field("auto", description="where to compute; auto: cuda if available, else mps, else cpu")
     precision: Precision = Field("auto", description="of matrix products; auto: bfloat16 where fast")
@@ -104,7 +112,7 @@ class RunParameters(Parameters):
     @classmethod
     def from_namespace(cls, namespace: MutableMapping[str, Any]) -> Self:
         run = super().from_namespace(namespace)
-        check_data_dir(run.dataset, run.data_dir, run.image_size)
+        check_data_dir(run.dataset, run.data_dir, run.image_size, issubclass(cls, FinetuneParameters))
         return run
 
     def check_together(self) -> None:
@@ -193,8 +201,19 @@ class ReportParameters(Parameters):
             raise ValueError(f"sweep is {self.sweep!r}: list each case once, either in cases or in sweep")
 
 
-def check_data_dir(dataset: str, data_dir: str, image_size: int = 32) -> None:
-    """Raise ParameterError if a data set outside the working folder is missing: it is never written there."""
+def check_data_dir(dataset: str, data_dir: str, image_size: int = 32, needs_classes: bool = False) -> None:
+    """Check what can be checked of the data in a moment.
+
+    Raises:
+        ParameterError: if a data set outside the working folder is missing (it is never written there), or if a folder of
+            images is not laid out as needed; see folder.check_layout.
+    """
+    if dataset == "folder":
+        try:
+            check_layout(Path(data_dir), needs_classes)
+        except MissingDataError as error:
+            raise ParameterError(str(error)) from error
+        return
     inside = Path(os.path.abspath(data_dir)).is_relative_to(Path.cwd())  # a link inside may point elsewhere,
     inside = inside and ".." not in Path(data_dir).parts  # but the path must not go up
     folder = folder_of(dataset, image_size)

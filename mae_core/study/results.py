@@ -30,6 +30,7 @@ FULL, KEPT = "weights.safetensors", "weights.bfloat16.safetensors"
 METRICS = {
     "last_epoch_accuracy": ("test accuracy, last epoch (%)", "{:.2f}"),
     "best_epoch_accuracy": ("test accuracy, best epoch (%)", "{:.2f}"),
+    "top5_accuracy": ("top-5 test accuracy, last epoch (%)", "{:.2f}"),
     "linear": ("linear probe, frozen encoder (%)", "{:.2f}"),
     "knn": ("k-NN, frozen encoder (%)", "{:.2f}"),
     "train_loss": ("training loss, last epoch", "{:.4f}"),

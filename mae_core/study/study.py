@@ -120,7 +120,7 @@ class Study(Checked):
             values["weights"] = ""
         try:
             run = STAGES[stage](**values)
-            check_data_dir(run.dataset, run.data_dir, run.image_size)
+            check_data_dir(run.dataset, run.data_dir, run.image_size, stage == "finetune")
             return run
         except ParameterError as error:
             raise ParameterError(f"{self.name}, case {case}, {stage}: {error}") from error

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae_core import devices
-from mae_core.data.images import Split, load, to_unit
+from mae_core.data.images import Split, load, place, to_unit
 from mae_core.errors import Explained, MissingDataError, OutputError, ParameterError, StoppedError
 from mae_core.evaluation import N_PICTURES, classification, flops, probes, reconstruction
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
@@ -29,6 +29,7 @@ from mae_core.training.checkpoint import Position, discard
 from mae_core.training.loop import fit
 
 Watch = Callable[[Position, nn.Module, Split], None]
+MANY_CLASSES = 10  # more than these: top-5 accuracy, too
 N_NEIGHBOURS = 5  # nearest training images shown for each test image
 
 
@@ -90,13 +91,15 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
         record.metrics["best_epoch_accuracy"] = max(record.history["test_accuracy"])
         record.metrics["flops_per_image"] = flops.of_classifier(run)
         scores_nC = classification.class_scores(model, test, run, device)
+        if len(test.classes) > MANY_CLASSES:
+            record.metrics["top5_accuracy"] = classification.top5_accuracy(scores_nC, test.labels_n)
         record.metrics["predictions"] = classification.predictions(scores_nC, test)
         record.metrics["mistakes"] = classification.confident_mistakes(scores_nC, test)
-        pictured = to_unit(test.images_nCHW[:N_PICTURES])
+        pictured = to_unit(test.take(slice(N_PICTURES)))
         record.sheets["pictures"] = [pictured]
         record.sheets["attention"] = [pictured, classification.class_attention(model.encoder, pictured)]
         if record.metrics["mistakes"]["images"]:
-            record.sheets["mistakes"] = [to_unit(test.images_nCHW[record.metrics["mistakes"]["images"]])]
+            record.sheets["mistakes"] = [to_unit(test.take(torch.tensor(record.metrics["mistakes"]["images"])))]
         record.weights = model.state_dict()
     return model
 
@@ -120,7 +123,7 @@ def probe(encoder: Encoder, train: Split, test: Split, run: FinetuneParameters, 
         "true": test.labels_n[pictured].tolist(),
         "labels": train.labels_n[ids_mk].tolist(),
     }
-    rows = [test.images_nCHW[pictured], *(train.images_nCHW[ids_m] for ids_m in ids_mk.T)]
+    rows = [test.take(pictured), *(train.take(ids_m) for ids_m in ids_mk.T)]
     record.sheets["neighbours"] = [to_unit(row) for row in rows]
 
 
@@ -153,11 +156,16 @@ def load_encoder(model: Classifier, run: FinetuneParameters) -> dict[str, str]:
 
 
 def load_both(run: PretrainParameters | FinetuneParameters, device: torch.device) -> tuple[Split, Split]:
-    """Training and test split; raises ParameterError if the data set is missing."""
+    """Training and test split, with labels on the device, and images there or on the host; see images.place.
+
+    Raises:
+        ParameterError: if the data set is missing or unfit.
+    """
     try:
-        size = run.image_size
-        train = load(run.dataset, run.data_dir, train=True, limit=run.train_images, device=device, image_size=size)
-        return train, load(run.dataset, run.data_dir, train=False, device=device, image_size=size)
+        train = load(run.dataset, run.data_dir, limit=run.train_images, image_size=run.image_size)
+        test = load(run.dataset, run.data_dir, train=False, image_size=run.image_size)
+        train, test = place([train, test], run.data_on, device)
+        return train, test
     except MissingDataError as error:
         raise ParameterError(f"dataset is {run.dataset!r}: {error}") from error
 
@@ -185,7 +193,7 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
         OutputError: if the folder cannot be written.
         StoppedError: if the user interrupts it.
     """
-    check_data_dir(run.dataset, run.data_dir, run.image_size)
+    check_data_dir(run.dataset, run.data_dir, run.image_size, stage == "finetune")
     try:
         record = Record(run.folder / stage, devices.choose_device(run.device))
     except ValueError as error:
