@@ -86,7 +86,7 @@ def export(words: argparse.Namespace) -> int:
 
 def features(words: argparse.Namespace) -> int:
     """Write the vectors that a frozen encoder gives a folder of images."""
-    from mae_core.explore.features import write_features
+    from mae_core.evaluation.features import write_features
 
     found = write_features(words.weights, words.images, words.out, words.pool)
     print(f"{words.out}: {len(found.names):,} images, {found.vectors_nD.shape[1]} numbers each")

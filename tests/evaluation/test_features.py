@@ -9,8 +9,8 @@ from PIL import Image
 
 from mae_core import cli
 from mae_core.data.images import to_unit
-from mae_core.errors import OutputError, ParameterError
-from mae_core.explore.features import write_features
+from mae_core.errors import MissingDataError, OutputError, ParameterError
+from mae_core.evaluation.features import write_features
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.study.parameters import PretrainParameters
 from mae_core.study.tensors import save_tensors
@@ -88,12 +88,15 @@ def test_what_cannot_be_used_is_named(weights, pictures, tmp_path):
     folder, _ = pictures
     with pytest.raises(ParameterError, match=r"out.csv ends in '.csv': it must end in .npz or .parquet"):
         write_features(str(weights[1]), folder, tmp_path / "out.csv")
-    with pytest.raises(ParameterError, match="contains no images"):
-        write_features(str(weights[1]), folder / ".trash" / "nowhere", tmp_path / "out.npz")
+    (tmp_path / "images" / "empty").mkdir()
+    with pytest.raises(MissingDataError, match="contains no images"):
+        write_features(str(weights[1]), folder / "empty", tmp_path / "out.npz")
+    with pytest.raises(MissingDataError, match="is no folder: name a folder of images"):
+        write_features(str(weights[1]), folder / "nowhere", tmp_path / "out.npz")
     with pytest.raises(ParameterError, match="there is no such file"):
         write_features(str(tmp_path / "missing"), folder, tmp_path / "out.npz")
     (folder / "a" / "broken.png").write_bytes(b"no image")
-    with pytest.raises(ParameterError, match=r"broken.png cannot be read as an image: repair it, or move it elsewhere"):
+    with pytest.raises(MissingDataError, match=r"broken.png cannot be decoded .*: repair it, or move it elsewhere"):
         write_features(str(weights[1]), folder, tmp_path / "out.npz")
     (folder / "a" / "broken.png").unlink()
     with pytest.raises(OutputError, match="cannot be written"):

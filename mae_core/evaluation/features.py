@@ -4,19 +4,18 @@ Shapes: B batch, n images, D width, C = 3 colours, H = W pixels.
 """
 
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mae_core import devices
+from mae_core.data.decode import decode
 from mae_core.data.images import batches, to_unit
-from mae_core.errors import OutputError, ParameterError
-from mae_core.explore.pictures import own_picture
+from mae_core.data.layout import images
+from mae_core.errors import MissingDataError, OutputError, ParameterError
 from mae_core.model.mae import Encoder
 from mae_core.study.foreign import find_encoder
 from mae_core.study.results import whole
@@ -48,7 +47,8 @@ def write_features(weights: str, folder: Path, out: Path, pool: Pool = "mean", d
         pool: the mean of the patches' tokens, or the class token.
 
     Raises:
-        ParameterError: for weights, images or a name that cannot be used; names the file.
+        ParameterError: for weights or a name that cannot be used.
+        MissingDataError: if there are no images, or one cannot be decoded; names it.
         OutputError: if the file cannot be written.
     """
     if out.suffix not in WRITERS:
@@ -73,33 +73,27 @@ def features(weights: str, folder: Path, pool: Pool, device: torch.device) -> Fe
     encoder = Encoder(found.config())
     encoder.load_state_dict(found.state(found.config()))
     encoder = encoder.to(device).eval()
-    paths = list(images_in(folder))
-    if not paths:
-        raise ParameterError(f"{folder} contains no images")
+    if not folder.is_dir():
+        raise MissingDataError(f"{folder} is no folder: name a folder of images")
+    root = folder.resolve()
+    names = sorted(file.name for file in images(root, root))
+    if not names:
+        raise MissingDataError(f"{folder} contains no images")
     vectors = []
-    for part in batches(len(paths), device):
-        images_BCHW = torch.stack([decoded(path, encoder.config.image_size) for path in paths[part]])
-        vectors.append(pooled(encoder(to_unit(images_BCHW.to(device))), pool).cpu())
-    names = [path.relative_to(folder) for path in paths]
-    labels = [name.parts[0] if len(name.parts) > 1 else "" for name in names]
-    return Features([name.as_posix() for name in names], labels, torch.cat(vectors).numpy())
+    for part in batches(len(names), device):
+        pixels_BHWC = np.stack([decoded(root / name, encoder.config.image_size) for name in names[part]])
+        images_BCHW = to_unit(torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).to(device))
+        vectors.append(pooled(encoder(images_BCHW), pool).cpu())
+    labels = [name.split("/")[0] if "/" in name else "" for name in names]
+    return Features(names, labels, torch.cat(vectors).numpy())
 
 
-def images_in(folder: Path) -> Iterator[Path]:
-    """The image files in a folder and its subfolders, sorted; hidden ones and other kinds of files are left out."""
-    known = Image.registered_extensions()
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in known and path.is_file() and not hidden:
-            yield path
-
-
-def decoded(path: Path, side: int) -> Tensor:
-    """An image file as image_CHW, uint8; raises ParameterError with its name if it cannot be read."""
+def decoded(path: Path, side: int) -> np.ndarray:
+    """An image file as pixels_HWC, uint8; raises MissingDataError with its name if it cannot be decoded."""
     try:
-        return own_picture(path.read_bytes(), side)
-    except (ParameterError, OSError) as error:
-        raise ParameterError(f"{path} cannot be read as an image: repair it, or move it elsewhere") from error
+        return decode(path, side)
+    except ValueError as error:
+        raise MissingDataError(f"{path} cannot be decoded ({error}): repair it, or move it elsewhere") from error
 
 
 def pooled(tokens_BTD: Tensor, pool: Pool) -> Tensor:
