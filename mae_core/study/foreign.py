@@ -10,7 +10,7 @@ Shapes: D width, N patches, P values in a patch.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from mae_core.study.results import FULL, KEPT, read_json
 from mae_core.study.tensors import load_tensors
 
 HEADS_OF_TIMM = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
+SHAPE = ("patch_size", "width", "depth", "heads", "mlp_ratio", "norm_eps")  # what an encoder consists of
 HALF = (0.5, 0.5, 0.5)  # the mean and deviation of images scaled to [-1, 1]
 EMBED = "encoder.embed"
 NEEDED = (
@@ -141,8 +142,7 @@ def find_encoder(given: str) -> Found:
 def own(given: str, path: Path) -> Found:
     """An encoder of this package, from a file of a run."""
     tensors, about = load_tensors(path)
-    defaults = {f.name: f.default for f in fields(ModelConfig) if f.name not in ("variant", "image_size", "attention")}
-    shape = {name: about.get(name, value) for name, value in defaults.items() if not name.startswith("decoder_")}
+    shape = {name: about.get(name, getattr(ModelConfig, name)) for name in SHAPE}
     encoder = {name.removeprefix("encoder."): t.float() for name, t in tensors.items() if name.startswith("encoder.")}
     grid_size = about.get("image_size", ModelConfig.image_size) // about["patch_size"]
     return Found(given, encoder, shape, (about["variant"],), grid_size)
