@@ -22,14 +22,14 @@ from typing import Any
 import torch
 
 from benchmarks import summary
-from benchmarks.contestants import Contestant, Shape, of_size
+from benchmarks.contestants import Contestant, Shape
 from benchmarks.measure import Timing, take_turns
 from mae_core import devices
 from mae_core.evaluation import flops
 from mae_core.model.config import STRATEGIES
 from mae_core.model.masking import sample_mask
 from mae_core.study import provenance, results
-from mae_core.study.parameters import FinetuneParameters, PretrainParameters, RunParameters
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 
 VIT_T2, TINY = Shape(), Shape(patch_size=8, width=24, depth=1, heads=2, decoder_depth=1, batch_size=32)
 PEERS = ("transformers", "lightly")
@@ -160,18 +160,12 @@ def training_flops(who: Contestant) -> int:
 
     They are the same for every contestant, whatever it adds or skips: the published model predicts all patches.
     """
-    shape = {k: v for k, v in dataclasses.asdict(who.shape).items() if k not in ("image_size", "batch_size")}
+    shape = {k: v for k, v in dataclasses.asdict(who.shape).items() if k != "batch_size"}
     shape |= {"decoder_width": who.shape.width, "decoder_heads": who.shape.heads}
     if who.task in ("finetune", "evaluate"):
-        forward = flops.of_classifier(sized(FinetuneParameters, who, shape))
+        forward = flops.of_classifier(FinetuneParameters(**shape))
         return forward * (3 if who.task == "finetune" else 1)
-    return 3 * flops.of_pretraining(
-        sized(PretrainParameters, who, {**shape, "mask_tokens_in_encoder": who.task == "mask tokens"})
-    )
-
-
-def sized(kind: type[RunParameters], who: Contestant, values: dict[str, Any]) -> Any:
-    return of_size(kind, who.shape.image_size)(**values)
+    return 3 * flops.of_pretraining(PretrainParameters(**shape, mask_tokens_in_encoder=who.task == "mask tokens"))
 
 
 def mask_seconds(shape: Shape, batch: int = 4096, repeats: int = 5) -> dict[str, Any]:

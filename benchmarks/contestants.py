@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pydantic
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -32,7 +31,7 @@ from mae_core import devices
 from mae_core.data.images import Split, to_unit
 from mae_core.evaluation.classification import class_scores
 from mae_core.model.mae import Classifier, MaskedAutoencoder
-from mae_core.study.parameters import FinetuneParameters, PretrainParameters, RunParameters
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.training import loop, runs
 from mae_core.training.objective import classification, reconstruction
 from mae_core.training.plan import choose_plan
@@ -99,22 +98,17 @@ def build(contestant: Contestant) -> Callable[[], object]:
 
 def parameters(contestant: Contestant) -> Any:
     """Parameters of ours, as the notebooks would set them."""
-    kind = FinetuneParameters if contestant.task in ("finetune", "evaluate") else PretrainParameters
+    kind: Any = FinetuneParameters if contestant.task in ("finetune", "evaluate") else PretrainParameters
 
     shape = dataclasses.asdict(contestant.shape)
     more = {"decoder_width": shape["width"], "decoder_heads": shape["heads"], "augment": "crop-flip"}
     if contestant.task == "mask tokens":
         more["mask_tokens_in_encoder"] = True
     compile = "graphs" if contestant.graphs else "on" if contestant.compiled else "off"
-    return of_size(kind, shape.pop("image_size"))(
+    return kind(
         **shape, **more, precision=contestant.precision, compile=compile,
         threads=contestant.threads, device=contestant.device, deterministic=contestant.deterministic,
     )  # fmt: skip
-
-
-def of_size(kind: type[RunParameters], image_size: int) -> Any:
-    """A parameter class for images of this side in pixels; the notebooks always use their data sets' 32 pixels."""
-    return pydantic.create_model("Sized", __base__=kind, image_size=(int, image_size))
 
 
 def join_others(contestant: Contestant) -> Team:

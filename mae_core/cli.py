@@ -15,6 +15,8 @@ EPILOG = """examples:
   mae-core render outputs/laptop my-report
   mae-core reproduce outputs/laptop/random-75/seed0/pretrain/provenance.json
   mae-core keep outputs/laptop/random-75/seed0/pretrain
+  mae-core export outputs/laptop/random-75/seed0/finetune my-model
+  mae-core features outputs/laptop/random-75/seed0/pretrain my-images vectors.npz
   mae-core recover params/laptop.yaml
 """
 
@@ -71,6 +73,26 @@ def keep(words: argparse.Namespace) -> int:
     return 0
 
 
+def export(words: argparse.Namespace) -> int:
+    """Write a run's model as a folder that timm and transformers open as their own."""
+    from mae_core.study.hub import export
+
+    model = export(words.source, words.folder)
+    print(f"{words.folder}: {'timm, and ' if model.for_timm else ''}transformers as {model.kind}")
+    for sentence in model.lacking:
+        print(sentence)
+    return 0
+
+
+def features(words: argparse.Namespace) -> int:
+    """Write the vectors that a frozen encoder gives a folder of images."""
+    from mae_core.evaluation.features import write_features
+
+    found = write_features(words.weights, words.images, words.out, words.pool)
+    print(f"{words.out}: {len(found.names):,} images, {found.vectors_nD.shape[1]} numbers each")
+    return 0
+
+
 def recover(words: argparse.Namespace) -> int:
     """After a kill -9 of Snakemake, end the processes that it left running and remove its lock."""
     from mae_core.study.recover import recover
@@ -102,6 +124,16 @@ COMMANDS: dict[Callable[[argparse.Namespace], int], dict[str, dict]] = {
     },
     reproduce: {"provenance": {"help": "outputs/<study>/<case>/seed<k>/<stage>/provenance.json", "type": Path}},
     keep: {"folder": {"help": "outputs/<study>/<case>/seed<k>/<stage>, with weights.safetensors", "type": Path}},
+    export: {
+        "source": {"help": "outputs/<study>/<case>/seed<k>/<stage>, or a file of weights", "type": Path},
+        "folder": {"help": "a new folder, or that of an earlier export", "type": Path},
+    },
+    features: {
+        "weights": {"help": "a file or folder of weights: of this package, timm or transformers"},
+        "images": {"help": "a folder of images, or of a folder for each class", "type": Path},
+        "out": {"help": "the file to write: .npz or .parquet", "type": Path},
+        "--pool": {"help": "of the patches' tokens, or the class token", "choices": ["mean", "class"], "default": "mean"},
+    },
     recover: {"study": {"help": "the study file, such as params/laptop.yaml", "type": Path}},
     schema: {},
 }

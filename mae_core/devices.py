@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 from torch import nn
 
@@ -106,6 +107,21 @@ def set_up(threads: int = 0, deterministic: bool = False) -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, value in ((mmap_threshold, 1 << 30), (trim_threshold, (1 << 31) - 1), (top_pad, 64 << 20)):
             mallopt(parameter, value)
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that a program can still use: on a CUDA device, or of this machine, within the limit of its control group."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    available = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # no control group, or one without a limit ("max")
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text(encoding="utf-8"))
+        used = int((group / "memory.current").read_text(encoding="utf-8"))
+        counted = (line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
+        cached = next((int(value) for name, value in counted if name == "inactive_file"), 0)
+        available = min(available, max(0, limit - used + cached))
+    return available
 
 
 def reset_peak_memory(device: torch.device) -> None:

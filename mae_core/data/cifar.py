@@ -1,4 +1,4 @@
-"""CIFAR-10's files, downloaded by torchvision, checked by MD5, and unpickled by a reader that allows only plain data."""
+"""CIFAR's files, downloaded by torchvision, checked by MD5, and unpickled by a reader that allows only plain data."""
 
 import codecs
 import contextlib
@@ -14,34 +14,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import download_and_extract_archive
 
 from mae_core.errors import MissingDataError
 
 
-def open_cifar10(data_dir: Path, train: bool) -> "CheckedCIFAR10":
-    """Open CIFAR-10; torchvision downloads it if its folder is missing."""
-    folder = data_dir / CIFAR10.base_folder
+def open_cifar(kind: type["Checked"], data_dir: Path, train: bool) -> "Checked":
+    """Open CIFAR-10 or CIFAR-100; torchvision downloads it if its folder is missing."""
+    folder = data_dir / kind.base_folder
     if folder.exists():
-        return CheckedCIFAR10(data_dir, train)
+        return kind(data_dir, train)
     try:
         with alone(data_dir / ".download.lock"):
             if not folder.exists():
-                download(data_dir)
-            return CheckedCIFAR10(data_dir, train)
+                download(kind, data_dir)
+            return kind(data_dir, train)
     except (OSError, RuntimeError, tarfile.TarError) as error:
         raise MissingDataError(
-            f"CIFAR-10 is not in data_dir ({data_dir}) and could not be downloaded ({error}): put its folder "
-            f"{CIFAR10.base_folder}/ there, or use dataset: shapes"
+            f"{kind.title} is not in data_dir ({data_dir}) and could not be downloaded ({error}): put its folder "
+            f"{kind.base_folder}/ there, or use dataset: shapes"
         ) from error
 
 
-def download(data_dir: Path) -> None:
-    """Download and check CIFAR-10 with torchvision; ``data_dir`` gets the complete folder or nothing."""
+def download(kind: type["Checked"], data_dir: Path) -> None:
+    """Download and check a data set with torchvision; ``data_dir`` gets the complete folder or nothing."""
     with tempfile.TemporaryDirectory(dir=data_dir) as unfinished:
-        download_and_extract_archive(CIFAR10.url, unfinished, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
-        os.rename(Path(unfinished) / CIFAR10.base_folder, data_dir / CIFAR10.base_folder)
+        download_and_extract_archive(kind.url, unfinished, filename=kind.filename, md5=kind.tgz_md5)
+        os.rename(Path(unfinished) / kind.base_folder, data_dir / kind.base_folder)
 
 
 @contextlib.contextmanager
@@ -53,8 +53,8 @@ def alone(lock: Path) -> Iterator[None]:
         yield
 
 
-class CheckedCIFAR10(CIFAR10):
-    """CIFAR-10 in memory, from checked files.
+class Checked(CIFAR10):
+    """A data set of CIFAR-10's format in memory, from checked files.
 
     Attributes:
         data: images_nHWC, uint8.
@@ -65,13 +65,26 @@ class CheckedCIFAR10(CIFAR10):
         MissingDataError: if a file is missing or damaged; names the file.
     """
 
+    title, side = "CIFAR-10", 32  # its name; side of the images in these files, in pixels
+
     def __init__(self, root: str | Path, train: bool = True):
         folder = Path(root) / self.base_folder
         entries = [unpickle_checked(folder / name, md5) for name, md5 in (self.train_list if train else self.test_list)]
-        self.data = np.concatenate([entry["data"] for entry in entries]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        self.targets = [label for entry in entries for label in entry["labels"]]
+        rows = np.concatenate([entry["data"] for entry in entries])
+        self.data = rows.reshape(-1, 3, self.side, self.side).transpose(0, 2, 3, 1)
+        self.targets = [label for entry in entries for label in entry["labels" if "labels" in entry else "fine_labels"]]
         meta = unpickle_checked(folder / self.meta["filename"], self.meta["md5"])
         self.classes = meta[self.meta["key"]]
+
+
+class CheckedCIFAR10(Checked, CIFAR10):
+    """CIFAR-10."""
+
+
+class CheckedCIFAR100(Checked, CIFAR100):
+    """CIFAR-100 with its 100 fine labels."""
+
+    title = "CIFAR-100"
 
 
 RECONSTRUCT = np.zeros(0).__reduce__()[0]  # the function that pickled arrays call; its module depends on NumPy's version

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mae_core.data import FOLDERS
+from mae_core.data import folder_of
 from mae_core.data.cifar import CheckedCIFAR10
 from mae_core.errors import MissingDataError
 
@@ -25,14 +25,15 @@ class Shapes(CheckedCIFAR10):
     not against tampering. If you change how shapes are drawn, change the number in the folder's name.
     """
 
-    base_folder = FOLDERS["shapes"]
+    base_folder = folder_of("shapes")
     train_batches, test_batches, images_per_batch = 5, 1, 1000
     names = ("circle", "square", "triangle", "diamond", "plus", "ring", "star", "moon", "hexagon", "heart")
 
-    def __init__(self, root: str | Path, train: bool = True):
+    def __init__(self, root: str | Path, train: bool = True, image_size: int = 32):
+        self.base_folder, self.side = folder_of("shapes", image_size), image_size
         folder = Path(root) / self.base_folder
         if not (folder / "md5.json").exists():
-            self.draw(folder)
+            self.draw(folder, image_size)
         try:
             md5 = json.loads((folder / "md5.json").read_text(encoding="utf-8"))
             self.train_list = [[f"data_batch_{i + 1}", md5[f"data_batch_{i + 1}"]] for i in range(self.train_batches)]
@@ -45,7 +46,7 @@ class Shapes(CheckedCIFAR10):
         super().__init__(root, train=train)
 
     @classmethod
-    def draw(cls, folder: Path) -> None:
+    def draw(cls, folder: Path, image_size: int = 32) -> None:
         """Write the complete data set into ``folder``, or nothing."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
@@ -57,7 +58,7 @@ class Shapes(CheckedCIFAR10):
                 (Path(unfinished) / name).write_bytes(raw)
 
             for batch in range(cls.train_batches + cls.test_batches):
-                images_nHWC, labels_n = draw_shapes(cls.images_per_batch, seed=batch)
+                images_nHWC, labels_n = draw_shapes(cls.images_per_batch, batch, image_size)
                 rows = images_nHWC.transpose(0, 3, 1, 2).reshape(len(labels_n), -1)
                 name = f"data_batch_{batch + 1}" if batch < cls.train_batches else "test_batch"
                 write(name, {"data": rows, "labels": labels_n.tolist()})

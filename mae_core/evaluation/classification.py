@@ -21,12 +21,17 @@ def class_scores(model: nn.Module, split: Split, run: RunParameters, device: tor
     """The model's outputs for all images: scores_nC, float32."""
     model.eval()
     model = devices.cast(model, devices.choose_precision(run.precision, device))
-    return torch.cat([model(to_unit(split.images_nCHW[b])).float() for b in batches(len(split), device)])
+    return torch.cat([model(to_unit(images_BCHW)).float() for images_BCHW in split.stream(batches(len(split), device))])
 
 
 def accuracy(scores_nC: Tensor, labels_n: Tensor) -> float:
     """Per cent of images whose highest score is that of their label."""
     return 100 * int((scores_nC.argmax(dim=1) == labels_n).sum()) / len(labels_n)
+
+
+def top5_accuracy(scores_nC: Tensor, labels_n: Tensor) -> float:
+    """Per cent of images whose label has one of the five highest scores."""
+    return 100 * int((scores_nC.topk(5, dim=1).indices == labels_n[:, None]).any(1).sum()) / len(labels_n)
 
 
 def predictions(scores_nC: Tensor, test: Split) -> dict[str, Any]:

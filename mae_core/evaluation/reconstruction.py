@@ -62,8 +62,9 @@ def reconstruction_metrics(
     masks = fixed_masks(run, len(test), device)
     fast = devices.cast(model, devices.choose_precision(run.precision, device))
     loss, quality = [], []
-    for batch in batches(len(test), device):
-        images, mask = to_unit(test.images_nCHW[batch]), masks[batch]
+    parts = batches(len(test), device)
+    for batch, images_BCHW in zip(parts, test.stream(parts), strict=True):
+        images, mask = to_unit(images_BCHW), masks[batch]
         pred = fast(images, mask, run.mask_tokens_in_encoder).float()
         loss.append(masked_error(pred, images, mask, run.patch_size, run.norm_pix) * len(images))
         _, painted = paint(pred, images, mask, run)
@@ -74,7 +75,7 @@ def reconstruction_metrics(
 def pictures(model: MaskedAutoencoder, test: Split, run: PretrainParameters, device: torch.device) -> list[Tensor]:
     """The first test images: original, masked and reconstructed; each images_BCHW in [-1, 1]."""
     model.eval()
-    images = to_unit(test.images_nCHW[:N_PICTURES])
+    images = to_unit(test.take(slice(N_PICTURES)))
     return [images, *reconstruct(model, images, fixed_masks(run, len(test), device)[:N_PICTURES], run)]
 
 

@@ -63,7 +63,8 @@ class Explorer(anywidget.AnyWidget):
         super().__init__(
             about={
                 "side": first.model.image_size, "grid": first.model.grid_size, "n_images": len(images),
-                "study": first.study, "cases": [trained.name for trained in self.models], "train": at_hand(run),
+                "study": first.study, "cases": [trained.name for trained in self.models],
+                "train": at_hand(run, first.image_size),
             },
             hidden=pictures.hidden_patches("random", 0.75, first.model.grid_size, seed=0),
             chosen=[trained.name for trained in self.models if trained.name in by_strategy.values()],
@@ -142,7 +143,7 @@ class Explorer(anywidget.AnyWidget):
         trained = self.models[0]
         encoder = probes.PatchMean(trained.model.encoder)
         if self.features is None:
-            train = training_images(self.run, N_SEARCHED)
+            train = training_images(self.run, N_SEARCHED, self.about["side"])
             if train is None:
                 return
             train_nD = class_scores(encoder, train, trained.run, trained.device)

@@ -10,18 +10,16 @@ import torch
 from pydantic import Field
 
 from mae_core import devices
-from mae_core.data import FOLDERS, Dataset
+from mae_core.data import Dataset, folder_of
 from mae_core.data.images import Split, load
 from mae_core.errors import ParameterError
 from mae_core.evaluation import N_PICTURES
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study.checked import Name, Seed
 from mae_core.study.parameters import OUTPUTS, Device, FinetuneParameters, Parameters, PretrainParameters, check_data_dir
-from mae_core.study.results import load_sheet, read_json
+from mae_core.study.results import FULL, KEPT, load_sheet, read_json
 from mae_core.study.tensors import load_tensors, save_tensors
 from mae_core.training.runs import pretrain
-
-FULL, KEPT = "weights.safetensors", "weights.bfloat16.safetensors"
 
 
 class ExploreParameters(Parameters):
@@ -134,7 +132,8 @@ def open_classifier(path: Path, device: torch.device) -> Classifier:
 def trained_models(run: ExploreParameters) -> list[Trained]:
     """The models to explore: those of a study on disk, or a small one, which is trained unless it is on disk already.
 
-    Models whose images are cut into other patches than those of the first are left out: they need masks of their own.
+    Models whose images have another size or other patches than those of the first are left out: they need masks of their
+    own.
 
     Raises:
         ParameterError: if no such run has weights; the message names what is there.
@@ -155,7 +154,12 @@ def trained_models(run: ExploreParameters) -> list[Trained]:
             )
         folders = found
     models = [open_run(folder, device) for folder in folders]
-    return [found for found in models if found.run.patch_size == models[0].run.patch_size]
+    return [found for found in models if cut(found) == cut(models[0])]
+
+
+def cut(trained: Trained) -> tuple[int, int]:
+    """Sizes of its images and of their patches."""
+    return trained.run.image_size, trained.run.patch_size
 
 
 def default_first(path: Path) -> tuple[bool, str]:
@@ -164,11 +168,13 @@ def default_first(path: Path) -> tuple[bool, str]:
 
 
 def open_run(folder: Path, device: torch.device) -> Trained:
-    """Open a run's pre-trained model and, where there is one, its fine-tuned classifier."""
+    """Open a run's pre-trained model and, where there is one for images of the same size, its fine-tuned classifier."""
     path, tuned = weights_in(folder / "pretrain"), weights_in(folder / "finetune")
     assert path is not None
     model, run = open_autoencoder(path, device)
-    return Trained(run, model, open_classifier(tuned, device) if tuned else None, folder)
+    classifier = open_classifier(tuned, device) if tuned else None
+    fits = classifier is not None and classifier.encoder.config.image_size == run.image_size
+    return Trained(run, model, classifier if fits else None, folder)
 
 
 def small_model(run: ExploreParameters) -> Path:
@@ -188,8 +194,9 @@ def images_to_show(run: ExploreParameters, first: Trained) -> Split:
 
     Without the data set, labels are those that the first model's classifier recorded, or -1.
     """
-    if run.dataset == "shapes" or at_hand(run):
-        return load(run.dataset, run.data_dir, train=False)
+    size = first.run.image_size
+    if run.dataset == "shapes" or at_hand(run, size):
+        return load(run.dataset, run.data_dir, train=False, image_size=size)
     images_nHWC = load_sheet(first.folder / "pretrain" / "pictures.png", 3)[0][:N_PICTURES]
     images_nCHW = torch.from_numpy(images_nHWC.copy()).permute(0, 3, 1, 2)
     told = first.folder / "finetune" / "metrics.json"
@@ -199,11 +206,12 @@ def images_to_show(run: ExploreParameters, first: Trained) -> Split:
     return Split(images_nCHW, torch.tensor(predictions["true"]), tuple(predictions["classes"]))
 
 
-def training_images(run: ExploreParameters, limit: int) -> Split | None:
+def training_images(run: ExploreParameters, limit: int, image_size: int) -> Split | None:
     """The first training images, to look for neighbours among; None if the data set is not at hand."""
-    return load(run.dataset, run.data_dir, limit=limit) if at_hand(run) else None
+    at_all = at_hand(run, image_size)
+    return load(run.dataset, run.data_dir, limit=limit, image_size=image_size) if at_all else None
 
 
-def at_hand(run: ExploreParameters) -> bool:
+def at_hand(run: ExploreParameters, image_size: int) -> bool:
     """Whether the data set's files are in ``data_dir``."""
-    return (Path(run.data_dir) / FOLDERS[run.dataset]).is_dir()
+    return (Path(run.data_dir) / folder_of(run.dataset, image_size)).is_dir()

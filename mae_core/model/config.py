@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Strategy = Literal["random", "block", "grid"]
-Variant = Literal["report", "paper"]
+Variant = Literal["report", "paper", "vit"]
 Attention = Literal["auto", "explicit", "fused"]
 Pooling = Literal["class-token", "mean"]
 STRATEGIES, VARIANTS = get_args(Strategy), get_args(Variant)
@@ -15,12 +15,13 @@ STRATEGIES, VARIANTS = get_args(Strategy), get_args(Variant)
 class ModelConfig:
     """The shape of a model; the defaults are the report's ViT-T/2.
 
-    ``variant`` selects one of two published models:
+    ``variant`` selects one of two published models, or a mixture:
 
     * ``report``: learned positions (none for the class token in the encoder), no bias in qkv, no projection between
       encoder and decoder, no norm after the decoder.
     * ``paper``: fixed sine-cosine positions, qkv bias, a projection into the decoder, a norm after it, as in He et al.
       and in ``transformers.ViTMAEForPreTraining``.
+    * ``vit``: as ``paper``, but with learned positions, as a plain ViT; for weights from elsewhere.
 
     ``pooling`` is what a classifier's head reads: the class token, or the mean of the patch tokens.
 
@@ -51,13 +52,26 @@ class ModelConfig:
             width, heads = getattr(self, f"{part}width"), getattr(self, f"{part}heads")
             if width % heads:
                 raise ValueError(f"{part}heads is {heads}: it must divide {part}width, which is {width}")
-            if width % 4 and self.variant == "paper":
+            if width % 4 and not self.learned_positions:
                 raise ValueError(f"{part}width is {width}: sine-cosine positions need a multiple of 4")
-        if self.variant == "report" and self.decoder_width != self.width:
+        if not self.full_decoder and self.decoder_width != self.width:
             raise ValueError(
                 f"decoder_width is {self.decoder_width}: without a projection (variant: report) it must equal "
                 f"the encoder's width, {self.width}"
             )
+
+    @property
+    def learned_positions(self) -> bool:
+        return self.variant != "paper"
+
+    @property
+    def qkv_bias(self) -> bool:
+        return self.variant != "report"
+
+    @property
+    def full_decoder(self) -> bool:
+        """Whether the decoder begins with a projection and ends with a norm."""
+        return self.variant != "report"
 
     @property
     def grid_size(self) -> int:

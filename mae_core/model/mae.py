@@ -18,16 +18,15 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        paper = config.variant == "paper"
         self.config = config
         self.embed = Linear(config.patch_values, config.width)
         self.class_token = nn.Parameter(torch.empty(1, 1, config.width))
-        if paper:
-            self.register_buffer("positions", sincos_positions(config.grid_size, config.width)[1:], persistent=False)
-        else:
+        if config.learned_positions:
             self.positions = nn.Parameter(torch.empty(config.n_patches, config.width))
+        else:
+            self.register_buffer("positions", sincos_positions(config.grid_size, config.width)[1:], persistent=False)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio, paper, config.norm_eps, config.attention)
+            Block(config.width, config.heads, config.mlp_ratio, config.qkv_bias, config.norm_eps, config.attention)
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
@@ -77,22 +76,21 @@ class MaskedAutoencoder(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        paper = config.variant == "paper"
+        width, heads, full = config.decoder_width, config.decoder_heads, config.full_decoder
         self.config = config
         self.encoder = Encoder(config)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, config.decoder_width))
-        self.project = Linear(config.width, config.decoder_width) if paper else nn.Identity()
-        if paper:
-            positions = sincos_positions(config.grid_size, config.decoder_width)
-            self.register_buffer("decoder_positions", positions, persistent=False)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.project = Linear(config.width, width) if full else nn.Identity()
+        if config.learned_positions:
+            self.decoder_positions = nn.Parameter(torch.empty(1 + config.n_patches, width))
         else:
-            self.decoder_positions = nn.Parameter(torch.empty(1 + config.n_patches, config.decoder_width))
+            self.register_buffer("decoder_positions", sincos_positions(config.grid_size, width), persistent=False)
         self.decoder = nn.ModuleList(
-            Block(config.decoder_width, config.decoder_heads, config.mlp_ratio, paper, config.norm_eps, config.attention)
+            Block(width, heads, config.mlp_ratio, config.qkv_bias, config.norm_eps, config.attention)
             for _ in range(config.decoder_depth)
         )
-        self.decoder_norm = nn.LayerNorm(config.decoder_width, eps=config.norm_eps) if paper else nn.Identity()
-        self.head = Linear(config.decoder_width, config.patch_values)
+        self.decoder_norm = nn.LayerNorm(width, eps=config.norm_eps) if full else nn.Identity()
+        self.head = Linear(width, config.patch_values)
         initialize(self, skip=self.encoder)
 
     def forward(

@@ -48,6 +48,23 @@ def sincos_positions(grid_size: int, width: int) -> Tensor:
     return torch.cat([torch.zeros(1, width), positions]).float()
 
 
+def resize_positions(positions_ND: Tensor, grid_size: int) -> Tensor:
+    """Learned positions for another grid, interpolated in 2-D (Dosovitskiy et al. 2021, section 3.2).
+
+    Bicubic and antialiased, as ``timm.layers.resample_abs_pos_embed`` does by default.
+
+    Args:
+        positions_ND: of a square grid, row by row, without the class token's.
+        grid_size: patches along one side of the new grid.
+    """
+    old = math.isqrt(len(positions_ND))
+    if old == grid_size:
+        return positions_ND
+    grid_1DHW = positions_ND.float().unflatten(0, (old, old)).permute(2, 0, 1)[None]
+    resized_1DHW = F.interpolate(grid_1DHW, size=(grid_size, grid_size), mode="bicubic", antialias=True)
+    return resized_1DHW[0].permute(1, 2, 0).flatten(0, 1).to(positions_ND.dtype)
+
+
 class Linear(nn.Linear):
     """A linear layer that can add a tensor to its output; see :class:`OneDNNLinear`."""
 

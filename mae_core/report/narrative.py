@@ -159,17 +159,24 @@ def model(summary: Summary) -> str:
     run = summary.find("random", 0.75).pretrained
     if not run:
         return "The default case has not been pre-trained."
-    position = "learned" if run.variant == "report" else "fixed sine-cosine"
+    position = "learned" if run.model.learned_positions else "fixed sine-cosine"
     told = summary.find("random", 0.75).read("pretrain", "metrics").values()
     counted = {f" Encoder and decoder together have {m['n_parameters']:,} parameters." for m in told if "n_parameters" in m}
     return (
-        f"**Model.** Images of 32×32 pixels are cut into patches of {run.patch_size}×{run.patch_size}, which gives "
-        f"{run.model.n_patches} patches. The encoder has {count(run.depth, 'pre-norm block')} of width {run.width} with "
+        f"**Model.** Images of {run.image_size}×{run.image_size} pixels are cut into patches of "
+        f"{run.patch_size}×{run.patch_size}, which gives {run.model.n_patches} patches. The encoder has "
+        f"{count(run.depth, 'pre-norm block')} of width {run.width} with "
         f"{count(run.heads, 'head')}, a class token and {position} positions; the decoder has "
         f"{count(run.decoder_depth, 'block')} of width {run.decoder_width}.{''.join(counted)} The encoder sees the "
         "visible patches only; the decoder gets its output, with a learned mask token in place of each masked "
-        "patch, and predicts pixels."
+        f"patch, and predicts pixels.{resized(summary)}"
     )
+
+
+def resized(summary: Summary) -> str:
+    """What became of the positions where fine-tuning had images of another size; empty if it had not."""
+    told = [m["positions"] for m in summary.find("random", 0.75).read("finetune", "metrics").values() if "positions" in m]
+    return f" Before fine-tuning, positions were {told[0]}." if told else ""
 
 
 def reconstruction_caption(case: Case) -> str:

@@ -14,8 +14,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from mae_core.data import FOLDERS, Augmentation, Dataset
-from mae_core.errors import ParameterError
+from mae_core.data import Augmentation, Dataset, Place, folder_of
+from mae_core.data.layout import check_layout
+from mae_core.errors import MissingDataError, ParameterError
 from mae_core.model.config import Attention, ModelConfig, Pooling, Strategy, Variant, check_grid, count_kept
 from mae_core.study.checked import Checked, Name, Seed
 
@@ -24,7 +25,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "on", "graphs", "off"]
 OUTPUTS = Path("outputs")
 # May change when a run resumes: how it computes.
-FREE = ("checkpoint_seconds", "micro_batch", "threads", "compile", "deterministic", "processes")
+FREE = ("data_on", "checkpoint_seconds", "micro_batch", "threads", "compile", "deterministic", "processes")
 
 
 def enter_project() -> None:
@@ -80,6 +81,7 @@ class RunParameters(Parameters):
     seed: Seed = Field(0, description="random seed of weights, image order, augmentation and masks")
     dataset: Dataset = Field("shapes", description="data set to train on")
     data_dir: str = Field("data", description="folder that contains the data set")
+    data_on: Place = Field("auto", description="where images are; host: come batch by batch; auto: device, if they fit")
     train_images: int = Field(0, description="use only the first N training images; 0: all", ge=0)
     holdout: int = Field(0, description="hold out N training images and evaluate them instead of the test images", ge=0)
     device: Device = Field("auto", description="where to compute; auto: cuda if available, else mps, else cpu")
@@ -89,17 +91,19 @@ class RunParameters(Parameters):
     compile: Compile = Field("auto", description="use torch.compile; graphs: with CUDA graphs; auto: on for cuda")
     deterministic: bool = Field(False, description="true: the same bits every time on cuda, too; slower")
     checkpoint_seconds: float = Field(60.0, description="seconds between checkpoints for resuming", ge=0)
-    variant: Variant = Field("report", description="model of the report or of the MAE paper")
+    variant: Variant = Field("report", description="model of the report, of the MAE paper, or a plain ViT")
     attention: Attention = Field(
         "auto", description="explicit: softmax(q k) v; auto: fused, except where a cpu is slower so"
     )
-    patch_size: int = Field(4, description="side of a patch in pixels; must divide 32", ge=1, le=32)
+    image_size: int = Field(32, description="side of the images in pixels; they are resized to it", ge=8, le=1024)
+    patch_size: int = Field(4, description="side of a patch in pixels; must divide image_size", ge=1, le=1024)
     width: int = Field(48, description="encoder's width; must be a multiple of heads", ge=4, le=4096)
     depth: int = Field(2, description="number of encoder blocks", ge=1, le=64)
     heads: int = Field(2, description="number of attention heads in the encoder", ge=1, le=64)
     decoder_width: int = Field(48, description="decoder's width; variant report: must equal width", ge=4, le=4096)
     decoder_depth: int = Field(1, description="number of decoder blocks", ge=1, le=64)
     decoder_heads: int = Field(2, description="number of attention heads in the decoder", ge=1, le=64)
+    norm_eps: float = Field(1e-6, description="epsilon of LayerNorm; for many weights of transformers 1e-12", ge=0, le=1)
     batch_size: int = Field(64, description="images per optimizer step", ge=1, le=50000)
     micro_batch: int = Field(0, description="images per pass; 0: as many as fit a CPU's caches, or all on a GPU", ge=0)
     weight_decay: float = Field(0.05, description="weight decay of AdamW; applies to matrices only", ge=0, le=10)
@@ -108,7 +112,7 @@ class RunParameters(Parameters):
     @classmethod
     def from_namespace(cls, namespace: MutableMapping[str, Any]) -> Self:
         run = super().from_namespace(namespace)
-        check_data_dir(run.dataset, run.data_dir)
+        check_data_dir(run.dataset, run.data_dir, run.image_size, issubclass(cls, FinetuneParameters))
         return run
 
     def check_together(self) -> None:
@@ -211,13 +215,25 @@ class ReportParameters(Parameters):
             raise ValueError(f"sweep is {self.sweep!r}: list each case once, either in cases or in sweep")
 
 
-def check_data_dir(dataset: str, data_dir: str) -> None:
-    """Raise ParameterError if a data set outside the working folder is missing: it is never written there."""
+def check_data_dir(dataset: str, data_dir: str, image_size: int = 32, needs_classes: bool = False) -> None:
+    """Check what can be checked of the data in a moment.
+
+    Raises:
+        ParameterError: if a data set outside the working folder is missing (it is never written there), or if a folder of
+            images is not laid out as needed; see folder.check_layout.
+    """
+    if dataset == "folder":
+        try:
+            check_layout(Path(data_dir), needs_classes)
+        except MissingDataError as error:
+            raise ParameterError(str(error)) from error
+        return
     inside = Path(os.path.abspath(data_dir)).is_relative_to(Path.cwd())  # a link inside may point elsewhere,
     inside = inside and ".." not in Path(data_dir).parts  # but the path must not go up
-    if not inside and not (Path(data_dir) / FOLDERS[dataset]).is_dir():
+    folder = folder_of(dataset, image_size)
+    if not inside and not (Path(data_dir) / folder).is_dir():
         raise ParameterError(
-            f"data_dir is {data_dir!r}: outside the project it must already contain {FOLDERS[dataset]}/; to write it "
+            f"data_dir is {data_dir!r}: outside the project it must already contain {folder}/; to write it "
             f"there, make data a link to that folder"
         )
 

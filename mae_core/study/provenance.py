@@ -12,6 +12,7 @@ import torch
 
 from mae_core import devices
 from mae_core.data import images
+from mae_core.study.foreign import weights_file
 from mae_core.study.parameters import RunParameters
 from mae_core.study.sources import PACKAGE, sources
 from mae_core.study.tensors import tensors_sha256
@@ -22,7 +23,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "papermill", "nbconv
 def collect(run: RunParameters, device: torch.device, weights: Path) -> dict[str, Any]:
     """The information, besides the commit, to repeat a run with the final ``weights`` and to check the result."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    data, result = images.checksum(run.dataset, run.data_dir), tensors_sha256(weights)
+    data, result = images.checksum(run.dataset, run.data_dir, run.image_size), tensors_sha256(weights)
     return {"finished": now} | machine(run, device) | {"versions": versions(), "data_md5": data, "weights_sha256": result}
 
 
@@ -40,8 +41,8 @@ def ingredients(run: RunParameters, device: torch.device) -> dict[str, str]:
     weights = getattr(run, "weights", "")
     return {
         "code": code(),
-        "data": images.checksum(run.dataset, run.data_dir),
-        "weights": tensors_sha256(Path(weights)) if weights else "",
+        "data": images.checksum(run.dataset, run.data_dir, run.image_size),
+        "weights": tensors_sha256(weights_file(weights)) if weights else "",
         "device": device.type,
         "precision": machine(run, device)["precision"],
     }

@@ -72,8 +72,8 @@ def reproduce(path: Path) -> bool:
     """
     published = Published.read(path)
     run, told = published.run, published.provenance
-    images.load(run.dataset, run.data_dir)  # creates or downloads the data set if it is missing
-    if images.checksum(run.dataset, run.data_dir) != told["data_md5"]:
+    images.load(run.dataset, run.data_dir, image_size=run.image_size)  # creates or downloads the data set if it is missing
+    if images.checksum(run.dataset, run.data_dir, run.image_size) != told["data_md5"]:
         raise ParameterError(f"the data set in {run.data_dir} is not the one that the run used: its checksum differs")
     for difference in differences(published):
         print(f"not as published: {difference}")

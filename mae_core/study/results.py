@@ -26,14 +26,17 @@ from mae_core.errors import BusyError
 if TYPE_CHECKING:
     from torch import Tensor
 
+FULL, KEPT = "weights.safetensors", "weights.bfloat16.safetensors"
 METRICS = {
     "last_epoch_accuracy": ("test accuracy, last epoch (%)", "{:.2f}"),
     "best_epoch_accuracy": ("test accuracy, best epoch (%)", "{:.2f}"),
+    "top5_accuracy": ("top-5 test accuracy, last epoch (%)", "{:.2f}"),
     "linear": ("linear probe, frozen encoder (%)", "{:.2f}"),
     "knn": ("k-NN, frozen encoder (%)", "{:.2f}"),
     "train_loss": ("training loss, last epoch", "{:.4f}"),
     "test_loss": ("test loss", "{:.4f}"),
     "test_psnr": ("test PSNR on masked pixels (dB)", "{:.2f}"),
+    "positions": ("positions of patches", "{}"),
     "flops_per_image": ("FLOPs of a forward pass, per image", "{:,.0f}"),
     "images_per_second": ("training images per second", "{:,.0f}"),
     "train_seconds": ("training time (s)", "{:.1f}"),

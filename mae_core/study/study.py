@@ -13,7 +13,17 @@ from mae_core.study.checked import Checked, Name, Seed
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters, check_data_dir
 
 STAGES = {"pretrain": PretrainParameters, "finetune": FinetuneParameters}
-ENCODER = ("dataset", "data_dir", "variant", "patch_size", "width", "depth", "heads", "holdout")  # equal in both stages
+ENCODER = (
+    "dataset",
+    "data_dir",
+    "variant",
+    "patch_size",
+    "width",
+    "depth",
+    "heads",
+    "norm_eps",
+    "holdout",
+)  # in both stages
 GIVEN = {"study", "case", "seed"}  # set by the study for each run
 
 Seeds = Annotated[tuple[Seed, ...], Field(strict=False)]
@@ -114,13 +124,13 @@ class Study(Checked):
         if stage == "pretrain":
             values |= masks
         elif "pretrain" in self.stages(case):
-            values |= {name: value for name, value in masks.items() if name in ENCODER}
+            values |= {name: value for name, value in masks.items() if name in (*ENCODER, "image_size")}
             values["weights"] = str(self.run(case, seed, "pretrain").folder / "pretrain" / "weights.safetensors")
         else:
             values["weights"] = ""
         try:
             run = STAGES[stage](**values)
-            check_data_dir(run.dataset, run.data_dir)
+            check_data_dir(run.dataset, run.data_dir, run.image_size, stage == "finetune")
             return run
         except ParameterError as error:
             raise ParameterError(f"{self.name}, case {case}, {stage}: {error}") from error

@@ -44,8 +44,8 @@ class Live:
     def picture(self, at: Position, model: Any, test: Split) -> dict[str, Any]:
         rows = []
         if isinstance(self.run, PretrainParameters):
-            first = Split(test.images_nCHW[:N_IMAGES], test.labels_n[:N_IMAGES], test.classes)
-            original, *others = reconstruction.pictures(model, first, self.run, test.images_nCHW.device)
+            first = Split(test.take(slice(N_IMAGES)), test.labels_n[:N_IMAGES], test.classes)
+            original, *others = reconstruction.pictures(model, first, self.run, test.labels_n.device)
             named = zip(("masked", "reconstructed", "original"), (*others, original), strict=True)
             rows = [(name, reconstruction.to_pixels(images)) for name, images in named]
         losses_S = at.losses_S.float().cpu().numpy()

@@ -52,7 +52,7 @@ def fit(
     Args:
         model: its float32 weights are trained in place; copies of it compute the gradients (see replicas.py).
         objective: targets and loss.
-        train: uint8 images on the device.
+        train: uint8 images, on the device or on the host, and their labels on the device.
         folder: where checkpoints are saved.
         test_epoch: returns test metrics, which are added to the history after each epoch.
         watch: called after every step and every epoch, for a live picture.
@@ -72,7 +72,7 @@ def fit(
         raise ParameterError(f"batch_size is {run.batch_size}: there are only {len(train)} training images")
     together = team()
     plan = choose_plan(run, device, together.size)
-    print(plan)
+    print(f"{plan}; {train.place}")
     optimizer, average = new_optimizer(model, run), Average(model, getattr(run, "ema_decay", 0.0))
     generator = torch.Generator(device).manual_seed(run.seed)
     take_step = new_step(model, objective, train, run, plan, optimizer, generator, together)
@@ -91,9 +91,11 @@ def fit(
             if at.step == 0:
                 at.order_n = torch.randperm(len(train), generator=generator, device=device)
             began = time.perf_counter() - at.spent
+            batches = at.order_n.split(run.batch_size)[:steps]
+            images = train.stream(at.order_n.to(train.images_nCHW.device).split(run.batch_size)[at.step : steps])
             while at.step < steps:
-                batch_B = at.order_n[at.step * run.batch_size : (at.step + 1) * run.batch_size]
-                at.losses_S[at.step] = take_step(batch_B, learning_rate(at.epoch + at.step / steps, run))
+                rate = learning_rate(at.epoch + at.step / steps, run)
+                at.losses_S[at.step] = take_step(batches[at.step], rate, next(images))
                 average.update()
                 at.step += 1
                 bar.update()
@@ -152,18 +154,19 @@ def new_step(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     together: Team = ALONE,
-) -> Callable[[Tensor, float], Tensor]:
-    """A function that takes one step, given image indices and learning rate, and returns the loss before the step.
+) -> Callable[..., Tensor]:
+    """A function that takes one step and returns the loss before it, given image indices, learning rate, and the images.
 
     Each process draws for the whole batch, and computes the gradients of its part.
     """
     loss_of = compile_loss(objective.loss_of, plan.graphs) if plan.compiled else objective.loss_of
     replicas = Replicas(model, plan.precision, plan.workers, loss_of)
 
-    def take_step(batch_B: Tensor, rate: float) -> Tensor:
+    def take_step(batch_B: Tensor, rate: float, images_BCHW: Tensor | None = None) -> Tensor:
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        images_BCHW = to_unit(augment(train.images_nCHW[batch_B], run.augment, generator))
+        images_BCHW = train.take(batch_B) if images_BCHW is None else images_BCHW
+        images_BCHW = to_unit(augment(images_BCHW, run.augment, generator))
         images_BCHW, drawn = objective.draw(images_BCHW, train.labels_n[batch_B], generator)
         with devices.explained_shortage(plan.images_at_once):
             part = together.part(len(batch_B))

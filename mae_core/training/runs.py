@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae_core import devices
-from mae_core.data.images import Split, load, to_unit
+from mae_core.data.images import Split, load, place, to_unit
 from mae_core.errors import Explained, MissingDataError, OutputError, ParameterError, StoppedError
 from mae_core.evaluation import N_PICTURES, classification, flops, probes, reconstruction
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study import provenance, results
+from mae_core.study.foreign import find_encoder
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters, check_data_dir
 from mae_core.study.tensors import load_tensors, save_tensors
 from mae_core.training import objective, processes
@@ -28,6 +29,7 @@ from mae_core.training.checkpoint import Position, discard
 from mae_core.training.loop import fit
 
 Watch = Callable[[Position, nn.Module, Split], None]
+MANY_CLASSES = 10  # more than these: top-5 accuracy, too
 N_NEIGHBOURS = 5  # nearest training images shown for each test image
 
 
@@ -77,7 +79,7 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
         train, test = load_both(run, device)
         model = new_model(Classifier, run, device, n_classes=len(train.classes))
         if run.weights:
-            load_encoder(model, run)
+            record.metrics |= load_encoder(model, run)
         if run.probes and record.leads:
             probe(model.encoder, train, test, run, record)
         if run.pooling == "mean":  # the norm after the mean starts anew, as the MAE paper's fc_norm
@@ -99,13 +101,15 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
         record.metrics["best_epoch_accuracy"] = max(record.history["test_accuracy"])
         record.metrics["flops_per_image"] = flops.of_classifier(run)
         scores_nC = classification.class_scores(model, test, run, device)
+        if len(test.classes) > MANY_CLASSES:
+            record.metrics["top5_accuracy"] = classification.top5_accuracy(scores_nC, test.labels_n)
         record.metrics["predictions"] = classification.predictions(scores_nC, test)
         record.metrics["mistakes"] = classification.confident_mistakes(scores_nC, test)
-        pictured = to_unit(test.images_nCHW[:N_PICTURES])
+        pictured = to_unit(test.take(slice(N_PICTURES)))
         record.sheets["pictures"] = [pictured]
         record.sheets["attention"] = [pictured, classification.class_attention(model.encoder, pictured)]
         if record.metrics["mistakes"]["images"]:
-            record.sheets["mistakes"] = [to_unit(test.images_nCHW[record.metrics["mistakes"]["images"]])]
+            record.sheets["mistakes"] = [to_unit(test.take(torch.tensor(record.metrics["mistakes"]["images"])))]
         record.weights = model.state_dict()
     return model
 
@@ -140,7 +144,7 @@ def probe(encoder: Encoder, train: Split, test: Split, run: FinetuneParameters, 
         "true": test.labels_n[pictured].tolist(),
         "labels": train.labels_n[ids_mk].tolist(),
     }
-    rows = [test.images_nCHW[pictured], *(train.images_nCHW[ids_m] for ids_m in ids_mk.T)]
+    rows = [test.take(pictured), *(train.take(ids_m) for ids_m in ids_mk.T)]
     record.sheets["neighbours"] = [to_unit(row) for row in rows]
 
 
@@ -150,35 +154,41 @@ def new_model(kind: type[nn.Module], run: PretrainParameters | FinetuneParameter
     return kind(run.model, **more).to(device)
 
 
-def load_encoder(model: Classifier, run: FinetuneParameters) -> None:
-    """Load pre-trained weights into the classifier's encoder.
+def load_encoder(model: Classifier, run: FinetuneParameters) -> dict[str, str]:
+    """Load pre-trained weights into the classifier's encoder; learned positions are resized to its grid.
+
+    Returns:
+        What a reader of the results should know: ``positions`` if they changed.
 
     Raises:
         ParameterError: if the file is missing or damaged, or its model differs; names the parameter that differs.
     """
-    if not Path(run.weights).is_file():
+    if not Path(run.weights).exists():
         raise ParameterError(f"weights is {run.weights!r}: there is no such file; pre-train first, or leave it empty")
+    found = find_encoder(run.weights)
+    found.check(run.model)
     try:
-        tensors, trained = load_tensors(Path(run.weights))
-    except ValueError as error:
-        raise ParameterError(f"weights: {error}") from error
-    for name in dataclasses.asdict(run.model):
-        if name in trained and name not in ("image_size", "attention") and not name.startswith("decoder_"):
-            mine = getattr(run, name, trained[name])
-            if trained[name] != mine:
-                raise ParameterError(f"{name} is {mine!r}, but {run.weights} was trained with {trained[name]!r}")
-    encoder = {name.removeprefix("encoder."): t for name, t in tensors.items() if name.startswith("encoder.")}
-    try:
-        model.encoder.load_state_dict(encoder)
-    except RuntimeError as error:
+        model.encoder.load_state_dict(found.state(run.model))
+    except (RuntimeError, KeyError) as error:
         raise ParameterError(f"weights is {run.weights!r}: it does not hold an encoder of this shape ({error})") from error
+    if change := found.change(run.model):
+        print(f"positions {change}")
+    return {"positions": change} if change else {}
 
 
 def load_both(run: PretrainParameters | FinetuneParameters, device: torch.device) -> tuple[Split, Split]:
-    """Training images, and the test or held-out images; raises ParameterError if the data set is missing."""
+    """Training images, and the test or held-out ones, with labels on the device, and images there or on the host.
+
+    Raises:
+        ParameterError: if the data set is missing or unfit.
+    """
     try:
-        train = load(run.dataset, run.data_dir, train=True, limit=run.train_images, device=device, holdout=run.holdout)
-        return train, load(run.dataset, run.data_dir, train=False, device=device, holdout=run.holdout)
+        train, test = (
+            load(run.dataset, run.data_dir, first, limit, run.image_size, run.holdout)
+            for first, limit in ((True, run.train_images), (False, 0))
+        )
+        train, test = place([train, test], run.data_on, device)
+        return train, test
     except MissingDataError as error:
         raise ParameterError(f"dataset is {run.dataset!r}: {error}") from error
 
@@ -207,7 +217,7 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
         OutputError: if the folder cannot be written.
         StoppedError: if the user interrupts it.
     """
-    check_data_dir(run.dataset, run.data_dir)
+    check_data_dir(run.dataset, run.data_dir, run.image_size, stage == "finetune")
     try:
         record = Record(run.folder / stage, devices.choose_device(run.device))
     except ValueError as error:

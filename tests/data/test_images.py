@@ -3,9 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import crop, hflip, pad
+from torchvision.transforms.v2.functional import resize as torchvision_resize
 
-from mae_core.data.images import augment, batches, checksum, load, to_unit
+from mae_core.data.images import augment, batches, checksum, load, resize, to_unit
 from mae_core.data.shapes import Shapes, draw_shapes
 from mae_core.errors import MissingDataError, ParameterError
 
@@ -44,6 +46,29 @@ def test_limit_takes_the_first_images(shapes_dir):
     whole, part = load("shapes", shapes_dir), load("shapes", shapes_dir, limit=100)
     assert (len(whole), len(part)) == (5000, 100)
     assert part.images_nCHW.equal(whole.images_nCHW[:100])
+
+
+def test_shapes_are_drawn_at_any_size_each_in_a_folder_of_its_own(draws_few, tmp_path):
+    small, large = load("shapes", tmp_path), load("shapes", tmp_path, image_size=48)
+    assert large.images_nCHW.shape == (2000, 3, 48, 48)
+    assert large.labels_n.equal(small.labels_n)
+    assert {path.name for path in tmp_path.iterdir()} == {"shapes-2-batches-py", "shapes-2-48-batches-py"}
+    assert checksum("shapes", tmp_path, 48) != checksum("shapes", tmp_path)
+
+
+def test_images_of_another_size_are_resized_as_by_torchvision():
+    images, _ = draw_shapes(1001, seed=2)
+    images_nCHW = torch.from_numpy(images).permute(0, 3, 1, 2)
+    for size in (24, 48):
+        expected = torchvision_resize(images_nCHW.float(), [size, size], InterpolationMode.BICUBIC, antialias=True)
+        assert (resize(images_nCHW, size) - expected.clamp(0, 255)).abs().max() <= 0.501
+    assert resize(images_nCHW, 32) is images_nCHW
+
+
+def test_cifar10_is_resized(cifar10_dir):
+    whole = load("cifar10", cifar10_dir, train=False, limit=8)
+    large = load("cifar10", cifar10_dir, train=False, limit=8, image_size=64)
+    assert large.images_nCHW.equal(resize(whole.images_nCHW, 64))
 
 
 def test_pixels_are_scaled_to_minus_one_and_one():

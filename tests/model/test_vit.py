@@ -14,6 +14,7 @@ from mae_core.model.vit import (
     join_heads,
     onednn_linear,
     patchify,
+    resize_positions,
     sincos_positions,
     split_heads,
     unpatchify,
@@ -201,3 +202,20 @@ def test_a_frozen_layer_passes_the_gradient_on():
     layer(x).sum().backward()
     expected = layer.weight.float().sum(0).expand(3, 5, 8)
     torch.testing.assert_close(x.grad.float(), expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(("old", "new"), [(8, 16), (16, 8), (8, 4), (7, 5), (4, 4), (1, 3)])
+def test_positions_are_resized_as_by_timm(old, new):
+    layers = pytest.importorskip("timm.layers")
+    positions_ND = torch.randn(old**2, 12, generator=torch.Generator().manual_seed(0))
+    expected = layers.resample_abs_pos_embed(positions_ND[None], [new, new], num_prefix_tokens=0)[0]
+    assert resize_positions(positions_ND, new).equal(expected)
+    with_class = layers.resample_abs_pos_embed(torch.cat([positions_ND[:1], positions_ND])[None], [new, new])[0]
+    assert with_class[1:].equal(expected)
+
+
+def test_positions_of_the_same_grid_stay_as_they_are():
+    positions_ND = torch.randn(64, 12)
+    assert resize_positions(positions_ND, 8) is positions_ND
+    even_ND = torch.full((64, 12), 0.3)
+    torch.testing.assert_close(resize_positions(even_ND, 16), torch.full((256, 12), 0.3))

@@ -330,3 +330,11 @@ def test_minutes_are_of_both_stages():
 def test_minutes_below_one_have_two_digits():
     assert [tables.minutes(estimate([seconds])) for seconds in (4.2, 45, 90, 1608)] == ["0.07", "0.75", "1.5", "26.8"]
     assert tables.minutes(None) == "–"
+
+
+def test_the_report_says_what_became_of_positions_at_another_resolution():
+    summary = read()
+    assert "positions were" not in narrative.model(summary)
+    path = Path("outputs/fake/random-75/seed0/finetune/metrics.json")
+    write_json(path, read_json(path) | {"positions": "resized (bicubic) from 8 × 8 to 16 × 16"})
+    assert "Before fine-tuning, positions were resized (bicubic) from 8 × 8 to 16 × 16." in narrative.model(summary)

@@ -37,7 +37,10 @@ KINDS = {
         ({"mask_strategy": "blok"}, "mask_strategy is 'blok': .* did you mean block?"),
         ({"mask_strategy": "grid", "mask_ratio": 0.5}, "must be 0.75"),
         ({"mask_strategy": "grid", "patch_size": 32}, "at least one visible|even number"),
-        ({"patch_size": 5}, "patch_size is 5: it must divide"),
+        ({"patch_size": 5}, "patch_size is 5: it must divide the image size of 32 pixels"),
+        ({"image_size": 50}, "patch_size is 4: it must divide the image size of 50 pixels"),
+        ({"image_size": 4}, "image_size is 4: it must be between 8 and 1024"),
+        ({"image_size": 20, "mask_strategy": "grid"}, "even number of patches along a side, not 5"),
         ({"heads": 5}, "heads is 5: it must divide width, which is 48"),
         ({"decoder_width": 64}, "decoder_width is 64"),
         (

@@ -183,3 +183,11 @@ def test_sources_follow_imports():
 def test_stages_have_their_own_parameters():
     assert not hasattr(FinetuneParameters(), "mask_ratio")
     assert not hasattr(PretrainParameters(), "weights")
+
+
+def test_fine_tuning_may_have_images_of_another_size(smoke):
+    smoke["finetune"]["image_size"] = 48
+    sizes = {stage: Study.check(smoke).run("random-75", 0, stage).image_size for stage in ("pretrain", "finetune")}
+    assert sizes == {"pretrain": 32, "finetune": 48}
+    smoke["cases"]["random-75"]["image_size"] = 64  # of a case, it is that of both stages
+    assert Study.check(smoke).run("random-75", 0, "finetune").image_size == 64

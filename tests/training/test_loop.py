@@ -170,7 +170,7 @@ def fit_idly(tmp_path, monkeypatch):
         taken = []
 
         def new_step(model, *words):
-            def take_step(batch_B, rate):
+            def take_step(batch_B, rate, images_BCHW):
                 taken.append((batch_B.tolist(), rate))
                 step(model, taken)
                 return torch.tensor(float(losses[len(taken) - 1]))

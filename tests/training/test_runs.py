@@ -6,10 +6,12 @@ import torch
 
 from mae_core.data.images import load
 from mae_core.errors import BusyError, ParameterError
-from mae_core.model.mae import Classifier
+from mae_core.explore.trained import open_run
+from mae_core.model.mae import Classifier, MaskedAutoencoder
+from mae_core.model.vit import resize_positions, sincos_positions
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.results import read_json
-from mae_core.study.tensors import load_tensors
+from mae_core.study.results import load_sheet, metric_rows, read_json, write_json
+from mae_core.study.tensors import load_tensors, save_tensors
 from mae_core.training import runs
 from mae_core.training.runs import finetune, new_model, pretrain
 
@@ -149,3 +151,89 @@ def test_it_trains_on_cifar10(tiny, cifar10_dir):
     finetuning = FinetuneParameters.check(values | {"weights": str(run.folder / "pretrain" / "weights.safetensors")})
     finetune(finetuning)
     assert read_json(finetuning.folder / "finetune" / "metrics.json")["last_epoch_accuracy"] > 12
+
+
+def test_both_stages_take_images_of_another_size(tiny, draws_few):
+    values = {**tiny, "data_dir": "data", "image_size": 48, "patch_size": 8, "epochs": 1, "train_images": 128}
+    model = pretrain(PretrainParameters.check({**values, "mask_strategy": "grid"}))
+    assert model.decoder_positions.shape[0] == 1 + 36
+    run = FinetuneParameters.check(values)
+    finetune(run)
+    for stage, rows in (("pretrain", 3), ("finetune", 1)):
+        assert load_sheet(run.folder / stage / "pictures.png", rows).shape == (rows, 10, 48, 48, 3)
+
+
+def test_fine_tuning_starts_from_a_model_of_timm(tiny, tmp_path, capsys):
+    timm = pytest.importorskip("timm")
+    sizes = {"patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, **sizes).eval()
+    timm.models.save_for_hf(theirs, tmp_path / "theirs", safe_serialization=True)
+    run = FinetuneParameters.check({**tiny, "variant": "vit", "weights": str(tmp_path / "theirs")})
+    model = new_model(Classifier, run, torch.device("cpu"))
+    assert runs.load_encoder(model, run) == {}
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(model.encoder(images), theirs.forward_features(images), rtol=1e-5, atol=1e-5)
+    finetune(run)
+    metrics = read_json(run.folder / "finetune" / "metrics.json")
+    assert metrics["last_epoch_accuracy"] > 0
+    assert "positions" not in metrics
+    with pytest.raises(ParameterError, match=r"variant is 'report', but .* set variant: vit"):
+        finetune(run.model_copy(update={"variant": "report"}))
+
+
+@pytest.mark.parametrize(("variant", "told"), [("vit", "resized (bicubic)"), ("paper", "computed anew")])
+def test_weights_of_another_grid_get_positions_for_the_runs(tiny, tmp_path, capsys, variant, told):
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=64, patch_size=4, embed_dim=24, depth=1, num_heads=2)
+    theirs.pos_embed.data = sincos_positions(16, 24)[None].clone()
+    timm.models.save_for_hf(theirs, tmp_path / "theirs", safe_serialization=True)
+    run = FinetuneParameters.check({**tiny, "variant": variant, "weights": str(tmp_path / "theirs"), "epochs": 1})
+    model = new_model(Classifier, run, torch.device("cpu"))
+    sentence = f"{told} from 16 × 16 to 8 × 8"
+    assert runs.load_encoder(model, run) == {"positions": sentence}
+    assert f"positions {sentence}" in capsys.readouterr().out
+    fixed, resized = sincos_positions(8, 24)[1:], resize_positions(sincos_positions(16, 24)[1:], 8)
+    assert model.encoder.positions.equal(fixed if variant == "paper" else resized)
+    finetune(run)
+    metrics = read_json(run.folder / "finetune" / "metrics.json")
+    assert ["positions of patches", sentence] in metric_rows(metrics)
+
+
+@pytest.mark.parametrize(("variant", "told"), [("report", "resized (bicubic)"), ("paper", "computed anew")])
+def test_fine_tuning_at_another_resolution_starts_from_the_pre_trained_weights(tiny, variant, told):
+    before = PretrainParameters.check({**tiny, "variant": variant})
+    run = FinetuneParameters.check({**tiny, "variant": variant, "image_size": 48})
+    pretrained, tuned = (
+        new_model(kind, r, torch.device("cpu")) for kind, r in ((MaskedAutoencoder, before), (Classifier, run))
+    )
+    for stage, model, about in (("pretrain", pretrained, before), ("finetune", tuned, run)):
+        save_tensors(run.folder / stage / "weights.safetensors", model.state_dict(), about.flat())
+        write_json(run.folder / stage / "metrics.json", {})
+    run = run.resolved()
+    assert runs.load_encoder(tuned, run) == {"positions": f"{told} from 8 × 8 to 12 × 12"}
+    theirs, ours = pretrained.encoder.state_dict(), tuned.encoder.state_dict()
+    if variant == "report":
+        assert ours.pop("positions").equal(resize_positions(theirs.pop("positions"), 12))
+    assert same(theirs, ours)
+    back = FinetuneParameters.check({**tiny, "variant": variant, "weights": str(run.folder / "finetune")})
+    again = new_model(Classifier, back, torch.device("cpu"))
+    assert runs.load_encoder(again, back) == {"positions": f"{told} from 12 × 12 to 8 × 8"}
+    assert open_run(run.folder, torch.device("cpu")).classifier is None  # it would be asked about images of 32 pixels
+
+
+def test_positions_resized_to_twice_the_grid_and_back_cost_less_than_a_point(tiny):
+    more = {"augment": "crop-flip", "epochs": 5, "width": 48, "decoder_width": 48, "train_images": 2000}
+    run = FinetuneParameters.check({**tiny, **more, "probes": False, "precision": "float32"})
+    model = finetune(run)
+    test = runs.load(run.dataset, run.data_dir, train=False)
+    positions = model.encoder.positions.data
+
+    def accuracy(changed):
+        model.encoder.positions.data = changed
+        scores = runs.classification.class_scores(model, test, run, torch.device("cpu"))
+        return runs.classification.accuracy(scores, test.labels_n)
+
+    trained, again = accuracy(positions), accuracy(resize_positions(resize_positions(positions, 16), 8))
+    assert accuracy(torch.zeros_like(positions)) < trained - 10  # they count for much
+    assert abs(again - trained) <= 1

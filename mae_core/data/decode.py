@@ -1,0 +1,55 @@
+"""Any picture as a square of RGB pixels: upright, on white, resized and centre-cropped."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+SIXTEEN_BITS = 257  # 65535 / 255
+
+
+def decode(source: Path | bytes, side: int) -> np.ndarray:
+    """Decode the first picture of a file, turn it upright as its EXIF says, and cut it to its central square.
+
+    Grey, palette, CMYK and 16-bit pictures become 8-bit RGB; transparent pixels become white. The short side is resized to
+    ``side``, with antialiasing (Lanczos); a JPEG several times as large is decoded at a fraction of its size first.
+
+    Args:
+        source: a path, or the content of a file.
+        side: of the square, in pixels.
+
+    Returns:
+        pixels_HWC, uint8.
+
+    Raises:
+        ValueError: if it cannot be decoded; gives the reason.
+    """
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            shrink = min(file.size) / (2 * side)
+            if shrink > 1:
+                file.draft(None, (int(file.width / shrink), int(file.height / shrink)))  # for JPEG; others ignore it
+            upright = as_rgb(ImageOps.exif_transpose(file))
+    except Image.UnidentifiedImageError as error:
+        raise ValueError("it is no image in a format that can be read") from error
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ValueError(f"it has more than {most:,} pixels: make it smaller") from error
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, OverflowError) as error:
+        raise ValueError(str(error).split("\n")[0] or type(error).__name__) from error
+    return np.asarray(ImageOps.fit(upright, (side, side), Image.Resampling.LANCZOS))
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """A picture of any mode in RGB; raises ValueError for numbers whose scale is unknown."""
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown scale: save it with 8 or 16 bits")
+    if picture.mode.startswith("I"):  # grey, 16 bits
+        values_HW = np.asarray(picture).astype(np.int64)
+        if values_HW.min(initial=0) < 0 or values_HW.max(initial=0) > 65535:
+            raise ValueError("its pixels have 32 bits: save it with 8 or 16 bits")
+        return Image.fromarray((values_HW / SIXTEEN_BITS).round().astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA")).convert("RGB")
+    return picture.convert("RGB")

@@ -1,0 +1,182 @@
+"""Where images of one's own are: ``train/<class>/*`` with ``test/<class>/*`` or ``val/<class>/*``, or without classes.
+
+Hidden files and folders, and files without an image's ending, are passed over. Images without classes lie in ``train/``
+(and ``test/`` or ``val/``), or in the folder itself; where there is no ``test/``, a tenth is set aside for testing.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mae_core.errors import MissingDataError
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+LAYOUT = "train/<class>/ and test/<class>/, or images without classes in train/"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a split, in an order that mixes the classes and is always the same.
+
+    Attributes:
+        root: the folder of the data.
+        names: path of each image within ``root``.
+        labels: index of its class; -1 without classes.
+        classes: their names, made printable; empty without classes.
+        key: of names, sizes and times of change.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+    key: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """One image file: its path within the root, size in bytes, time of change."""
+
+    name: str
+    size: int
+    mtime_ns: int
+
+    @property
+    def place(self) -> bytes:
+        """Its place in the order of a split: by chance, but always the same."""
+        return hashlib.md5(os.fsencode(self.name.partition("/")[2] or self.name)).digest()
+
+
+def list_images(data_dir: Path) -> tuple[Listing, Listing]:
+    """The images for training and for testing.
+
+    Raises:
+        MissingDataError: if the folder is not laid out as the head of this file says; says what to change.
+    """
+    check_layout(data_dir)
+    root = data_dir.resolve()
+    train, test = root / "train", held_out(root)
+    classes = class_names(train) if train.is_dir() else []
+    if classes:
+        assert test is not None
+        first, second = (
+            listing(root, {label: [*images(root, part / name)] for label, name in enumerate(classes)}, classes)
+            for part in (train, test)
+        )
+        return first, second
+    files = [*images(root, train if train.is_dir() else root, deep=False)]
+    if not files:
+        raise MissingDataError(f"{data_dir} holds no images ({' '.join(ENDINGS)}): put some into {LAYOUT}")
+    if test is not None:
+        others = [*images(root, test)]
+        if not others:
+            raise MissingDataError(f"{test} holds no images: put some there, or remove it")
+    else:
+        files.sort(key=lambda file: file.place)
+        n = max(1, min(1000, len(files) // 10))
+        others, files = files[:n], files[n:]
+        if not files:
+            raise MissingDataError(f"{data_dir} holds one image only: pre-training needs more")
+    return listing(root, {-1: files}, []), listing(root, {-1: others}, [])
+
+
+def check_layout(data_dir: Path, needs_classes: bool = False) -> None:
+    """Check a folder's layout without looking at the images, in a moment.
+
+    Args:
+        data_dir: the folder of the data.
+        needs_classes: whether images without classes, or of one class only, are an error.
+
+    Raises:
+        MissingDataError: says what to change.
+    """
+    if not data_dir.is_dir():
+        raise MissingDataError(f"data_dir is {str(data_dir)!r}: there is no such folder; it must hold {LAYOUT}")
+    root = data_dir.resolve()
+    train, test = root / "train", held_out(root)
+    classes = class_names(train) if train.is_dir() else []
+    if not train.is_dir() and not any(True for _ in images(root, root, deep=False)):
+        raise MissingDataError(f"data_dir is {str(data_dir)!r}: it has neither train/ nor images; it must hold {LAYOUT}")
+    if classes and test is None:
+        raise MissingDataError(
+            f"data_dir is {str(data_dir)!r}: it has train/, but neither test/ nor val/: move some images of each class "
+            f"there"
+        )
+    if classes and test is not None and classes != (others := class_names(test)):
+        odd = sorted(set(classes) ^ set(others))[0]
+        there, lacking = ("train", test.name) if odd in classes else (test.name, "train")
+        raise MissingDataError(
+            f"data_dir is {str(data_dir)!r}: the class {printable(odd)!r} is in {there}/ and not in {lacking}/; both must "
+            f"have the same folders"
+        )
+    if classes and any(True for _ in images(root, train, deep=False)):
+        raise MissingDataError(
+            f"{train} holds both images and folders of images: move the images into the folders of their classes"
+        )
+    if needs_classes and len(classes) < 2:
+        what = "images of one class only" if classes else "images without classes"
+        raise MissingDataError(
+            f"data_dir is {str(data_dir)!r}: it holds {what}, which can be pre-trained on and not classified; for "
+            f"fine-tuning, it must hold {LAYOUT.split(',', maxsplit=1)[0]}"
+        )
+
+
+def held_out(root: Path) -> Path | None:
+    """The folder of images for testing: ``test``, or else ``val``."""
+    return next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+
+
+def class_names(folder: Path) -> list[str]:
+    """The visible folders in a folder, sorted."""
+    return sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.is_dir())
+
+
+def images(root: Path, folder: Path, deep: bool = True) -> Iterator[Found]:
+    """The image files in a folder and, if ``deep``, in its folders; raises MissingDataError for a link that leads out."""
+    inside(root, folder)
+    for entry in os.scandir(folder):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_symlink():
+            inside(root, Path(entry.path))
+        if entry.is_dir():
+            if deep and not (entry.is_symlink() and folder.resolve().is_relative_to(Path(entry.path).resolve())):
+                yield from images(root, Path(entry.path))
+        elif entry.name.lower().endswith(ENDINGS):
+            told = entry.stat()
+            yield Found(os.path.relpath(entry.path, root), told.st_size, told.st_mtime_ns)
+
+
+def inside(root: Path, path: Path) -> None:
+    """Raise MissingDataError if a link leads out of the folder of the data, or nowhere."""
+    target = path.resolve()
+    if not target.is_relative_to(root) or not target.exists():
+        raise MissingDataError(
+            f"{printable(str(path))} is a link that leads out of {root}, or nowhere: put the images themselves there"
+        )
+
+
+def listing(root: Path, files: dict[int, list[Found]], classes: list[str]) -> Listing:
+    """The listing of files by label; raises MissingDataError for a class without images."""
+    for label, found in files.items():
+        if not found:
+            raise MissingDataError(
+                f"the class {printable(classes[label])!r} in {root} has no images in train/, or none in test/ or val/: put "
+                f"some there, or remove its folders"
+            )
+    pairs = sorted(((file, label) for label, found in files.items() for file in found), key=lambda pair: pair[0].place)
+    lines = sorted(os.fsencode(f.name) + f"\0{f.size}\0{f.mtime_ns}".encode() for f, _ in pairs)
+    return Listing(
+        root,
+        tuple(file.name for file, _ in pairs),
+        tuple(label for _, label in pairs),
+        tuple(printable(name) for name in classes),
+        hashlib.md5(b"\0\0".join(lines)).hexdigest()[:16],
+    )
+
+
+def printable(name: str) -> str:
+    """A file's name for text: characters that cannot be printed, such as a newline, become escapes."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)

@@ -1,0 +1,120 @@
+"""The frozen encoder's vectors of a folder of images, as one file.
+
+Shapes: B batch, n images, D width, C = 3 colours, H = W pixels.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mae_core import devices
+from mae_core.data.decode import decode
+from mae_core.data.images import batches, to_unit
+from mae_core.data.layout import images
+from mae_core.errors import MissingDataError, OutputError, ParameterError
+from mae_core.model.mae import Encoder
+from mae_core.study.foreign import find_encoder
+from mae_core.study.results import whole
+
+Pool = Literal["mean", "class"]
+
+
+class Features(NamedTuple):
+    """Vectors of images.
+
+    Attributes:
+        names: of the files, relative to the folder, in order.
+        labels: the subfolder that each image lies in; empty without one.
+        vectors_nD: float32.
+    """
+
+    names: list[str]
+    labels: list[str]
+    vectors_nD: np.ndarray
+
+
+def write_features(weights: str, folder: Path, out: Path, pool: Pool = "mean", device: str = "auto") -> Features:
+    """Compute the vectors of all images in a folder, and write names, labels and vectors to one file.
+
+    Args:
+        weights: of an encoder, as :func:`~mae_core.study.foreign.find_encoder` opens them.
+        folder: images, or a subfolder of images for each class. They are cut to squares, and resized for the model.
+        out: ``.npz`` (read with ``numpy.load``) or ``.parquet``; arrays or columns ``name``, ``label`` and ``vector``.
+        pool: the mean of the patches' tokens, or the class token.
+
+    Raises:
+        ParameterError: for weights or a name that cannot be used.
+        MissingDataError: if there are no images, or one cannot be decoded; names it.
+        OutputError: if the file cannot be written.
+    """
+    if out.suffix not in WRITERS:
+        raise ParameterError(f"{out} ends in {out.suffix!r}: it must end in {' or '.join(WRITERS)}")
+    if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ParameterError(f"{out}: Parquet needs pyarrow (pip install pyarrow); .npz needs nothing more")
+    found = features(weights, folder, pool, torch.device(devices.choose_device(device)))
+    try:
+        with whole(out) as temporary:
+            WRITERS[out.suffix](temporary, found)
+    except OSError as error:
+        raise OutputError(
+            f"{out} cannot be written ({error.strerror or error}): free some space, or check its permissions"
+        ) from error
+    return found
+
+
+@torch.no_grad()
+def features(weights: str, folder: Path, pool: Pool, device: torch.device) -> Features:
+    """The vectors of all images in a folder; arguments and errors as for :func:`write_features`."""
+    found = find_encoder(weights)
+    encoder = Encoder(found.config())
+    encoder.load_state_dict(found.state(found.config()))
+    encoder = encoder.to(device).eval()
+    if not folder.is_dir():
+        raise MissingDataError(f"{folder} is no folder: name a folder of images")
+    root = folder.resolve()
+    names = sorted(file.name for file in images(root, root))
+    if not names:
+        raise MissingDataError(f"{folder} contains no images")
+    vectors = []
+    for part in batches(len(names), device):
+        pixels_BHWC = np.stack([decoded(root / name, encoder.config.image_size) for name in names[part]])
+        images_BCHW = to_unit(torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).to(device))
+        vectors.append(pooled(encoder(images_BCHW), pool).cpu())
+    labels = [name.split("/")[0] if "/" in name else "" for name in names]
+    return Features(names, labels, torch.cat(vectors).numpy())
+
+
+def decoded(path: Path, side: int) -> np.ndarray:
+    """An image file as pixels_HWC, uint8; raises MissingDataError with its name if it cannot be decoded."""
+    try:
+        return decode(path, side)
+    except ValueError as error:
+        raise MissingDataError(f"{path} cannot be decoded ({error}): repair it, or move it elsewhere") from error
+
+
+def pooled(tokens_BTD: Tensor, pool: Pool) -> Tensor:
+    """One vector an image, (B, D): the class token, or the mean of the others."""
+    return tokens_BTD[:, 0] if pool == "class" else tokens_BTD[:, 1:].mean(dim=1)
+
+
+def write_npz(path: Path, found: Features) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, name=np.array(found.names), label=np.array(found.labels), vector=found.vectors_nD)
+
+
+def write_parquet(path: Path, found: Features) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    width = found.vectors_nD.shape[1]
+    vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(found.vectors_nD.ravel()), width)
+    labels = pyarrow.array([label or None for label in found.labels], pyarrow.string())
+    table = pyarrow.table({"name": found.names, "label": labels, "vector": vectors})
+    pyarrow.parquet.write_table(table, path)
+
+
+WRITERS = {".npz": write_npz, ".parquet": write_parquet}

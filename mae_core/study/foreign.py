@@ -1,0 +1,247 @@
+"""Open the weights of an encoder: of this package, timm or transformers; safetensors only, nothing is unpickled.
+
+Tensors tell the shape of a model. What they do not tell (heads, epsilon, activation, the scale of its images) is read from
+the configuration beside them, and what differs from this package is refused. Models that expect images of another mean and
+deviation get theirs inside the patch embedding, so that they are equal on images scaled to [-1, 1].
+
+Shapes: D width, N patches, P values in a patch.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mae_core.errors import ParameterError
+from mae_core.model.config import ModelConfig
+from mae_core.model.exchange import SETTINGS_OF_TRANSFORMERS, TIMM, VIT, Layout, are_sincos, from_theirs, spelled
+from mae_core.model.vit import resize_positions
+from mae_core.study.finished import EPS_OF_TIMM
+from mae_core.study.results import FULL, KEPT, read_json
+from mae_core.study.tensors import load_tensors
+
+HEADS_OF_TIMM = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
+SHAPE = ("patch_size", "width", "depth", "heads", "mlp_ratio", "norm_eps")  # what an encoder consists of
+HALF = (0.5, 0.5, 0.5)  # the mean and deviation of images scaled to [-1, 1]
+EMBED = "encoder.embed"
+NEEDED = (
+    "class_token", "positions", "embed.weight", "embed.bias", "norm.weight", "norm.bias", "blocks.0.attention.qkv.weight",
+    "blocks.0.mlp.0.weight",
+)  # fmt: skip
+KNOWN = "this package, timm (VisionTransformer) or transformers (ViT, ViTMAE)"
+
+
+@dataclass(frozen=True)
+class Found:
+    """An encoder found on disk.
+
+    Attributes:
+        path: as the user gave it.
+        tensors: under the names of an :class:`~mae_core.model.mae.Encoder`; fixed positions may be missing.
+        shape: parameters of the model as far as they are known.
+        variants: the variants of the model that can express it.
+        grid_size: patches along one side of its images.
+    """
+
+    path: str
+    tensors: dict[str, Tensor]
+    shape: dict[str, Any]
+    variants: tuple[str, ...]
+    grid_size: int
+
+    def check(self, config: ModelConfig) -> None:
+        """Raise ParameterError, with the value to set, if a run's model has another shape; the grid may differ."""
+        wanted = asdict(config)
+        for name, value in self.shape.items():
+            if wanted[name] != value:
+                advice = f"set {setting(name, value)}" if name != "mlp_ratio" else "choose other weights"
+                raise ParameterError(f"{name} is {wanted[name]!r}, but {self.path} was trained with {value!r}: {advice}")
+        if config.variant not in self.variants:
+            advice = f"set {setting('variant', self.variants[0])}"
+            raise ParameterError(f"variant is {config.variant!r}, but {self.path} is equal to another one: {advice}")
+
+    def config(self) -> ModelConfig:
+        """The shape of a model with this encoder; raises ParameterError if its files do not tell all of it."""
+        if "heads" not in self.shape or "norm_eps" not in self.shape:
+            raise ParameterError(f"{self.path} does not tell its number of heads: put its config.json beside it")
+        side = self.grid_size * self.shape["patch_size"]
+        decoder = {
+            "decoder_width": self.shape["width"],
+            "decoder_heads": self.shape["heads"],
+        }  # there is none, but it is checked
+        return ModelConfig(variant=self.variants[0], image_size=side, **self.shape, **decoder)
+
+    def state(self, config: ModelConfig) -> dict[str, Tensor]:
+        """The state of an encoder of this shape, with positions for its grid."""
+        state = {name: tensor for name, tensor in self.tensors.items() if name != "positions"}
+        if config.learned_positions:
+            state["positions"] = resize_positions(self.tensors["positions"], config.grid_size)
+        return state
+
+    def change(self, config: ModelConfig) -> str:
+        """What :meth:`state` does to positions, to complete a sentence; empty if the grid is the same."""
+        old, new = self.grid_size, config.grid_size
+        if old == new:
+            return ""
+        how = "resized (bicubic)" if config.learned_positions else "computed anew"
+        return f"{how} from {old} × {old} to {new} × {new}"
+
+
+def setting(name: str, value: Any) -> str:
+    """A parameter and its value as YAML reads them."""
+    return yaml.safe_dump({name: value}).strip()
+
+
+def weights_file(given: str) -> Path:
+    """The file of weights that a path means: itself, or the one in a folder of a run, timm or transformers.
+
+    Raises:
+        ParameterError: if there is no such file, or the folder has no safetensors.
+    """
+    path = Path(given)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ParameterError(f"weights is {given!r}: there is no such file or folder")
+    config = configuration(path)
+    named = "model.safetensors" if "architecture" in config else config.get("transformers_weights", "model.safetensors")
+    for name in (FULL, KEPT, Path(named).name):
+        if (path / name).is_file():
+            return path / name
+    raise ParameterError(
+        f"weights is {given!r}: that folder has no {Path(named).name}; only whole safetensors files are read, for pickles "
+        f"such as pytorch_model.bin can run code: save the model again as one safetensors file"
+    )
+
+
+def find_encoder(given: str) -> Found:
+    """Open an encoder from a file, or from a folder as :func:`weights_file` reads it.
+
+    Raises:
+        ParameterError: if it is missing or damaged, or not equal to a model of this package.
+    """
+    path = weights_file(given)
+    try:
+        with safe_open(path, framework="pt") as file:
+            ours = "mae_core" in (file.metadata() or {})
+            tensors = {} if ours else {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return own(given, path) if ours else foreign(given, path, tensors)
+    except (SafetensorError, UnicodeDecodeError, OSError) as error:
+        raise ParameterError(f"weights: {path} is damaged, or no safetensors file ({error})") from error
+    except ValueError as error:
+        raise error if isinstance(error, ParameterError) else ParameterError(f"weights: {error}") from error
+
+
+def own(given: str, path: Path) -> Found:
+    """An encoder of this package, from a file of a run."""
+    tensors, about = load_tensors(path)
+    shape = {name: about.get(name, getattr(ModelConfig, name)) for name in SHAPE}
+    encoder = {name.removeprefix("encoder."): t.float() for name, t in tensors.items() if name.startswith("encoder.")}
+    grid_size = about.get("image_size", ModelConfig.image_size) // about["patch_size"]
+    return Found(given, encoder, shape, (about["variant"],), grid_size)
+
+
+def foreign(given: str, path: Path, theirs: dict[str, Tensor]) -> Found:
+    """An encoder of another library, from its tensors and the files beside it; raises ValueError for one unlike ours."""
+    layout = layout_of(theirs)
+    if layout is None:
+        raise ValueError(f"{path} holds no model of {KNOWN}")
+    tensors, unknown = from_theirs(theirs, layout)
+    if more := [name for name in unknown if not spelled(name, layout).startswith(layout.ignored)]:
+        raise ValueError(f"{path} has {more[0]}, which the encoder of this package does not have")
+    encoder = {name.removeprefix("encoder."): t.float() for name, t in tensors.items() if name.startswith("encoder.")}
+    if lacking := [name for name in NEEDED if name not in encoder]:
+        raise ValueError(f"{path} has no {lacking[0]}, which the encoder of this package needs")
+    C, *patch = next(t.shape[1:] for name, t in theirs.items() if spelled(name, layout) == f"{layout.names[EMBED]}.weight")
+    positions_ND = encoder["positions"]
+    grid_size = math.isqrt(len(positions_ND))
+    if C != 3 or patch != [patch[0]] * 2 or grid_size**2 != len(positions_ND):
+        raise ValueError(f"{path} takes no square colour images in square patches")
+    width = positions_ND.shape[1]
+    beside = READERS[layout.library](path.parent)
+    shape = {
+        "patch_size": patch[0],
+        "width": width,
+        "depth": 1 + max(int(name.split(".")[1]) for name in encoder if name.startswith("blocks.")),
+        "mlp_ratio": len(encoder["blocks.0.mlp.0.weight"]) / width,
+        **beside.shape,
+    }
+    encoder |= rescaled(encoder["embed.weight"], encoder["embed.bias"], beside.mean, beside.std)
+    fixed, bias = are_sincos(positions_ND), "blocks.0.attention.qkv.bias" in encoder
+    variants = ("report",) if not bias else ("paper", "vit") if fixed else ("vit",)
+    return Found(given, encoder, shape, variants, grid_size)
+
+
+def layout_of(tensors: Mapping[str, Tensor]) -> Layout | None:
+    """The library that names tensors so; None if it is none that we know."""
+    if {"cls_token", "patch_embed.proj.weight"} <= tensors.keys():
+        return TIMM
+    return VIT if any(name.endswith("embeddings.cls_token") for name in tensors) else None
+
+
+class Beside(NamedTuple):
+    """What the files beside weights tell: parameters of the shape, and the mean and deviation that images get."""
+
+    shape: dict[str, Any]
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+def beside_timm(folder: Path) -> Beside:
+    """Read ``config.json`` as timm writes it; raises ValueError for a model that differs from this package's."""
+    config = configuration(folder)
+    shape: dict[str, Any] = {"norm_eps": EPS_OF_TIMM}
+    if name := config.get("architecture"):
+        arguments = config.get("model_args", {})
+        size = re.fullmatch(r"vit_([a-z]+)_patch\d+_\d+", name)
+        if not size or size[1] not in HEADS_OF_TIMM:
+            raise ValueError(
+                f"{folder} has the architecture {name}: it must be vit_<{'|'.join(HEADS_OF_TIMM)}>_patch<p>_<side>"
+            )
+        for key, ours in (("act_layer", "gelu"), ("norm_layer", "layernorm")):
+            if arguments.get(key, ours) != ours:
+                raise ValueError(f"{folder} has {key} {arguments[key]}: it must be {ours}")
+        shape["heads"] = arguments.get("num_heads", HEADS_OF_TIMM[size[1]])
+    images = config.get("pretrained_cfg", config)
+    return Beside(shape, images.get("mean", HALF), images.get("std", HALF))
+
+
+def beside_transformers(folder: Path) -> Beside:
+    """As :func:`beside_timm`, from ``config.json`` and ``preprocessor_config.json`` of transformers."""
+    config, images = configuration(folder), configuration(folder, "preprocessor_config.json")
+    for key, ours in (("model_type", ("vit", "vit_mae")), ("hidden_act", ("gelu",))):
+        if config.get(key, ours[0]) not in ours:
+            raise ValueError(f"{folder} has {key} {config[key]}: it must be {' or '.join(ours)}")
+    names = {ours: theirs for theirs, ours in SETTINGS_OF_TRANSFORMERS.items()}
+    shape = {ours: config[names[ours]] for ours in ("heads", "norm_eps") if names[ours] in config}
+    return Beside(shape, images.get("image_mean", HALF), images.get("image_std", HALF))
+
+
+READERS = {"timm": beside_timm, "transformers": beside_transformers}
+
+
+def configuration(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """The content of a configuration file; empty if there is none. Raises ParameterError if it is damaged."""
+    if not (folder / name).is_file():
+        return {}
+    try:
+        content = read_json(folder / name)
+    except ValueError as error:
+        raise ParameterError(f"{folder / name} is damaged: {error}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def rescaled(weight_DP: Tensor, bias_D: Tensor, mean: Sequence[float], std: Sequence[float]) -> dict[str, Tensor]:
+    """A patch embedding for images scaled to [-1, 1], equal to one for images of this mean and deviation."""
+    weight_DN3 = weight_DP.double().unflatten(1, (-1, 3))  # values of a patch are ordered (row, column, colour)
+    mean_3, std_3 = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
+    shift_D = (weight_DN3 * ((0.5 - mean_3) / std_3)).sum((1, 2))
+    weight_DN3 = weight_DN3 * (0.5 / std_3)
+    return {"embed.weight": weight_DN3.flatten(1).float(), "embed.bias": (bias_D.double() + shift_D).float()}

@@ -1,0 +1,104 @@
+"""Vectors of a folder of images."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mae_core import cli
+from mae_core.data.images import to_unit
+from mae_core.errors import MissingDataError, OutputError, ParameterError
+from mae_core.evaluation.features import write_features
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.study.parameters import PretrainParameters
+from mae_core.study.tensors import save_tensors
+
+
+@pytest.fixture
+def weights(tmp_path):
+    run = PretrainParameters(width=24, depth=1, decoder_width=24)
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(run.model).eval()
+    save_tensors(tmp_path / "w.safetensors", model.state_dict(), run.flat())
+    return model.encoder, tmp_path / "w.safetensors"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Six images of 32 × 32 pixels in two classes, by name; with files that are no images of the folder."""
+    draw, found = np.random.default_rng(0), {}
+    for i in range(6):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found[f"{'ab'[i % 2]}/{i}.png"] = draw.integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(found[f"{'ab'[i % 2]}/{i}.png"]).save(path)
+    (tmp_path / "images" / "notes.txt").write_text("no image", encoding="utf-8")
+    (tmp_path / "images" / "a" / ".hidden.png").write_bytes(b"no image")
+    (tmp_path / "images" / ".trash").mkdir()
+    (tmp_path / "images" / ".trash" / "0.png").write_bytes(b"no image")
+    return tmp_path / "images", dict(sorted(found.items()))
+
+
+def expected(encoder, pixels, pool):
+    images = to_unit(torch.from_numpy(np.stack(list(pixels.values()))).permute(0, 3, 1, 2))
+    with torch.no_grad():
+        tokens = encoder(images)
+    return (tokens[:, 0] if pool == "class" else tokens[:, 1:].mean(1)).numpy()
+
+
+@pytest.mark.parametrize("pool", ["mean", "class"])
+def test_every_image_has_its_name_its_class_and_its_vector(weights, pictures, tmp_path, pool, capsys):
+    (encoder, path), (folder, pixels) = weights, pictures
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["features", str(path), str(folder), str(tmp_path / "out.npz"), "--pool", pool])
+    assert ended.value.code == 0
+    assert "6 images" in capsys.readouterr().out
+    with np.load(tmp_path / "out.npz") as found:  # nothing is pickled
+        assert found["name"].tolist() == list(pixels)
+        assert found["label"].tolist() == ["a", "a", "a", "b", "b", "b"]
+        np.testing.assert_allclose(found["vector"], expected(encoder, pixels, pool), rtol=1e-5, atol=1e-5)
+        assert found["vector"].dtype == np.float32
+
+
+def test_images_without_classes_have_no_label(weights, pictures, tmp_path):
+    found = write_features(str(weights[1]), pictures[0] / "a", tmp_path / "out.npz")
+    assert found.names == ["0.png", "2.png", "4.png"]
+    assert found.labels == ["", "", ""]
+
+
+def test_parquet_holds_the_same(weights, pictures, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    found = write_features(str(weights[1]), pictures[0], tmp_path / "out.parquet")
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert table.column_names == ["name", "label", "vector"]
+    assert table["name"].to_pylist() == found.names
+    assert table["label"].to_pylist() == found.labels
+    assert np.array(table["vector"].to_pylist(), np.float32).tolist() == found.vectors_nD.tolist()
+
+
+def test_parquet_without_pyarrow_is_told_before_anything_is_computed(weights, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ParameterError, match=r"Parquet needs pyarrow .pip install pyarrow.; .npz needs nothing more"):
+        write_features("missing", pictures[0], tmp_path / "out.parquet")
+
+
+def test_what_cannot_be_used_is_named(weights, pictures, tmp_path):
+    folder, _ = pictures
+    with pytest.raises(ParameterError, match=r"out.csv ends in '.csv': it must end in .npz or .parquet"):
+        write_features(str(weights[1]), folder, tmp_path / "out.csv")
+    (tmp_path / "images" / "empty").mkdir()
+    with pytest.raises(MissingDataError, match="contains no images"):
+        write_features(str(weights[1]), folder / "empty", tmp_path / "out.npz")
+    with pytest.raises(MissingDataError, match="is no folder: name a folder of images"):
+        write_features(str(weights[1]), folder / "nowhere", tmp_path / "out.npz")
+    with pytest.raises(ParameterError, match="there is no such file"):
+        write_features(str(tmp_path / "missing"), folder, tmp_path / "out.npz")
+    (folder / "a" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(MissingDataError, match=r"broken.png cannot be decoded .*: repair it, or move it elsewhere"):
+        write_features(str(weights[1]), folder, tmp_path / "out.npz")
+    (folder / "a" / "broken.png").unlink()
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_features(str(weights[1]), folder, tmp_path / "w.safetensors" / "out.npz")
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "w.safetensors"}

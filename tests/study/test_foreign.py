@@ -1,0 +1,254 @@
+"""Encoders of timm and transformers give their outputs here, to 1e-5 in float32, or are refused."""
+
+import json
+
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+from safetensors.torch import load_file, save_file
+
+from mae_core.errors import ParameterError
+from mae_core.model.mae import Encoder
+from mae_core.model.vit import sincos_positions
+from mae_core.study import hub
+from mae_core.study.foreign import find_encoder
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters
+from mae_core.study.tensors import save_tensors
+
+timm = pytest.importorskip("timm")
+transformers = pytest.importorskip("transformers")
+
+SAME = {"rtol": 1e-5, "atol": 1e-5}
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+PIXELS = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))  # in [0, 1]
+SMALL = {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 4}
+OF_TRANSFORMERS = {
+    "image_size": 32, "patch_size": 4, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 192,
+}  # fmt: skip
+
+
+def shaken(model):
+    """The model with random values everywhere: zero biases, unit norms and empty positions would hide a swap."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def of_timm(folder, images=None, name="vit_tiny_patch16_224", **more):
+    """A random model of timm and the folder that timm writes for it."""
+    model = shaken(timm.create_model(name, pretrained_cfg_overlay=images or {}, **{**SMALL, **more}))
+    timm.models.save_for_hf(model, folder, safe_serialization=True)
+    return model
+
+
+def of_transformers(folder, kind, **more):
+    """A random model of transformers and the folder that transformers writes for it."""
+    kind = getattr(transformers, kind)
+    model = kind(kind.config_class(**{**OF_TRANSFORMERS, **more}))
+    shaken(model).save_pretrained(folder)
+    return model
+
+
+def scaled(mean=(0.5,) * 3, std=(0.5,) * 3):
+    return TF.normalize(PIXELS, mean, std)
+
+
+def tokens(path):
+    """What our encoder makes of images scaled to [-1, 1], with the weights in a file or folder."""
+    found = find_encoder(str(path))
+    encoder = Encoder(found.config()).eval()
+    encoder.load_state_dict(found.state(found.config()))
+    with torch.no_grad():
+        return encoder(scaled())
+
+
+@pytest.mark.parametrize("images", [None, IMAGENET])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"qkv_bias": False},
+        {"no_embed_class": True},
+        {"num_classes": 0},
+        {"patch_size": 8, "num_heads": 3, "depth": 1},
+        {"name": "vit_small_patch16_224", "num_heads": None, "embed_dim": 36},
+    ],
+)
+@torch.no_grad()
+def test_a_vit_of_timm_gives_its_features_here(tmp_path, more, images):
+    theirs = of_timm(tmp_path, images, **more)
+    expected = theirs.forward_features(scaled(**(images or {})))
+    torch.testing.assert_close(tokens(tmp_path), expected, **SAME)
+    torch.testing.assert_close(tokens(tmp_path / "model.safetensors"), expected, **SAME)
+    variant = "report" if more.get("qkv_bias") is False else "vit"
+    assert find_encoder(str(tmp_path)).variants == (variant,)
+
+
+@torch.no_grad()
+def test_an_mae_of_timm_is_the_papers_variant(tmp_path):
+    """Its positions are fixed: sine-cosine, zeros for the class token."""
+    theirs = shaken(timm.create_model("vit_tiny_patch16_224", num_classes=0, **SMALL))
+    theirs.pos_embed.copy_(sincos_positions(8, 48)[None])
+    timm.models.save_for_hf(theirs, tmp_path, safe_serialization=True)
+    assert find_encoder(str(tmp_path)).variants == ("paper", "vit")
+    torch.testing.assert_close(tokens(tmp_path), theirs.forward_features(scaled()), **SAME)
+
+
+@pytest.mark.parametrize("kind", ["ViTMAEForPreTraining", "ViTMAEModel", "ViTModel", "ViTForImageClassification"])
+@pytest.mark.parametrize("more", [{"layer_norm_eps": 1e-6}, {"layer_norm_eps": 0.05, "patch_size": 8}])
+@torch.no_grad()
+def test_a_model_of_transformers_gives_its_features_here(tmp_path, kind, more):
+    more = {**more, "mask_ratio": 0.0} if "MAE" in kind else {**more, "qkv_bias": False}
+    theirs = of_transformers(tmp_path, kind, **more)
+    processor = transformers.ViTImageProcessor(image_mean=list(IMAGENET["mean"]), image_std=list(IMAGENET["std"]))
+    processor.save_pretrained(tmp_path)
+    base = theirs.vit if hasattr(theirs, "vit") else theirs
+    n_patches = (32 // theirs.config.patch_size) ** 2
+    order = {"noise": torch.arange(n_patches).expand(3, -1).float()} if "MAE" in kind else {}
+    expected = base(scaled(**IMAGENET), **order).last_hidden_state
+    torch.testing.assert_close(tokens(tmp_path), expected, **SAME)
+    assert find_encoder(str(tmp_path)).shape["norm_eps"] == more["layer_norm_eps"]
+
+
+def test_an_untouched_vitmae_is_the_papers_variant(vitmae, tmp_path):
+    vitmae().save_pretrained(tmp_path)
+    assert find_encoder(str(tmp_path)).variants == ("paper", "vit")
+
+
+@torch.no_grad()
+def test_names_of_both_generations_of_transformers_are_read(tmp_path):
+    """Version 5 writes the names of version 4; its own names in memory are read, too."""
+    theirs = of_transformers(tmp_path / "files", "ViTMAEForPreTraining")
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "config.json").write_bytes((tmp_path / "files" / "config.json").read_bytes())
+    save_file(theirs.state_dict(), tmp_path / "memory" / "model.safetensors")
+    names = [set(load_file(tmp_path / place / "model.safetensors")) for place in ("files", "memory")]
+    assert not any("encoder.layer" in name for name in names[1])
+    assert any("encoder.layer" in name for name in names[0])
+    assert tokens(tmp_path / "files").equal(tokens(tmp_path / "memory"))
+
+
+@pytest.mark.parametrize("kind", [FinetuneParameters, PretrainParameters])
+@pytest.mark.parametrize("variant", ["report", "paper", "vit"])
+def test_what_we_export_we_read_again(tmp_path, kind, variant):
+    from tests.study.test_hub import run_of, saved
+
+    run = run_of(kind, variant)
+    ours, path = saved(run, tmp_path / "run")
+    hub.export(path, tmp_path / "out")
+    with torch.no_grad():
+        expected = ours.encoder(scaled())
+    for place in (path, path.parent, tmp_path / "out", tmp_path / "out" / "transformers.safetensors"):
+        torch.testing.assert_close(tokens(place), expected, **SAME)
+        found = find_encoder(str(place))
+        assert variant in found.variants
+        found.check(run.model)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"reg_tokens": 2}, "has reg_token, which the encoder of this package does not have"),
+        ({"init_values": 0.1}, r"has blocks.0.ls1.gamma, which"),
+        ({"qk_norm": True}, r"has blocks.0.attn.[qk]_norm"),
+        ({"pre_norm": True}, r"has norm_pre"),
+        ({"global_pool": "avg"}, "has fc_norm"),
+        ({"pos_embed": "none"}, "has no positions, which"),
+        ({"class_token": False, "global_pool": "avg", "fc_norm": False}, "holds no model of this package, timm"),
+        ({"in_chans": 1}, "takes no square colour images in square patches"),
+        ({"img_size": (32, 16)}, "takes no square colour images in square patches"),
+        ({"patch_size": (4, 8)}, "takes no square colour images in square patches"),
+        ({"act_layer": "gelu_tanh"}, "has act_layer gelu_tanh: it must be gelu"),
+        ({"norm_layer": "rmsnorm"}, "has norm_layer rmsnorm: it must be layernorm|has no norm.bias"),
+        (
+            {"name": "vit_base_patch16_clip_quickgelu_224", "pre_norm": False},
+            "has the architecture vit_base_patch16_clip_quick",
+        ),
+    ],
+)
+def test_a_vit_of_timm_that_differs_is_refused(tmp_path, more, message):
+    of_timm(tmp_path, **more)
+    with pytest.raises(ParameterError, match=message):
+        find_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["ViTMAEForPreTraining", "ViTModel"])
+@pytest.mark.parametrize("activation", ["gelu_new", "relu", "quick_gelu"])
+def test_a_model_of_transformers_with_another_activation_is_refused(tmp_path, kind, activation):
+    of_transformers(tmp_path, kind, hidden_act=activation)
+    with pytest.raises(ParameterError, match=f"has hidden_act {activation}: it must be gelu"):
+        find_encoder(str(tmp_path))
+
+
+def test_other_kinds_of_model_and_file_are_refused(tmp_path):
+    of_transformers(tmp_path / "a", "ViTModel")
+    config = json.loads((tmp_path / "a" / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "a" / "config.json").write_text(json.dumps({**config, "model_type": "vit_msn"}), encoding="utf-8")
+    with pytest.raises(ParameterError, match="has model_type vit_msn: it must be vit or vit_mae"):
+        find_encoder(str(tmp_path / "a"))
+    (tmp_path / "a" / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ParameterError, match=r"config.json is damaged"):
+        find_encoder(str(tmp_path / "a"))
+    (tmp_path / "a" / "model.safetensors").rename(tmp_path / "a" / "pytorch_model.bin")
+    (tmp_path / "a" / "config.json").unlink()
+    with pytest.raises(
+        ParameterError, match=r"that folder has no model.safetensors; only whole safetensors files are read"
+    ):
+        find_encoder(str(tmp_path / "a"))
+    save_file({"weight": torch.zeros(2)}, tmp_path / "b.safetensors")
+    with pytest.raises(ParameterError, match=r"weights: .*b.safetensors holds no model of this package, timm"):
+        find_encoder(str(tmp_path / "b.safetensors"))
+    (tmp_path / "c.pth").write_bytes(b"\x80\x02}q\x00.")
+    with pytest.raises(ParameterError, match=r"weights: .*c.pth is damaged, or no safetensors file"):
+        find_encoder(str(tmp_path / "c.pth"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"width": 64}, r"width is 64, but .* was trained with 48: set width: 48"),
+        ({"depth": 3}, r"depth is 3, but .* was trained with 2: set depth: 2"),
+        ({"heads": 2}, r"heads is 2, but .* was trained with 4: set heads: 4"),
+        ({"patch_size": 8}, r"patch_size is 8, but .* was trained with 4: set patch_size: 4"),
+        ({"norm_eps": 1e-6}, r"norm_eps is 1e-06, but .* was trained with 1e-12: set norm_eps: 1.0e-12"),
+        ({"variant": "report"}, r"variant is 'report', but .* is equal to another one: set variant: vit"),
+        ({"variant": "paper"}, r"variant is 'paper', but .* is equal to another one: set variant: vit"),
+    ],
+)
+def test_a_mismatch_names_the_parameter_and_the_value_to_set(tmp_path, more, message):
+    of_transformers(tmp_path, "ViTMAEForPreTraining", layer_norm_eps=1e-12)
+    right = {"variant": "vit", "width": 48, "depth": 2, "heads": 4, "norm_eps": 1e-12}
+    found = find_encoder(str(tmp_path))
+    found.check(FinetuneParameters(**right).model)
+    with pytest.raises(ParameterError, match=message):
+        found.check(FinetuneParameters(**{**right, "decoder_width": more.get("width", 48), **more}).model)
+
+
+def test_another_ratio_of_the_mlp_is_refused(tmp_path):
+    of_timm(tmp_path, mlp_ratio=2)
+    with pytest.raises(ParameterError, match=r"mlp_ratio is 4.0, but .* was trained with 2.0: choose other weights"):
+        find_encoder(str(tmp_path)).check(FinetuneParameters(variant="vit", heads=4).model)
+
+
+def test_a_file_alone_leaves_the_heads_to_the_run(tmp_path):
+    of_timm(tmp_path)
+    (tmp_path / "config.json").unlink()
+    found = find_encoder(str(tmp_path))
+    for heads in (2, 4):
+        found.check(FinetuneParameters(variant="vit", heads=heads).model)
+    with pytest.raises(ParameterError, match=r"does not tell its number of heads: put its config.json beside it"):
+        found.config()
+
+
+def test_an_old_file_of_ours_has_the_epsilon_of_its_time(tmp_path):
+    """Files of runs before norm_eps was a parameter do not name it."""
+    run = FinetuneParameters()
+    about = {name: value for name, value in run.flat().items() if name != "norm_eps"}
+    save_tensors(tmp_path / "a.safetensors", Encoder(run.model).state_dict(prefix="encoder."), about)
+    found = find_encoder(str(tmp_path / "a.safetensors"))
+    found.check(run.model)
+    with pytest.raises(ParameterError, match=r"norm_eps is 0.1, but"):
+        found.check(FinetuneParameters(norm_eps=0.1).model)

@@ -1,0 +1,318 @@
+"""Exported models give our outputs in timm and transformers, to 1e-5 in float32."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from PIL import Image
+
+from mae_core import cli
+from mae_core.data.decode import decode
+from mae_core.data.images import to_unit
+from mae_core.errors import OutputError, ParameterError
+from mae_core.explore.trained import keep
+from mae_core.model.mae import Classifier, MaskedAutoencoder, masked_error
+from mae_core.model.masking import mask_from_priority
+from mae_core.study import hub
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters
+from mae_core.study.results import write_json
+from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
+
+timm = pytest.importorskip("timm")
+transformers = pytest.importorskip("transformers")
+
+VARIANTS = pytest.mark.parametrize("variant", ["report", "paper", "vit"])
+SIZES = [{}, {"patch_size": 8, "width": 64, "heads": 1, "depth": 1}, {"patch_size": 2, "width": 24, "heads": 3, "depth": 3}]
+DECODER = {"decoder_width": 32, "decoder_heads": 4, "decoder_depth": 2}
+SAME = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def run_of(kind, variant, **more):
+    values = {"variant": variant, "study": "mine", "case": "a", **more}
+    if variant == "report":
+        values["decoder_width"] = values.get("width", 48)
+    return kind.check(values)
+
+
+def random_model(run, n_classes=7):
+    """A model of these parameters whose every value is random: zero biases and unit norms would hide a swap."""
+    torch.manual_seed(0)
+    pretrained = isinstance(run, PretrainParameters)
+    model = MaskedAutoencoder(run.model) if pretrained else Classifier(run.model, n_classes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def saved(run, folder):
+    """A random model, and the path of its weights as a run leaves them."""
+    model = random_model(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / "weights.safetensors", model.state_dict(), run.flat())
+    return model, folder / "weights.safetensors"
+
+
+def images(side=32):
+    return torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def opened(kind, folder, **more):
+    """A model of transformers from a folder, all of whose weights come from there."""
+    model, told = kind.from_pretrained(folder, output_loading_info=True, **more)
+    assert not any(told.values()), told
+    return model.eval()
+
+
+@VARIANTS
+@pytest.mark.parametrize("sizes", SIZES)
+@torch.no_grad()
+def test_a_classifier_gives_our_scores_and_features_everywhere(tmp_path, variant, sizes):
+    run = run_of(FinetuneParameters, variant, **sizes)
+    ours, path = saved(run, tmp_path / "run")
+    hub.export(path, tmp_path / "out")
+    batch = images(run.image_size)
+    scores, tokens = ours(batch), ours.encoder(batch)
+
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    torch.testing.assert_close(theirs(batch), scores, **SAME)
+    torch.testing.assert_close(theirs.forward_features(batch), tokens, **SAME)
+
+    theirs = opened(transformers.AutoModelForImageClassification, tmp_path / "out")
+    assert isinstance(theirs, transformers.ViTForImageClassification)
+    torch.testing.assert_close(theirs(batch).logits, scores, **SAME)
+    theirs = transformers.ViTModel.from_pretrained(tmp_path / "out", add_pooling_layer=False).eval()
+    torch.testing.assert_close(theirs(batch).last_hidden_state, tokens, **SAME)
+
+
+@pytest.mark.parametrize("variant", ["paper", "vit"])
+@pytest.mark.parametrize("more", [{}, {"norm_pix": True, "mask_ratio": 0.9, "width": 64, "heads": 4, **DECODER}])
+def test_an_autoencoder_gives_our_pixels_and_loss_in_transformers(tmp_path, variant, more):
+    run = run_of(PretrainParameters, variant, **more)
+    ours, path = saved(run, tmp_path / "run")
+    hub.export(path, tmp_path / "out")
+    theirs = opened(transformers.ViTMAEForPreTraining, tmp_path / "out")
+    noise = torch.rand(3, 64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        told = theirs(images(), noise=noise)
+        mask = mask_from_priority(noise, int((1 - told.mask[0]).sum()))
+        pred = ours(images(), mask)
+        loss = masked_error(pred, images(), mask, run.patch_size, run.norm_pix)
+    assert mask.n_kept == hub.count_kept(64, run.mask_ratio)
+    torch.testing.assert_close(told.logits, pred, **SAME)
+    torch.testing.assert_close(told.loss, loss, **SAME)
+    assert isinstance(transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "out"), type(theirs))
+    theirs = transformers.ViTMAEModel.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        told, tokens = theirs(images(), noise=noise).last_hidden_state, ours.encoder(images(), mask)
+    torch.testing.assert_close(told, tokens, **SAME)
+
+
+@pytest.mark.parametrize(("variant", "tokens"), [("report", False), ("paper", False), ("paper", True)])
+@torch.no_grad()
+def test_an_encoder_gives_our_features_everywhere(tmp_path, variant, tokens, capsys):
+    run = run_of(PretrainParameters, variant, mask_tokens_in_encoder=tokens)
+    ours, path = saved(run, tmp_path / "run")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export", str(path), str(tmp_path / "out")])
+    assert ended.value.code == 0
+    alone = "the folder holds the encoder alone" in capsys.readouterr().out
+    assert alone == (variant == "report" or tokens)
+    expected = ours.encoder(images())
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    torch.testing.assert_close(theirs.forward_features(images()), expected, **SAME)
+    assert theirs.num_classes == 0
+    if alone:
+        theirs = opened(transformers.ViTModel, tmp_path / "out", add_pooling_layer=False)
+        torch.testing.assert_close(theirs(images()).last_hidden_state, expected, **SAME)
+
+
+@pytest.mark.parametrize("n_patches", [16, 64, 81, 100, 225, 256, 400])
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9])
+def test_transformers_keeps_as_many_patches_as_we(n_patches, ratio):
+    assert int(n_patches * (1 - hub.their_mask_ratio(n_patches, ratio))) == hub.count_kept(n_patches, ratio)
+
+
+@torch.no_grad()
+def test_what_timm_cannot_express_is_left_to_transformers(tmp_path):
+    ours, path = saved(run_of(FinetuneParameters, "vit", norm_eps=0.1), tmp_path / "run")
+    model = hub.export(path, tmp_path / "out")
+    assert "only transformers opens the folder" in model.lacking[0]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == hub.FILES - {hub.WEIGHTS_OF_TRANSFORMERS}
+    theirs = opened(transformers.ViTForImageClassification, tmp_path / "out")
+    torch.testing.assert_close(theirs(images()).logits, ours(images()), **SAME)
+    with pytest.raises(KeyError):
+        timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (90, 60), (24, 50)])
+def test_both_libraries_prepare_pictures_as_we_do(tmp_path, size):
+    _, path = saved(run_of(FinetuneParameters, "report"), tmp_path / "run")
+    hub.export(path, tmp_path / "out")
+    pixels = torch.randint(256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    picture = Image.fromarray(pixels.numpy()).resize((8, 8)).resize(size, Image.Resampling.BICUBIC)
+    picture.save(tmp_path / "a.png")
+    expected = to_unit(torch.from_numpy(decode(tmp_path / "a.png", 32).copy()).permute(2, 0, 1))
+
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    theirs = processor(images=picture, return_tensors="pt")["pixel_values"][0]
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    for prepared in (theirs, transform(picture)):
+        exact = size == (32, 32)
+        torch.testing.assert_close(prepared, expected, rtol=0, atol=1e-5 if exact else 0.25)
+        assert (prepared - expected).abs().mean() < (1e-5 if exact else 0.03)
+
+
+CLASSES = [f"kind {i}" for i in range(7)]
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """The folder of a fine-tuned run with its results, beside its pre-training and another seed."""
+    folder = tmp_path / "outputs" / "mine" / "a" / "seed3" / "finetune"
+    path = "outputs/mine/a/seed3/pretrain/weights.safetensors"
+    run = run_of(FinetuneParameters, "report", seed=3, dataset="cifar10", weights=path, epochs=11, train_images=1234)
+    saved(run, folder)
+    write_json(folder / "metrics.json", {"last_epoch_accuracy": 71.25, "predictions": {"classes": CLASSES}})
+    sha256 = tensors_sha256(folder / "weights.safetensors")
+    write_json(folder / "provenance.json", {"commit": "c0ffee", "data_md5": "5eed", "weights_sha256": sha256})
+    before = run_of(PretrainParameters, "report", seed=3, epochs=17, mask_strategy="block", mask_ratio=0.5)
+    write_json(folder.parent / "pretrain" / "parameters.json", before.flat())
+    write_json(folder.parents[1] / "seed4" / "finetune" / "metrics.json", {"last_epoch_accuracy": 70.5})
+    return folder
+
+
+def test_the_card_tells_what_the_run_measured(finished, tmp_path):
+    hub.export(finished, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    _, head, body = text.split("---\n", 2)
+    told = yaml.safe_load(head)
+    assert (told["license"], told["library_name"], told["datasets"]) == ("mit", "timm", ["uoft-cs/cifar10"])
+    assert {"timm", "transformers", "masked-autoencoder"} <= set(told["tags"])
+    (result,) = told["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == 71.25
+    rows = dict(re.findall(r"^\| (\S.*?) \| (.*) \|$", body, re.MULTILINE))
+    n_parameters = sum(tensor.numel() for tensor in load_tensors(finished / "weights.safetensors")[0].values())
+    assert rows["parameters"] == f"{n_parameters:,}"
+    assert rows["test accuracy, last epoch (%)"] == "71.25"
+    assert rows["the same with other seeds (4)"] == "70.50"
+    assert (rows["seed"], rows["commit"], rows["MD5 of the data"]) == ("3", "c0ffee", "5eed")
+    assert rows["data"] == "cifar10, the first 1,234 images"
+    assert (
+        "pre-trained as a masked autoencoder for 17 epochs with block masks of 50 %, then fine-tuned for 11 epochs" in body
+    )
+    assert "bfloat16" not in text
+
+
+def test_both_libraries_know_the_classes(finished, tmp_path):
+    hub.export(finished, tmp_path / "out")
+    theirs = transformers.ViTForImageClassification.from_pretrained(tmp_path / "out")
+    assert theirs.config.id2label == dict(enumerate(CLASSES))
+    assert theirs.config.label2id == {name: i for i, name in enumerate(CLASSES)}
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    assert theirs.pretrained_cfg["label_names"] == CLASSES
+    assert len(theirs.head.bias) == len(CLASSES)
+
+
+def test_kept_weights_are_told_as_such(finished, tmp_path):
+    kept = keep(finished)
+    (finished / "weights.safetensors").unlink()
+    hub.export(finished, tmp_path / "out")
+    assert "kept in bfloat16" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    theirs = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in theirs.values()} == {torch.float32}
+    assert theirs["head.bias"].equal(load_tensors(kept)[0]["head.bias"].float())
+
+
+def test_a_model_of_transformers_trains_on_and_is_saved_as_its_own(finished, tmp_path):
+    """The folder that transformers then writes has one file of weights, and no word of ours leads it astray."""
+    hub.export(finished, tmp_path / "out")
+    model = transformers.ViTForImageClassification.from_pretrained(tmp_path / "out")
+    torch.nn.init.normal_(model.classifier.weight)
+    model.save_pretrained(tmp_path / "again")
+    again = opened(transformers.ViTForImageClassification, tmp_path / "again")
+    assert again.classifier.weight.equal(model.classifier.weight)
+
+
+def test_exporting_imports_neither_library(finished, tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from mae_core.study.hub import export; "
+        f"export(Path({str(finished)!r}), Path({str(tmp_path / 'out')!r})); "
+        "assert not {'timm', 'transformers', 'huggingface_hub'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_earlier_export_is_replaced_as_a_whole(finished, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    hub.export(finished, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    hub.export(finished, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    saved(run_of(FinetuneParameters, "vit", norm_eps=0.1), tmp_path / "other")
+    hub.export(tmp_path / "other", out)
+    assert {path.name for path in out.iterdir()} == hub.FILES - {hub.WEIGHTS_OF_TRANSFORMERS}
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+@pytest.mark.parametrize("failing", ["save_file", "write_json", "card"])
+def test_a_failed_export_leaves_what_was_there(finished, tmp_path, monkeypatch, failing):
+    out = tmp_path / "out"
+    hub.export(finished, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def full(*words, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hub, failing, full)
+    with pytest.raises(OutputError, match=r"cannot be written .No space left on device.: free some space"):
+        hub.export(finished, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "outputs"}
+    with pytest.raises(OutputError):
+        hub.export(finished, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [{"notes.txt": "mine"}, {"config.json": "{}"}, {"config.json": '{"model_type": "vit"}'}]
+)
+def test_a_folder_of_something_else_is_refused(finished, tmp_path, content):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name, text in content.items():
+        (out / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ParameterError, match="holds something else than an earlier export: name a new folder"):
+        hub.export(finished, out)
+    assert {path.name: path.read_text(encoding="utf-8") for path in out.iterdir()} == content
+
+
+def test_a_folder_of_ours_with_more_in_it_is_refused(finished, tmp_path):
+    hub.export(finished, tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(ParameterError, match="something else"):
+        hub.export(finished, tmp_path / "out")
+    with pytest.raises(ParameterError, match="is a file: name a new folder"):
+        hub.export(finished, tmp_path / "out" / "notes.txt")
+
+
+def test_what_is_no_finished_run_is_refused(finished, tmp_path):
+    with pytest.raises(ParameterError, match=r"has no weights.safetensors"):
+        hub.export(tmp_path, tmp_path / "out")
+    with pytest.raises(ParameterError, match=r"cannot be exported .* is damaged"):
+        hub.export(finished / "metrics.json", tmp_path / "out")
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    save_tensors(checkpoint, {"model.head.weight": torch.zeros(1)}, FinetuneParameters().flat())
+    with pytest.raises(ParameterError, match="holds no model of a finished run"):
+        hub.export(checkpoint, tmp_path / "out")
+    saved(FinetuneParameters(width=24, heads=1, decoder_width=24), finished)  # another run's weights beside the results
+    with pytest.raises(ParameterError, match=r"is not what provenance.json beside it describes"):
+        hub.export(finished, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,67 @@
+"""docs/exchange.md says what works: its commands and its snippets run as they stand."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mae_core import cli
+from mae_core.data.images import to_unit
+from mae_core.explore.trained import open_classifier
+from mae_core.study.results import read_json
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "exchange.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+COMMANDS = re.findall(r"^(mae-core .*)$", PAGE, re.MULTILINE)
+RUN = "outputs/laptop/random-75/seed0"
+
+pytest.importorskip("timm")
+pytest.importorskip("transformers")
+
+
+def run(command):
+    _, *words = shlex.split(command)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert not ended.value.code
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with the published runs and a picture."""
+    (tmp_path / "outputs").symlink_to(ROOT / "outputs")
+    (tmp_path / "my-images").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
+    Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC).save(tmp_path / "picture.png")
+    (tmp_path / "my-images" / "a.png").write_bytes((tmp_path / "picture.png").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_page_runs_as_it_stands(place):
+    export, *features = COMMANDS
+    run(export)
+    ours = open_classifier(Path(f"{RUN}/finetune/weights.bfloat16.safetensors"), torch.device("cpu"))
+    pixels = torch.from_numpy(np.array(Image.open("picture.png"))).permute(2, 0, 1)[None]
+    classes = read_json(Path(f"{RUN}/finetune/metrics.json"))["predictions"]["classes"]
+    with torch.no_grad():
+        expected = ours(to_unit(pixels))
+    timm, transformers, tensors = SNIPPETS
+    for snippet in (timm, transformers):
+        told: dict = {}
+        exec(snippet, told)
+        torch.testing.assert_close(told["scores"], expected, rtol=1e-5, atol=1e-5)
+        assert told["name"] == classes[expected.argmax()]
+    told = {}
+    exec(tensors, told)
+    assert told["width"] == 96
+    assert told["n_parameters"] == sum(p.numel() for p in ours.parameters())
+    for command in features:
+        run(command.replace(".parquet", ".npz"))  # pyarrow need not be there
+    with np.load("vectors.npz") as found:
+        assert found["vector"].shape == (1, 96)
