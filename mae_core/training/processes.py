@@ -117,7 +117,7 @@ def train(run: PretrainParameters | FinetuneParameters, stage: str) -> None:
             1, 1, run.processes, DefaultLogsSpecs(folder), run_id="mae-core", rdzv_backend="c10d",
             rdzv_endpoint="localhost:0", max_restarts=0, local_addr="localhost",
         )  # fmt: skip
-        words = ("-m", "mae_core.training.processes", stage, json.dumps(run.flat()))
+        words = ("-m", "mae_core.training.member", stage, json.dumps(run.flat()))
         try:
             elastic_launch(config, sys.executable)(*words)
         except SignalException:
@@ -252,23 +252,3 @@ def more_environment(more: dict[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def main() -> None:
-    """What a process of :func:`train` does; an error goes to the launcher, and what it prints stays one bar."""
-    from mae_core.training import runs
-
-    stage, values = sys.argv[1:]
-    kind: Any = {"pretrain": PretrainParameters, "finetune": FinetuneParameters}[stage]
-    code = 0
-    try:
-        getattr(runs, stage)(kind.check(json.loads(values)))
-    except BaseException as error:
-        errors.get_error_handler().record_exception(error)
-        code = 1
-    sys.stdout.flush()
-    os._exit(code)  # without the end of a normal exit, which would discard the checkpoints
-
-
-if __name__ == "__main__":
-    main()

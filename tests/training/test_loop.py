@@ -273,7 +273,7 @@ def test_training_takes_the_time_of_its_steps_whatever_else_happens(fit_idly, mo
 class Bar:
     """In place of a progress bar."""
 
-    def __init__(self, total, initial, desc):
+    def __init__(self, total, initial, desc, disable):
         self.total, self.initial, self.desc, self.updates, self.told = total, initial, desc, 0, []
 
     def update(self):
