@@ -140,8 +140,11 @@ def load(dataset: str, data_dir: str | Path = "data", train: bool = True, limit:
     except OSError as error:
         if isinstance(error, MissingDataError):
             raise
+        what = (
+            "its images cannot be read" if dataset == "folder" else f"{folder_of(dataset, image_size)}/ cannot be created"
+        )
         raise MissingDataError(
-            f"data_dir is {str(data_dir)!r}: {folder_of(dataset, image_size)}/ cannot be read or created there "
+            f"data_dir is {str(data_dir)!r}: {what} there "
             f"({error.strerror or error}): check its permissions and the free space, and delete incomplete files"
         ) from error
     images_nCHW, resized = torch.from_numpy(source.data).permute(0, 3, 1, 2), None
