@@ -30,11 +30,18 @@ OUT, REPORT = f"outputs/{study.name}", f"report/{study.name}"
 RUN = f"{OUT}/{{case}}/seed{{seed}}"
 CHOSEN = {"cases": list(study.cases), "sweep": list(study.sweep), "seeds": list(study.all_seeds)}
 COMPARED = flat_yaml({"study": study.name, **CHOSEN})
-FINETUNED = expand(f"{RUN}/finetune/metrics.json", case=study.cases, seed=study.seeds)
+
+
+# The last results of every run of these cases and seeds.
+def ends(cases, seeds):
+    return [f"{OUT}/{case}/seed{seed}/{study.stages(case)[-1]}/metrics.json" for case in cases for seed in seeds]
+
+
+FINISHED = ends(study.cases, study.seeds)
 
 # Runs on request are not inputs of the report, which shows those that exist. Only `sweep` and `seeds` train them.
-SWEPT = expand(f"{RUN}/finetune/metrics.json", case=study.sweep, seed=study.seeds)
-REPEATED = expand(f"{RUN}/finetune/metrics.json", case=study.cases, seed=study.more_seeds)
+SWEPT = ends(study.sweep, study.seeds)
+REPEATED = ends(study.cases, study.more_seeds)
 MORE = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT + REPEATED if Path(path).exists()}
 
 # Training jobs share the machine: each reserves its threads, and on a GPU they take turns (resources: gpu=1).
@@ -122,7 +129,7 @@ rule finetune:
 # All training, without the report.
 rule train:
     input:
-        FINETUNED,
+        FINISHED,
 
 
 # On request, without the report: the cases under `sweep`, and all cases with `more_seeds`.
@@ -143,7 +150,7 @@ if REPEATED:
 # Every number of the study, unrounded: one line for each case and seed.
 rule table:
     input:
-        FINETUNED,
+        FINISHED,
         sources("mae_core/report/tables.py"),
     output:
         f"{OUT}/results.csv",
@@ -161,7 +168,7 @@ rule table:
 
 rule ablations:
     input:
-        FINETUNED,
+        FINISHED,
         sources("notebooks/ablations.ipynb"),
     output:
         touch(f"{OUT}/.compared"),
@@ -178,7 +185,7 @@ rule ablations:
 
 rule report:
     input:
-        FINETUNED,
+        FINISHED,
         sources("notebooks/report.ipynb"),
     output:
         touch(f"{OUT}/.reported"),

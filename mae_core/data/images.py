@@ -146,8 +146,11 @@ def load(
     except OSError as error:
         if isinstance(error, MissingDataError):
             raise
+        what = (
+            "its images cannot be read" if dataset == "folder" else f"{folder_of(dataset, image_size)}/ cannot be created"
+        )
         raise MissingDataError(
-            f"data_dir is {str(data_dir)!r}: {folder_of(dataset, image_size)}/ cannot be read or created there "
+            f"data_dir is {str(data_dir)!r}: {what} there "
             f"({error.strerror or error}): check its permissions and the free space, and delete incomplete files"
         ) from error
     if holdout:

@@ -153,7 +153,8 @@ class Explorer(anywidget.AnyWidget):
         with torch.no_grad():
             query_1D = (encoder(to_unit(self.pixels_CHW[None]).to(trained.device)) - mean_D) / deviation_D
         ids = probes.nearest(train_nD, query_1D, N_FOUND)[1][0].tolist()
-        found = [(train.classes[train.labels_n[i]], train.images_nCHW[i].permute(1, 2, 0).numpy()) for i in ids]
+        names = [train.classes[train.labels_n[i]] if train.classes else "" for i in ids]
+        found = [(name, train.images_nCHW[i].permute(1, 2, 0).numpy()) for name, i in zip(names, ids, strict=True)]
         self.neighbours = []  # the page hears of changes only
         self.neighbours = [{"name": name, "pixels": pixels_HWC.tobytes()} for name, pixels_HWC in found]
 

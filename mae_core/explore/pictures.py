@@ -11,9 +11,10 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from mae_core.data.decode import decode
 from mae_core.data.images import to_unit
 from mae_core.errors import ParameterError
 from mae_core.evaluation.classification import class_attention
@@ -117,23 +118,15 @@ def attended(trained: Trained, image_CHW: Tensor) -> np.ndarray:
 
 
 def own_picture(content: bytes, side: int) -> Tensor:
-    """A picture from the bytes of a file, upright, cut to its central square and scaled: image_CHW, uint8.
+    """A picture from the bytes of a file, as training takes it (see decode.py): image_CHW, uint8.
 
     Raises:
-        ParameterError: if Pillow cannot read it as an image.
+        ParameterError: if it cannot be decoded.
     """
     try:
-        with Image.open(io.BytesIO(content)) as file:
-            upright = ImageOps.exif_transpose(file)
-            if upright.mode.startswith("I"):  # 16 bits
-                upright = upright.convert("I").point(lambda value: value / 257).convert("L")
-            if upright.has_transparency_data:
-                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
-            upright = upright.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return torch.from_numpy(decode(content, side).copy()).permute(2, 0, 1)
+    except ValueError as error:
         raise ParameterError("this file is not an image that can be read: choose a PNG, JPEG or WebP file") from error
-    square = ImageOps.fit(upright, (side, side), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
 
 def masked_pixels(image_CHW: Tensor, hidden: Sequence[bool]) -> np.ndarray:

@@ -12,7 +12,8 @@ from pydantic import Field
 from mae_core import devices
 from mae_core.data import Dataset, folder_of
 from mae_core.data.images import Split, load
-from mae_core.errors import ParameterError
+from mae_core.data.layout import check_layout
+from mae_core.errors import MissingDataError, ParameterError
 from mae_core.evaluation import N_PICTURES
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study.checked import Name, Seed
@@ -214,4 +215,9 @@ def training_images(run: ExploreParameters, limit: int, image_size: int) -> Spli
 
 def at_hand(run: ExploreParameters, image_size: int) -> bool:
     """Whether the data set's files are in ``data_dir``."""
+    if run.dataset == "folder":
+        try:
+            check_layout(Path(run.data_dir))
+        except MissingDataError:
+            return False
     return (Path(run.data_dir) / folder_of(run.dataset, image_size)).is_dir()

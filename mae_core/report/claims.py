@@ -1,6 +1,6 @@
 """The claims, with measured differences and verdicts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mae_core.report import published
 from mae_core.report.statistics import Estimate, estimate, signed
@@ -45,7 +45,7 @@ def claims(summary: Summary) -> list[Claim]:
         above("Pre-training beats training from scratch", "both", "accuracy", (default, scratch)),
         throughout(default, scratch),
         above("Mask tokens in the encoder lower the accuracy", "both", "accuracy", (default, tokens)),
-        flops_ratio(tokens, default),
+        flops_ratio(tokens, default, summary.compared),
         above("Skipping mask tokens saves memory", "paper", "memory", (tokens, default)),
         above(
             "75 % masking can be learned: its frozen features beat a random encoder's (linear probe)", "student",
@@ -66,6 +66,16 @@ def claims(summary: Summary) -> list[Claim]:
         above("75 % is the best ratio of random masking: it beats 25, 50 and 90 %", "paper", "accuracy", *ratios),
         above("It is so for frozen features, too (linear probe)", "paper", "linear", *ratios),
     ]  # fmt: skip
+
+
+def shown(summary: Summary) -> list[Claim]:
+    """The claims to report: all of them beside published numbers; on other images those that ran, without "student"."""
+    found = claims(summary)
+    if summary.compared:
+        return found
+    by = {"both": "paper", "student": "here"}
+    ran = [replace(claim, source=by.get(claim.source, claim.source)) for claim in found if claim.verdict != "not run"]
+    return ran or [Claim("No two cases have run that a claim compares", "–", "–", "not run")]
 
 
 def measured(difference: Estimate | None, quantity: str) -> str:
@@ -95,10 +105,11 @@ def throughout(default: Case, scratch: Case) -> Claim:
     return Claim(statement, "student", ahead, "undecided (one seed)" if len(seeds) == 1 else verdict)
 
 
-def flops_ratio(tokens: Case, default: Case) -> Claim:
+def flops_ratio(tokens: Case, default: Case, compared: bool) -> Claim:
     """The claim on the cost of mask tokens in the encoder; FLOPs are counted, so one run is enough."""
     student, paper = published.STUDENT_FLOPS_RATIO, published.PAPER_FLOPS_RATIO
-    statement = f"They cost more FLOPs (student's model: {student:g}×; paper's: {paper:g}×)"
+    theirs = f" (student's model: {student:g}×; paper's: {paper:g}×)" if compared else ""
+    statement = f"They cost more FLOPs{theirs}"
     ratio = tokens.ratio(default, "flops")
     if not ratio:
         return Claim(statement, "both", "–", "not run")

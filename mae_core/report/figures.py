@@ -23,6 +23,7 @@ STYLE_FILE = Path(__file__).parent / "templates" / "mae" / "figures.mplstyle"
 STYLE: Any = matplotlib.rc_params_from_file(STYLE_FILE, use_default_template=False)
 
 
+MOST_CLASSES = 20  # in a confusion matrix; of more, the most confused pairs are drawn
 styled = matplotlib.rc_context(STYLE)  # decorator: draws in the report's style, whatever the notebook has set
 
 
@@ -201,7 +202,7 @@ def mistakes(folder: Path | None) -> Figure:
 
 def named_images(images: Sequence[np.ndarray], told: Mapping[str, Any], metrics: Mapping[str, Any]) -> Figure:
     """Up to ten images with their predicted class; ``told`` lists true class, predicted class and confidence."""
-    figure, names = new_figure(6.2, 3.1), metrics["predictions"]["classes"]
+    figure, names = new_figure(6.2, 3.1), [short(name) for name in metrics["predictions"]["classes"]]
     places = figure.subplots(2, 5).flat
     for axes in places[len(told["true"]) :]:
         axes.axis("off")
@@ -222,7 +223,10 @@ def confusion(folder: Path | None) -> Figure:
         return not_run(4.2)
     told = read_json(folder / "metrics.json")["predictions"]
     counts, classes = np.array(told["confusion"]), told["classes"]
-    share = 100 * counts / counts.sum(1, keepdims=True)
+    if len(classes) > MOST_CLASSES:
+        return confused_pairs(counts, classes)
+    share = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
+    classes = [short(name) for name in classes]
     figure = new_figure(4.2, 3.6)
     axes = figure.add_subplot(xlabel="predicted", ylabel="true")
     axes.imshow(share, cmap="Greys", vmin=0, vmax=100)
@@ -233,6 +237,27 @@ def confusion(folder: Path | None) -> Figure:
         if value >= 0.5:
             axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > 50 else INK)
     return figure
+
+
+def confused_pairs(counts: np.ndarray, classes: Sequence[str], n_pairs: int = 15) -> Figure:
+    """The pairs of classes that are confused most often, as per cent of the true class's images."""
+    share = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
+    np.fill_diagonal(share, 0)
+    most = [divmod(int(place), len(classes)) for place in np.argsort(-share, axis=None, kind="stable")[:n_pairs]]
+    pairs = [(true, predicted) for true, predicted in most if share[true, predicted] > 0]
+    figure = new_figure(5.4, 0.24 * max(1, len(pairs)) + 0.7)
+    axes = figure.add_subplot(xlabel="predicted so (% of the true class)")
+    axes.barh(range(len(pairs)), [share[pair] for pair in pairs], color=ACCENT, height=0.6)
+    names = [f"{short(classes[true])} → {short(classes[predicted])}" for true, predicted in pairs]
+    axes.set_yticks(range(len(pairs)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def short(name: str, most: int = 18) -> str:
+    """A class's name, shortened to fit beside or above a picture; a dollar sign in it begins no formula."""
+    return (name if len(name) <= most else f"{name[: most - 1]}…").replace("$", r"\$")
 
 
 @styled
@@ -257,11 +282,13 @@ def accuracies(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", visible=False)
-    for label, marker, colour, face in (
-        ("this study", "o", ACCENT, ACCENT),
-        ("student's report (CIFAR-10)", "s", "#00635a", "none"),
-        ("MAE paper (ImageNet)", "^", "#3b528b", "none"),
+    for label, marker, colour, face, source in (
+        ("this study", "o", ACCENT, ACCENT, "name"),
+        ("student's report (CIFAR-10)", "s", "#00635a", "none", "student"),
+        ("MAE paper (ImageNet)", "^", "#3b528b", "none", "paper"),
     ):
+        if all(row[source] is None for row in rows):
+            continue
         axes.plot([], [], marker, color=colour, markerfacecolor=face, label=label, markersize=5)
     figure.legend(loc="outside upper center", ncols=3, handletextpad=0.2, columnspacing=1.2)
     return figure

@@ -1,23 +1,28 @@
 """The report's sentences with numbers, verdicts or dates, generated from results."""
 
 import datetime
+import re
 from pathlib import Path
 from typing import Any
 
 from mae_core.report import published
-from mae_core.report.claims import claims, measured
+from mae_core.report.claims import claims, measured, shown
+from mae_core.report.figures import MOST_CLASSES
 from mae_core.report.statistics import signed
 from mae_core.report.summary import Case, Summary
 from mae_core.report.tables import number
 from mae_core.study.parameters import FinetuneParameters
 from mae_core.study.results import read_json
 
-DATASETS = {"cifar10": "CIFAR-10", "shapes": "the package's own drawn shapes"}
+DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "shapes": "the package's own drawn shapes"}
+MOST_NAMES = 12  # classes named in a sentence
 
 
 def newest(summary: Summary) -> dict[str, Any]:
     """The provenance of the latest run; empty if nothing has run."""
-    told = [p for case in summary.all_cases.values() for p in case.read("finetune", "provenance").values()]
+    cases = summary.all_cases.values()
+    told = [p for case in cases for p in case.read("finetune", "provenance").values()]
+    told = told or [p for case in cases for p in case.read("pretrain", "provenance").values()]
     return max(told, key=lambda p: p["finished"], default={})
 
 
@@ -64,8 +69,70 @@ def plus_minus(summary: Summary) -> str:
 
 def dataset(summary: Summary) -> str:
     """The names of the runs' data sets."""
-    used = {p["dataset"] for case in summary.cases.values() for p in case.read("finetune", "parameters").values()}
-    return " and ".join(DATASETS[name] for name in sorted(used)) or "nothing yet"
+    own = f"images of one's own ({Path(summary.data.get('folder', '')).name})"
+    return " and ".join(DATASETS.get(name, own) for name in sorted(summary.data)) or "nothing yet"
+
+
+def either(summary: Summary, compared: str, alone: str = "") -> str:
+    """The first text where the study is compared with the student's report and the paper; otherwise the second."""
+    return compared if summary.compared else alone
+
+
+def escaped(name: str) -> str:
+    """A name in which nothing is read as Markdown or a formula."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~$^=&-])", r"\\\1", name)
+
+
+def introduction(summary: Summary) -> str:
+    """The introduction."""
+    compared = (
+        "A student's report tested them on CIFAR-10 ([Krizhevsky](#ref-krizhevsky2009)) with a tiny model and trained each "
+        "case once. We repeat that study."
+    )
+    return (
+        "A masked autoencoder (MAE) masks most patches of an image, encodes the visible ones, and learns to reconstruct "
+        "the masked ones ([He et al.](#ref-he2021)). Its encoder, a vision transformer ([Dosovitskiy et "
+        "al.](#ref-dosovitskiy2021)), is then fine-tuned to classify images. Two design choices matter most: masked "
+        "patches do not enter the encoder, and 75 % of the patches are masked. The paper established both on ImageNet "
+        "with models of hundreds of millions of parameters. "
+        f"{either(summary, compared, f'We apply the method to {escaped(dataset(summary))}.')} We report the accuracy of "
+        "the last epoch, train every case with the same seeds, and judge every claim by a fixed rule."
+    )
+
+
+def data(summary: Summary) -> str:
+    """The images of a study of other data than the student's: their number, size and classes."""
+    stages, cases = ("pretrain", "finetune"), summary.cases.values()
+    told = [m for case in cases for stage in stages for m in case.read(stage, "metrics").values()]
+    run = next((case.pretrained for case in cases if case.pretrained), None)
+    if summary.compared or not told or not run:
+        return ""
+    size = f"{run.image_size}×{run.image_size}"
+    n_train, n_test = max(m["n_train"] for m in told), max(m["n_test"] for m in told)
+    names = [escaped(name) for name in summary.classes]
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    classes = f"{len(names)} classes: {', '.join(names[:MOST_NAMES])}{more}" if names else "classes are not used"
+    return f"**Data.** {n_train:,} training and {n_test:,} test images of {size} pixels; {classes}.\n\n"
+
+
+def references(summary: Summary) -> dict[str, str]:
+    """The references; that of CIFAR-10 only where it is cited."""
+    return {label: text for label, text in published.REFERENCES.items() if summary.compared or "krizhevsky" not in label}
+
+
+def confusion_caption(summary: Summary) -> str:
+    """The caption of the confusion matrix, or of the most confused pairs where there are many classes."""
+    if len(summary.classes) > MOST_CLASSES:
+        return "The pairs of classes that the fine-tuned model confuses most, in per cent of the true class's test images."
+    return "Confusion matrix of the fine-tuned model over all test images, in per cent of each true class (row)."
+
+
+def confusion_alt(summary: Summary) -> str:
+    """The alternative text of the confusion matrix."""
+    if len(summary.classes) > MOST_CLASSES:
+        return "A bar for each of the most confused pairs of classes, the longest at the top."
+    n = {10: "ten"}.get(len(summary.classes) or 10, str(len(summary.classes)))
+    return f"A matrix of {n} by {n} classes, darkest on its diagonal."
 
 
 # What fine-tuning can have beyond the report's recipe: parameter -> words for its value
@@ -129,6 +196,8 @@ def attention_caption(summary: Summary) -> str:
 def abstract(summary: Summary) -> str:
     """The abstract; a study of drawn images says that it is a test, one of validation images that it is a choice."""
     notice = "**This report shows that the pipeline works, and nothing more:** a tiny model trained on drawings. "
+    if not summary.compared:
+        return abstract_alone(summary)
     n_held = finetuned(summary).holdout
     held = (
         f"**This report chooses a recipe:** where it says test images, it means {n_held:,} validation images, held out "
@@ -154,6 +223,28 @@ def abstract(summary: Summary) -> str:
     )
 
 
+def abstract_alone(summary: Summary) -> str:
+    """The abstract of a study on other images than the student's."""
+    text = (
+        "We pre-train a masked autoencoder (MAE, [He et al.](#ref-he2021)) at small scale, so that every number comes from "
+        f"a run that anyone with the images can reproduce. On {escaped(dataset(summary))}"
+    )
+    default, scratch = summary.find("random", 0.75), summary.find(None)
+    ours, theirs, quality = default.estimate("accuracy"), scratch.estimate("accuracy"), default.estimate("psnr")
+    if not ours:
+        told = f", masked pixels of test images are reconstructed with {number(quality)} dB (PSNR)" if quality else ""
+        return f"{text}{told or ', nothing has been pre-trained with random masks of 75 %'}; no classifier was fine-tuned."
+    against = f", against {number(theirs)} % from scratch with the same recipe" if theirs else ""
+    top5 = f" (top-5: {number(found)} %)" if (found := default.estimate("top5")) else ""
+    verdicts = [claim.verdict.split(" (")[0] for claim in shown(summary)]
+    counts = {word: verdicts.count(word) for word in ("supported", "contradicted", "undecided", "not run")}
+    told = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
+    return (
+        f"{text}, an encoder pre-trained with 75 % random masking reaches {number(ours)} % test accuracy{top5} after "
+        f"fine-tuning{against}. Claims about the method: {told} ([Table 8](#tab-claims)). {intervals(summary)}"
+    )
+
+
 def model(summary: Summary) -> str:
     """A description of the model."""
     run = summary.find("random", 0.75).pretrained
@@ -163,7 +254,7 @@ def model(summary: Summary) -> str:
     told = summary.find("random", 0.75).read("pretrain", "metrics").values()
     counted = {f" Encoder and decoder together have {m['n_parameters']:,} parameters." for m in told if "n_parameters" in m}
     return (
-        f"**Model.** Images of {run.image_size}×{run.image_size} pixels are cut into patches of "
+        f"{data(summary)}**Model.** Images of {run.image_size}×{run.image_size} pixels are cut into patches of "
         f"{run.patch_size}×{run.patch_size}, which gives {run.model.n_patches} patches. The encoder has "
         f"{count(run.depth, 'pre-norm block')} of width {run.width} with "
         f"{count(run.heads, 'head')}, a class token and {position} positions; the decoder has "
@@ -248,10 +339,11 @@ def discussion(summary: Summary) -> str:
     change, ratio = tokens.beats(default, "accuracy"), tokens.ratio(default, "flops")
     if change and ratio:
         theirs = published.STUDENT["random", 0.75, True] - published.STUDENT["random", 0.75, False]
+        student = f"The student found {signed(theirs, 1)} points at {published.STUDENT_FLOPS_RATIO:g}×. "
+        found = either(summary, student)
         paragraphs.append(
             f"**Mask tokens in the encoder** change the accuracy by {measured(change, 'accuracy')} and multiply the FLOPs "
-            f"of a forward pass by {ratio:.2f}. The student found {signed(theirs, 1)} points at "
-            f"{published.STUDENT_FLOPS_RATIO:g}×. The claim that they lower the accuracy is {verdicts[2]}."
+            f"of a forward pass by {ratio:.2f}. {found}The claim that they lower the accuracy is {verdicts[2]}."
         )
     changes = {case.label: case.beats(default, "accuracy") for case in (block50, block75, grid)}
     if told := ", ".join(f"{label} by {measured(change, 'accuracy')}" for label, change in changes.items() if change):

@@ -14,6 +14,7 @@ from mae_core.study.results import read_json
 # Quantities of a run: name -> (stage, path into metrics.json)
 QUANTITIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "accuracy": ("finetune", ("last_epoch_accuracy",)),
+    "top5": ("finetune", ("top5_accuracy",)),
     "best_accuracy": ("finetune", ("best_epoch_accuracy",)),
     "linear": ("finetune", ("probes", "linear")),
     "knn": ("finetune", ("probes", "knn")),
@@ -186,8 +187,29 @@ class Summary:
 
     @property
     def seeds(self) -> list[int]:
-        """All seeds with a finished fine-tuning run."""
-        return sorted({seed for case in self.all_cases.values() for seed in case.values("accuracy")})
+        """All seeds with a finished fine-tuning run; of a study that only pre-trains, with a pre-training run."""
+        cases = self.all_cases.values()
+        tuned = {seed for case in cases for seed in case.values("accuracy")}
+        return sorted(tuned or {seed for case in cases for seed in case.values("loss")})
+
+    @cached_property
+    def data(self) -> dict[str, str]:
+        """The runs' data sets with their data_dir."""
+        found = [
+            p for case in self.cases.values() for s in ("finetune", "pretrain") for p in case.read(s, "parameters").values()
+        ]
+        return {p["dataset"]: p["data_dir"] for p in found}
+
+    @property
+    def compared(self) -> bool:
+        """Whether the study is on CIFAR-10, or rehearses one: the published numbers have no meaning beside other images."""
+        return self.data.keys() <= {"cifar10", "shapes"}
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes; empty before a fine-tuning run."""
+        told = (m for case in self.cases.values() for m in case.read("finetune", "metrics").values())
+        return next((list(m["predictions"]["classes"]) for m in told), [])
 
 
 def found_in(results: Path) -> ReportParameters:
@@ -268,8 +290,8 @@ def accuracy_series(summary: Summary) -> list[dict[str, Any]]:
             "name": case.label,
             "values": list(mean.values) if (mean := case.estimate("accuracy")) else [],
             "interval": mean.interval if mean else None,
-            "student": published.look_up(published.STUDENT, case.pretrained),
-            "paper": published.look_up(published.PAPER, case.pretrained),
+            "student": published.look_up(published.STUDENT, case.pretrained) if summary.compared else None,
+            "paper": published.look_up(published.PAPER, case.pretrained) if summary.compared else None,
         }
         for case in summary.cases.values()
     ]

@@ -3,11 +3,12 @@
 from typing import Any
 
 from mae_core.report import published
-from mae_core.report.claims import claims
+from mae_core.report.claims import shown
 from mae_core.report.statistics import Estimate, deviation, signed
 from mae_core.report.summary import DEFAULTS, QUANTITIES, Case, Summary, shared_seeds
 
 NOT_RUN = "–"
+PUBLISHED = ("student", "paper", "student's", "paper's")  # columns and rows of published numbers
 
 
 def number(value: Estimate | float | None, digits: int = 2, scale: float = 1.0) -> str:
@@ -36,6 +37,11 @@ def relative(case: Case, base: Case, quantity: str) -> str:
     return f"{a.mean / b.mean:.2f}×" if a and b else NOT_RUN
 
 
+def columns(summary: Summary, header: list[str]) -> list[str]:
+    """The names of a table's columns; those of published numbers only where the study can be compared with them."""
+    return [name for name in header if summary.compared or name not in PUBLISHED]
+
+
 def mask_token_rows(summary: Summary) -> list[list[str]]:
     """Mask tokens in the encoder (table 1a of the student's report).
 
@@ -46,7 +52,8 @@ def mask_token_rows(summary: Summary) -> list[list[str]]:
         case, key = summary.find("random", 0.75, tokens), ("random", 0.75, tokens)
         ours = [number(case.estimate("accuracy")), relative(case, base, "flops")]
         flops = [f"{x:g}×" if tokens else "1×" for x in (published.STUDENT_FLOPS_RATIO, published.PAPER_FLOPS_RATIO)]
-        rows.append([name, ours[0], str(published.STUDENT[key]), str(published.PAPER[key]), ours[1], *flops])
+        theirs = [str(published.STUDENT[key]), str(published.PAPER[key])]
+        rows.append([name, ours[0], *theirs, ours[1], *flops] if summary.compared else [name, *ours])
     return rows
 
 
@@ -58,8 +65,9 @@ def sampling_rows(summary: Summary) -> list[list[str]]:
     base, rows = summary.find("random", 0.75), []
     for strategy, ratio in (("random", 0.75), ("block", 0.5), ("block", 0.75), ("grid", 0.75)):
         case, key = summary.find(strategy, ratio), (strategy, ratio, False)
-        numbers = [number(case.estimate("accuracy")), str(published.STUDENT[key]), str(published.PAPER[key])]
-        rows.append([strategy, f"{100 * ratio:g}", *numbers, relative(case, base, "flops")])
+        theirs = [str(published.STUDENT[key]), str(published.PAPER[key])] if summary.compared else []
+        accuracy = number(case.estimate("accuracy"))
+        rows.append([strategy, f"{100 * ratio:g}", accuracy, *theirs, relative(case, base, "flops")])
     return rows
 
 
@@ -77,11 +85,12 @@ def main_rows(summary: Summary) -> list[list[str]]:
     def ours(quantity: str) -> list[str]:
         return [number(case.estimate(quantity)) for case in cases]
 
-    return [
+    rows = [
         ["quantity", *(case.label for case in cases)],
         ["last epoch", *ours("accuracy")],
         ["student's", *published_for(published.STUDENT)],
         ["paper's", *published_for(published.PAPER)],
+        ["top-5", *ours("top5")],
         ["best epoch", *ours("best_accuracy")],
         ["linear probe", *ours("linear")],
         ["k-NN", *ours("knn")],
@@ -90,6 +99,11 @@ def main_rows(summary: Summary) -> list[list[str]]:
         ["images/s", *(cost(case.estimate("speed")) for case in cases)],
         ["memory (MiB)", *(cost(case.estimate("memory"), 0, 2**-20) for case in cases)],
     ]
+    left_out = {
+        *(() if summary.compared else PUBLISHED),
+        *(() if any(case.values("top5") for case in cases) else ("top-5",)),
+    }
+    return [row for row in rows if row[0] not in left_out]
 
 
 def feature_rows(summary: Summary) -> list[list[str]]:
@@ -168,7 +182,7 @@ def sensitivity_rows(summary: Summary) -> list[list[str]]:
 
 def claim_rows(summary: Summary) -> list[list[str]]:
     """Columns: claim, who makes it, measured difference, verdict."""
-    return [[claim.statement, claim.source, claim.measured, claim.verdict] for claim in claims(summary)]
+    return [[claim.statement, claim.source, claim.measured, claim.verdict] for claim in shown(summary)]
 
 
 PARTS = ("pooling", "layer_decay", "drop_path", "label_smoothing", "mixup", "cutmix", "ema_decay", "holdout")
@@ -204,10 +218,12 @@ def provenance_rows(summary: Summary) -> list[list[str]]:
 
 def csv_rows(summary: Summary) -> list[list[str]]:
     """A header, and one row per case and seed with all quantities, unrounded; empty if missing."""
-    rows = [["study", "case", "seed", *QUANTITIES]]
-    for case in summary.all_cases.values():
-        values = {quantity: case.values(quantity) for quantity in QUANTITIES}
+    cases = summary.all_cases.values()
+    quantities = [name for name in QUANTITIES if name != "top5" or any(case.values(name) for case in cases)]
+    rows = [["study", "case", "seed", *quantities]]
+    for case in cases:
+        values = {quantity: case.values(quantity) for quantity in quantities}
         for seed in case.folders:
-            cells = [repr(values[quantity][seed]) if seed in values[quantity] else "" for quantity in QUANTITIES]
+            cells = [repr(values[quantity][seed]) if seed in values[quantity] else "" for quantity in quantities]
             rows.append([summary.name, case.name, str(seed), *cells])
     return rows

@@ -43,6 +43,7 @@ class Study(Checked):
     name: Name = Field(alias="study", description="study name; results in outputs/<study>/, report in report/<study>/")
     seeds: Seeds = Field(min_length=1, description="seeds; every case runs with each of them")
     more_seeds: Seeds = Field((), description="additional seeds for every case, run on request: make seeds")
+    pretrain_only: bool = Field(False, description="true: only pre-train, as images without classes must be")
     shared: Settings = Field({}, description="parameters of both pre-training and fine-tuning")
     pretrain: Settings = Field({}, description="parameters of pre-training")
     finetune: Settings = Field({}, description="parameters of fine-tuning")
@@ -87,7 +88,9 @@ class Study(Checked):
         for part, values in (named | {part: getattr(self, part) for part in ("shared", *STAGES)}).items():
             for name in GIVEN & values.keys():
                 raise ParameterError(f"{part}: {name} is set by the study for each run; leave it out")
-        for case in self.all_cases:
+        for case, masks in self.all_cases.items():
+            if self.pretrain_only and masks is None:
+                raise ParameterError(f"case {case} starts from scratch, and pretrain_only is true: remove one of them")
             runs = [self.run(case, self.seeds[0], stage) for stage in self.stages(case)]
             for name in ENCODER:
                 if len({getattr(run, name) for run in runs}) > 1:
@@ -104,7 +107,9 @@ class Study(Checked):
         return self.cases | self.sweep
 
     def stages(self, case: str) -> tuple[str, ...]:
-        """``pretrain`` and ``finetune``, or only ``finetune`` for a case from scratch."""
+        """``pretrain`` and ``finetune``; only the first with ``pretrain_only``, only the second for a case from scratch."""
+        if self.pretrain_only:
+            return ("pretrain",)
         return tuple(STAGES) if self.all_cases[case] is not None else ("finetune",)
 
     def run(self, case: str, seed: int, stage: str) -> PretrainParameters | FinetuneParameters:
@@ -117,7 +122,8 @@ class Study(Checked):
             if value not in known:
                 raise ParameterError(f"{name} is {value!r}: {self.name} has {', '.join(map(str, known))}")
         if stage not in self.stages(case):
-            raise ParameterError(f"{case} starts from scratch: it has no pre-training")
+            why = "the study has pretrain_only: true" if self.pretrain_only else f"{case} starts from scratch"
+            raise ParameterError(f"{why}: it has no {'fine-tuning' if self.pretrain_only else 'pre-training'}")
         values = self.shared | getattr(self, stage)
         values |= {"study": self.name, "case": case, "seed": seed}
         masks = self.all_cases[case] or {}

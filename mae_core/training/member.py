@@ -1,4 +1,4 @@
-"""What a process of :func:`mae_core.training.processes.train` does; its arguments are the stage and the parameters as JSON."""
+"""What one of several processes does (see processes.py); its arguments are the stage and the parameters as JSON."""
 
 import json
 import os

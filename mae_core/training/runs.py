@@ -53,6 +53,7 @@ def pretrain(run: PretrainParameters, watch: Watch | None = None) -> MaskedAutoe
         record.history, record.metrics = fit(model, task, train, run, record.folder, device, watch=watching)
         if not record.leads:
             return model
+        record.metrics |= {"n_train": len(train), "n_test": len(test)}
         record.metrics |= reconstruction.reconstruction_metrics(model, test, run, device)
         record.metrics["flops_per_image"] = flops.of_pretraining(run)
         record.metrics["n_parameters"] = flops.count_parameters(run.model)
@@ -96,7 +97,7 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
         record.history, trained = fit(model, task, train, run, record.folder, device, test_epoch, watching)
         if not record.leads:
             return model
-        record.metrics |= trained
+        record.metrics |= trained | {"n_train": len(train), "n_test": len(test)}
         record.metrics["last_epoch_accuracy"] = record.history["test_accuracy"][-1]
         record.metrics["best_epoch_accuracy"] = max(record.history["test_accuracy"])
         record.metrics["flops_per_image"] = flops.of_classifier(run)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, CIFAR100
 
 from mae_core.data import cifar
 from mae_core.data.cifar import CheckedCIFAR10, alone
-from mae_core.data.images import load
+from mae_core.data.images import checksum, load
 from mae_core.data.shapes import Shapes
 from mae_core.errors import MissingDataError
+from tests.photos import write_cifar100
 
 
 def test_a_damaged_file_is_named(tmp_path):
@@ -102,6 +103,33 @@ def test_images_labels_and_classes_keep_the_order_of_the_files(small, tmp_path):
         assert split.data.shape == (10 * len(numbers), 32, 32, 3)
         assert split.data[:, 0, 0, 0].tolist() == split.targets == [n for n in numbers for _ in range(10)]
         assert split.classes == list("abcdefghij")
+
+
+def test_cifar100_is_read_with_its_fine_labels_from_checked_files(tmp_path, monkeypatch):
+    write_cifar100(tmp_path, monkeypatch)
+    train, test = load("cifar100", tmp_path), load("cifar100", tmp_path, train=False)
+    assert (len(train), len(test)) == (300, 200)
+    assert train.classes == tuple(f"class {n}" for n in range(100))
+    assert test.labels_n.tolist() == [n % 100 for n in range(200)]
+    assert test.images_nCHW[:, 0, 0, 0].tolist() == [n % 100 for n in range(200)]
+    before = checksum("cifar100", tmp_path)
+    path = tmp_path / CIFAR100.base_folder / "test"
+    path.write_bytes(path.read_bytes() + b" ")
+    assert checksum("cifar100", tmp_path) != before
+    with pytest.raises(MissingDataError, match=r"cifar-100-python/test is damaged"):
+        load("cifar100", tmp_path, train=False)
+
+
+def test_a_missing_cifar100_is_downloaded_as_torchvision_names_it(tmp_path, monkeypatch):
+    seen = []
+
+    def download(url, root, filename, md5):
+        seen.append((url, filename, md5))
+        write_cifar100(Path(root), monkeypatch)
+
+    monkeypatch.setattr(cifar, "download_and_extract_archive", download)
+    assert len(load("cifar100", tmp_path)) == 300
+    assert seen == [(CIFAR100.url, CIFAR100.filename, CIFAR100.tgz_md5)]
 
 
 def test_a_lock_keeps_others_out_until_it_is_left(tmp_path):

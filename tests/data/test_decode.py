@@ -1,0 +1,85 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from mae_core.data.decode import decode
+from tests.photos import BLUE, RED, animated, halves, pictures, sixteen_bits, transparent
+
+
+def content(picture, form="PNG", **how):
+    file = io.BytesIO()
+    picture.save(file, form, **how)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", [name for name in pictures() if not name.startswith(("deep", "grey", "print"))])
+def test_every_format_becomes_upright_square_and_rgb(name):
+    pixels = decode(pictures()[name], 24).astype(int)
+    assert pixels.shape == (24, 24, 3)
+    assert abs(pixels[2:9] - RED).max() < 25, name
+    assert abs(pixels[15:22] - BLUE).max() < 25, name
+
+
+def test_a_picture_for_print_keeps_its_hues():
+    pixels = decode(pictures()["print.jpg"], 24).astype(int)
+    assert (pixels[2:9].argmax(-1) == 0).all()
+    assert (pixels[15:22].argmax(-1) == 2).all()
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped():
+    for form in ("PNG", "TIFF"):
+        pixels = decode(content(sixteen_bits(), form), 20)
+        assert (abs(pixels[:7] - 153.0) <= 1).all()  # 60 % of 255, with a trace of the edge
+        assert (abs(pixels[13:] - 51.0) <= 1).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_transparent_pixels_become_white(mode):
+    picture = transparent(halves()).convert(mode) if mode != "PA" else transparent(halves()).quantize(8)
+    pixels = decode(content(picture), 16)
+    assert (pixels[9:] > 250).all()
+    assert pixels[2:6].mean() < 130
+
+
+def test_grey_is_grey_in_all_colours_and_an_animation_shows_its_first_picture():
+    pixels = decode(content(halves().convert("L")), 16)
+    assert (pixels == pixels[..., :1]).all()
+    assert abs(decode(animated(halves()), 16)[2:6].astype(int) - RED).max() < 25
+
+
+def test_the_middle_is_cut_out_and_the_short_side_resized():
+    picture = Image.new("RGB", (90, 30), "white")
+    picture.paste("black", (30, 0, 60, 30))
+    assert decode(content(picture), 10).max() < 20  # white beside the cut shines through a little
+    assert decode(content(picture.rotate(90, expand=True)), 10).max() < 20
+    assert decode(content(picture.crop((10, 0, 80, 30))), 30).max() == 0
+
+
+def test_pixels_are_those_of_pillows_antialiased_resizing_and_a_large_jpeg_comes_close():
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    expected = ImageOps.fit(Image.fromarray(noise), (24, 24), Image.Resampling.LANCZOS)
+    assert np.array_equal(decode(content(Image.fromarray(noise)), 24), expected)
+    smooth = Image.fromarray(noise[:12, :16]).resize((1600, 1200), Image.Resampling.BICUBIC)
+    jpeg = content(smooth, "JPEG", quality=95)
+    whole = ImageOps.fit(Image.open(io.BytesIO(jpeg)), (48, 48), Image.Resampling.LANCZOS)
+    assert abs(decode(jpeg, 48).astype(int) - np.asarray(whole)).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (b"", "no image"),
+        (b"no image", "no image"),
+        (content(halves((200, 200)), "JPEG")[:1000], "truncated"),
+        (content(halves((300, 300)))[:200], "truncated|broken"),
+        (content(Image.new("1", (20_000, 20_000))), r"it has more than 178,956,970 pixels"),
+        (content(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "floating-point numbers of unknown scale"),
+        (content(Image.fromarray(np.full((4, 4), 70_000, np.int32)), "TIFF"), "32 bits"),
+    ],
+)
+def test_what_cannot_be_decoded_is_told_with_its_reason(broken, reason):
+    with pytest.raises(ValueError, match=reason) as error:
+        decode(broken, 24)
+    assert "\n" not in str(error.value)
