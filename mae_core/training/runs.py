@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae_core import devices
+from mae_core import devices, gpus
 from mae_core.data.images import Split, load, to_unit
 from mae_core.errors import Explained, MissingDataError, OutputError, ParameterError, StoppedError
 from mae_core.evaluation import N_PICTURES, classification, flops, probes, reconstruction
@@ -174,6 +174,14 @@ class Record:
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
+def choose_device(name: str) -> torch.device:
+    """The device to train on; raises ParameterError if this machine does not have it."""
+    try:
+        return devices.choose_device(name)
+    except ValueError as error:
+        raise ParameterError(str(error)) from error
+
+
 @contextlib.contextmanager
 def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterator[Record]:
     """Set up the device, and at the end write all results of a run, or none; an earlier run's results stay until then.
@@ -186,14 +194,11 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
         StoppedError: if the user interrupts it.
     """
     check_data_dir(run.dataset, run.data_dir)
-    try:
-        record = Record(run.folder / stage, devices.choose_device(run.device))
-    except ValueError as error:
-        raise ParameterError(str(error)) from error
     devices.set_up(run.threads)
-    folder = record.folder
+    folder = run.folder / stage
     try:
-        with results.claimed(folder):
+        with results.claimed(folder), gpus.claimed(run.device):
+            record = Record(folder, choose_device(run.device))
             discard(folder)  # left by an earlier, complete run
             began, commit = time.perf_counter(), provenance.commit()
             with devices.explained_shortage():
