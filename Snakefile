@@ -6,11 +6,11 @@
 # papermill executes every notebook. The executed copy is a log, not an output: Snakemake deletes the outputs of a failed
 # job but keeps its logs.
 
-import shutil
 import sys
 import zlib
 from pathlib import Path
 
+from mae_core import gpus
 from mae_core.errors import ParameterError
 from mae_core.study.sources import code, sources
 from mae_core.study.study import Study, flat_yaml
@@ -44,14 +44,18 @@ SWEPT = ends(study.sweep, study.seeds)
 REPEATED = ends(study.cases, study.more_seeds)
 MORE = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT + REPEATED if Path(path).exists()}
 
-# Training jobs share the machine: each reserves its threads, and on a GPU they take turns (resources: gpu=1).
+# Training jobs share the machine: each reserves its threads and, where there are GPUs, one of them; the others wait.
+# Which one is settled by the run itself (mae_core/gpus.py), on a cluster by its scheduler.
 DEVICE = study.shared.get("device", "auto")
 THREADS = study.shared.get("threads", 0) or workflow.cores
-HAS_GPU = shutil.which("nvidia-smi") is not None or sys.platform == "darwin"
-GPUS = int(DEVICE in ("cuda", "mps") or (DEVICE == "auto" and HAS_GPU))
+GPUS = len(gpus.visible()) or int(sys.platform == "darwin")
+GPU = int(DEVICE in ("cuda", "mps") or (DEVICE == "auto" and GPUS > 0))
+if workflow.local_exec and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", max(GPUS, 1))
 
+# The trap lets the shell wait until papermill has ended: a scheduler's SIGTERM goes to both, and the run saves a checkpoint.
 PAPERMILL = (
-    "TQDM_MININTERVAL=10 papermill {params.notebook} {log.notebook} -k python3 --cwd . --no-progress-bar --log-output"
+    "trap : TERM; TQDM_MININTERVAL=10 papermill {params.notebook} {log.notebook} -k python3 --cwd . --no-progress-bar --log-output"
     " --autosave-cell-every 30 -y {params.flat:q} > {log.text} 2>&1"
     " || {{ tail -n 1 {log.text} >&2; echo 'more in {log.text} and {log.notebook}' >&2; exit 1; }}"
 )
@@ -102,7 +106,7 @@ rule pretrain:
     priority: 1  # start the longest chains first: two cores then finish sooner
     threads: THREADS
     resources:
-        gpu=GPUS,
+        gpu=GPU,
     shell:
         PAPERMILL
 
@@ -121,7 +125,7 @@ rule finetune:
         flat=flat("finetune"),
     threads: THREADS
     resources:
-        gpu=GPUS,
+        gpu=GPU,
     shell:
         PAPERMILL
 

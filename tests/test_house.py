@@ -9,8 +9,8 @@ from mae_core import HOMES
 
 PACKAGE = Path(__file__).parents[1] / "mae_core"
 FLOORS = (
-    {"errors"},
-    {"devices"},
+    {"errors", "locks"},
+    {"devices", "gpus"},
     {"model", "data"},
     {"study"},
     {"evaluation", "report"},

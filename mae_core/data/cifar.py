@@ -2,7 +2,6 @@
 
 import codecs
 import contextlib
-import fcntl
 import hashlib
 import io
 import os
@@ -17,6 +16,7 @@ import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import download_and_extract_archive
 
+from mae_core import locks
 from mae_core.errors import MissingDataError
 
 
@@ -46,10 +46,10 @@ def download(kind: type["Checked"], data_dir: Path) -> None:
 
 @contextlib.contextmanager
 def alone(lock: Path) -> Iterator[None]:
-    """Hold a file lock; it is released even if the process is killed."""
+    """Hold a file lock, where the file system has locks; it is released even if the process is killed."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        locks.acquire(file, wait=True)
         yield
 
 

@@ -32,7 +32,7 @@ def byline(summary: Summary) -> str:
     if not told:
         return f"Study *{summary.name}*: nothing has run yet."
     finished = datetime.datetime.fromisoformat(told["finished"])
-    commit = (told["commit"] or "none")[:9]
+    commit = told["commit"][:9] if told["commit"] else f"none ({told.get('commit_missing', 'no git checkout')})"
     return f"Study *{summary.name}*, {seeds(summary)}. Last run: {finished.day} {finished:%B %Y}, commit {commit}."
 
 

@@ -57,21 +57,28 @@ def code() -> str:
 
 
 def commit() -> dict[str, Any]:
-    """The current commit, and whether tracked files match it; both None outside a git checkout."""
-    folder = Path(__file__).parent
+    """The current commit, and whether tracked files match it; both None outside a git checkout.
 
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", folder, *words], capture_output=True, encoding="utf-8", check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
+    If git refuses to read a checkout, its sentence is under ``commit_missing``. It refuses one of another user, for its
+    configuration could start programs; this very checkout is declared safe, because its code is running already.
+    """
+    folder = PACKAGE.parent.resolve()
 
-    top = git("rev-parse", "--show-toplevel")
-    if top is None:
-        return {"commit": None, "clean": None}
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/mae_core", ":/notebooks", ":/params")
-    return {"commit": git("rev-parse", "HEAD"), "clean": changed == ""}
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), "-c", f"safe.directory={folder}", *words]
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
+
+    try:
+        head = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/mae_core", ":/notebooks", ":/params")
+    except OSError:
+        reason = "git is not installed"
+    except subprocess.CalledProcessError as error:
+        reason = next(iter(error.stderr.splitlines()), "git failed").removeprefix("fatal: ")
+    else:
+        return {"commit": head, "clean": changed == ""}
+    inside = any((parent / ".git").exists() for parent in (folder, *folder.parents))
+    return {"commit": None, "clean": None} | ({"commit_missing": reason} if inside else {})
 
 
 def versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mae_core.errors import ParameterError
 from mae_core.study.parameters import FREE, RunParameters
+from mae_core.study.results import read_json
 from mae_core.study.tensors import load_tensors, save_tensors
 from mae_core.training.processes import team
 
@@ -155,11 +156,20 @@ class Checkpoint:
 
 
 def discard(folder: Path) -> None:
-    """Delete the checkpoints of a complete run: those older than its ``metrics.json``."""
-    metrics = folder / "metrics.json"
-    for path in folder.glob("checkpoint*.safetensors"):
-        if metrics.exists() and path.stat().st_mtime_ns <= metrics.stat().st_mtime_ns:
-            path.unlink(missing_ok=True)
+    """Delete the checkpoints of a complete run: those whose curves are the ones in its ``history.json``.
+
+    Dates would not do: a clock that was set back makes an unfinished run look older than the results of the run before it.
+    """
+    newest = folder / "checkpoint.safetensors"
+    try:
+        complete = (folder / "metrics.json").exists() and load_tensors(newest)[1]["history"] == read_json(
+            folder / "history.json"
+        )
+    except (OSError, ValueError, KeyError):  # no checkpoint, or a damaged one
+        return
+    if complete:
+        newest.unlink(missing_ok=True)
+        newest.with_name("checkpoint.before.safetensors").unlink(missing_ok=True)
 
 
 def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

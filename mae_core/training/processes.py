@@ -28,9 +28,9 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, errors
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from mae_core import devices
 from mae_core import errors as explained
-from mae_core.errors import Explained, ParameterError, ProcessError, StoppedError
+from mae_core import gpus
+from mae_core.errors import Explained, ProcessError, StoppedError
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 
 BEAT = 2.0  # seconds between two signs of life of a process
@@ -84,6 +84,11 @@ def started() -> bool:
     return int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ
 
 
+def leads() -> bool:
+    """Whether this process is the first of several, or alone."""
+    return not started() or os.environ["RANK"] == "0"
+
+
 def threads(wanted: int) -> int:
     """CPU threads of this process; 0 as ``wanted`` shares the cores among the processes of this machine."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if started() else 1
@@ -98,11 +103,6 @@ def train(run: PretrainParameters | FinetuneParameters, stage: str) -> None:
         ProcessError: if a process is killed or hangs; the others end, too, within a minute.
         StoppedError: on SIGINT or SIGTERM, after a checkpoint.
     """
-    device = devices.choose_device(run.device)
-    if device.type == "cuda" and torch.cuda.device_count() < run.processes:
-        raise ParameterError(
-            f"processes is {run.processes}: each needs a GPU of its own, and this machine has {torch.cuda.device_count()}"
-        )
     handlers = {
         number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     }
@@ -112,7 +112,12 @@ def train(run: PretrainParameters | FinetuneParameters, stage: str) -> None:
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "15",
         "PYTHONUNBUFFERED": "1",
     }
-    with tempfile.TemporaryDirectory() as folder, quiet_launcher(), more_environment(environment):
+    with (
+        gpus.claimed(run.device, run.processes),
+        tempfile.TemporaryDirectory() as folder,
+        quiet_launcher(),
+        more_environment(environment),
+    ):
         config = LaunchConfig(
             1, 1, run.processes, DefaultLogsSpecs(folder), run_id="mae-core", rdzv_backend="c10d",
             rdzv_endpoint="localhost:0", max_restarts=0, local_addr="localhost",

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae_core import devices
+from mae_core import devices, gpus
 from mae_core.data.images import Split, load, place, to_unit
 from mae_core.errors import Explained, MissingDataError, OutputError, ParameterError, StoppedError
 from mae_core.evaluation import N_PICTURES, classification, flops, probes, reconstruction
@@ -207,6 +207,14 @@ class Record:
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
+def choose_device(name: str) -> torch.device:
+    """The device to train on; raises ParameterError if this machine does not have it."""
+    try:
+        return devices.choose_device(name)
+    except ValueError as error:
+        raise ParameterError(str(error)) from error
+
+
 @contextlib.contextmanager
 def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterator[Record]:
     """Set up the device, and at the end write all results of a run, or none; an earlier run's results stay until then.
@@ -219,22 +227,23 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
         StoppedError: if the user interrupts it.
     """
     check_data_dir(run.dataset, run.data_dir, run.image_size, stage == "finetune")
-    try:
-        record = Record(run.folder / stage, devices.choose_device(run.device))
-    except ValueError as error:
-        raise ParameterError(str(error)) from error
-    devices.set_up(processes.threads(run.threads), deterministic=run.deterministic and record.device.type == "cuda")
-    folder = record.folder
+    folder, leads = run.folder / stage, processes.leads()
     try:
         with contextlib.ExitStack() as stack:
-            record.leads = stack.enter_context(processes.joined(record.device)).leads
-            if record.leads:
+            if leads:
                 stack.enter_context(results.claimed(folder))
+            if not processes.started():
+                stack.enter_context(gpus.claimed(run.device))
+            record = Record(folder, choose_device(run.device), leads)
+            on_cuda = record.device.type == "cuda"
+            devices.set_up(processes.threads(run.threads), deterministic=run.deterministic and on_cuda)
+            stack.enter_context(processes.joined(record.device))
+            if leads:
                 discard(folder)  # left by an earlier, complete run
             began, commit = time.perf_counter(), provenance.commit()
             with devices.explained_shortage():
                 yield record
-            if not record.leads:
+            if not leads:
                 return
             wall = {"wall_seconds": time.perf_counter() - began + record.metrics.pop("elapsed_before")}
             with results.replaced(folder, last="metrics.json") as unfinished:

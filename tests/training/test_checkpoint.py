@@ -449,17 +449,21 @@ def test_how_a_run_computes_may_change_and_what_it_computes_may_not(tmp_path):
             small(tmp_path, made_of=MADE_OF | {name: "another"}).restore(position())
 
 
-@pytest.mark.parametrize(("age", "stays"), [(-1, True), (0, False), (1, False), (None, True)])
-def test_checkpoints_older_than_the_results_are_discarded(tmp_path, age, stays):
-    kept = small(tmp_path)
-    kept.save(position())
-    kept.save(position())
+@pytest.mark.parametrize("curves", ["same", "other", "no results", "damaged"])
+def test_checkpoints_of_the_results_are_discarded_whatever_the_clock_said(tmp_path, curves):
+    """A clock that was set back must not make an unfinished run look older than the results of the run before it."""
+    kept, at = small(tmp_path), position()
+    at.history = {"train_loss": [0.1 + 0.2, 1 / 3]}
+    kept.save(at)
+    kept.save(at)
     (tmp_path / "weights.safetensors").touch()
-    if age is not None:
+    results.write_json(tmp_path / "history.json", at.history if curves != "other" else {"train_loss": [0.5]})
+    if curves != "no results":
         (tmp_path / "metrics.json").touch()
-        for path in tmp_path.glob("checkpoint*"):
-            os.utime(path, ns=(10**18, 10**18))
-        os.utime(tmp_path / "metrics.json", ns=(10**18 + age, 10**18 + age))
-    checkpoint.discard(tmp_path)
-    assert len(list(tmp_path.glob("checkpoint*"))) == (2 if stays else 0)
+    if curves == "damaged":
+        (tmp_path / "checkpoint.safetensors").write_bytes(b"damaged")
+    for age in (-1, 1):
+        os.utime(tmp_path / "history.json", ns=(10**18 + age, 10**18 + age))
+        checkpoint.discard(tmp_path)
+        assert len(list(tmp_path.glob("checkpoint*"))) == (0 if curves == "same" else 2)
     assert (tmp_path / "weights.safetensors").exists()

@@ -154,9 +154,8 @@ def test_more_processes_than_images_a_step_are_refused():
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
-    monkeypatch.setattr(processes.devices, "choose_device", lambda name: torch.device("cuda"))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ParameterError, match="processes is 3: each needs a GPU of its own, and this machine has 2"):
+    monkeypatch.setattr(processes.gpus, "visible", lambda: {"0": "GPU-a", "1": "GPU-b"})
+    with pytest.raises(ParameterError, match="processes is 3: each needs a GPU of its own, and there are 2 here"):
         processes.train(PretrainParameters(processes=3), "pretrain")
 
 

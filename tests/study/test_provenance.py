@@ -1,0 +1,77 @@
+"""The commit in a run's provenance, or the reason why it is missing."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mae_core.study import provenance
+
+NOBODY = 65534
+
+
+def git(folder, *words):
+    names = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
+    return subprocess.run(
+        ["git", "-C", folder, *names, *words], check=True, capture_output=True, encoding="utf-8"
+    ).stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout with a package of one file."""
+    (tmp_path / "mae_core").mkdir()
+    (tmp_path / "mae_core" / "code.py").write_text("1\n", encoding="utf-8")
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "--message", "first")
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "mae_core")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    return tmp_path
+
+
+def give_away(folder):
+    """Make another user the owner of a folder."""
+    if os.getuid():
+        pytest.skip("only root can give files to another user")
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+
+
+def test_the_commit_and_whether_the_code_is_that_of_the_commit(checkout):
+    head = git(checkout, "rev-parse", "HEAD")
+    assert provenance.commit() == {"commit": head, "clean": True}
+    (checkout / "mae_core" / "code.py").write_text("2\n", encoding="utf-8")
+    assert provenance.commit() == {"commit": head, "clean": False}
+
+
+def test_a_checkout_of_another_user_has_its_commit(checkout):
+    head = git(checkout, "rev-parse", "HEAD")
+    give_away(checkout)
+    refused = subprocess.run(["git", "-C", checkout, "status"], capture_output=True, encoding="utf-8")
+    assert "dubious ownership" in refused.stderr  # the test would not test anything otherwise
+    assert provenance.commit() == {"commit": head, "clean": True}
+
+
+def test_another_users_repository_around_the_project_is_not_trusted(checkout, monkeypatch):
+    """Its configuration could start programs, and none of its code runs here. The provenance has git's reason."""
+    (checkout / "inside" / "mae_core").mkdir(parents=True)
+    give_away(checkout)
+    monkeypatch.setattr(provenance, "PACKAGE", checkout / "inside" / "mae_core")
+    told = provenance.commit()
+    assert told["commit"] is None
+    assert told["commit_missing"] == f"detected dubious ownership in repository at '{checkout}'"
+
+
+def test_outside_a_checkout_nothing_is_missing(checkout):
+    shutil.rmtree(checkout / ".git")
+    if any((parent / ".git").exists() for parent in checkout.parents):
+        pytest.skip("the temporary folder is inside a checkout")
+    assert provenance.commit() == {"commit": None, "clean": None}
+
+
+def test_a_missing_git_is_named(checkout, monkeypatch):
+    monkeypatch.setenv("PATH", str(Path("/nonexistent")))
+    assert provenance.commit() == {"commit": None, "clean": None, "commit_missing": "git is not installed"}
