@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,7 @@ def test_each_run_takes_a_gpu_of_its_own_and_a_killed_one_frees_its_gpu(machine,
         first.kill()
         first.wait()
 
-    monkeypatch.setattr(gpus.time, "sleep", end_first)  # called while no GPU is free
+    monkeypatch.setattr(gpus, "time", types.SimpleNamespace(sleep=end_first))  # called while no GPU is free
     with gpus.claimed("auto"):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa-11"
     assert capsys.readouterr().out.splitlines() == [
@@ -125,7 +126,7 @@ def test_a_run_of_two_processes_waits_for_two_gpus_and_holds_none_meanwhile(mach
             process.kill()
             process.wait()
 
-    monkeypatch.setattr(gpus.time, "sleep", end_first)
+    monkeypatch.setattr(gpus, "time", types.SimpleNamespace(sleep=end_first))
     with gpus.claimed("cuda", 2):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa-11,GPU-bbbb-22"
     assert len(second) == 1
