@@ -109,7 +109,7 @@ class Checkpoint:
         """Raise ParameterError if a checkpoint's parameters differ from those of this run."""
         ours = self.run.flat() | {name: self.made_of[name] for name in ("device", "precision")}
         for name, value in ours.items():
-            if theirs.get(name) != value and name not in FREE:
+            if theirs.get(name, value) != value and name not in FREE:  # one from before a parameter existed has other code
                 raise ParameterError(
                     f"{name} is {value!r}, but the unfinished run in {self.newest.parent} has {theirs.get(name)!r}: "
                     f"delete its checkpoint*.safetensors to start anew"
