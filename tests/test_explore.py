@@ -1,6 +1,7 @@
 """The explorer without a browser: the models it opens, what it paints, and what it answers to its page."""
 
 import io
+import shutil
 
 import nbformat
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 from nbclient import NotebookClient
 from PIL import Image
 
-from mae_core.data.images import load
+from mae_core.data.images import load, to_unit
 from mae_core.errors import ParameterError
+from mae_core.evaluation.classification import class_attention
 from mae_core.evaluation.reconstruction import reconstruct
 from mae_core.explore import trained as on_disk
 from mae_core.explore.explorer import OWN, Explorer, explorer
@@ -19,6 +21,7 @@ from mae_core.explore.trained import FULL, KEPT, ExploreParameters, images_to_sh
 from mae_core.model.masking import sample_mask
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.results import load_sheet
+from mae_core.study.tensors import load_tensors
 from mae_core.training.runs import finetune, pretrain
 
 
@@ -50,6 +53,20 @@ def view(run):
 
 def reconstruction(view, case=0):
     return view.picture["cases"][case]["painted"]
+
+
+def test_a_classifier_on_the_mean_of_patches_is_explored_as_it_was_trained(study, run, tmp_path, monkeypatch):
+    shutil.copytree(study / "outputs", tmp_path / "outputs")
+    monkeypatch.chdir(tmp_path)
+    _, about = load_tensors(tmp_path / "outputs/mine/random-75/seed0/finetune" / FULL)
+    model = finetune(FinetuneParameters.check(about | {"pooling": "mean"})).eval()
+    view = explorer(run)
+    image_1CHW = to_unit(view.pixels_CHW[None])
+    with torch.no_grad():
+        expected_K = model(image_1CHW).softmax(dim=1)[0]
+    assert view.picture["top"][0][1] == pytest.approx(expected_K.max().item(), rel=1e-4)
+    maps_BCHW = class_attention(model.encoder, image_1CHW)
+    assert class_attention(view.models[0].encoder, image_1CHW).allclose(maps_BCHW, atol=1e-5)
 
 
 def test_kept_weights_give_the_same_pictures(study, run, tmp_path):

@@ -32,20 +32,15 @@ def mix(
     """
     H, W = images_BCHW.shape[-2:]
     device = images_BCHW.device
-    # The weight of each pixel of the image itself; that of its label is their mean.
+    weight_HW = torch.ones(H, W, device=device)  # of each pixel of the image itself; that of its label is their mean
     if mixup:
         weight_HW = beta(mixup, generator, device).expand(H, W)
-        share = weight_HW[0, 0]
     if cutmix:
         cut_HW = 1 - rectangle(H, W, beta(cutmix, generator, device), generator)
-        cut_share = cut_HW.mean()
-        if mixup:
-            cuts = torch.rand((), generator=generator, device=device) < 0.5
-            weight_HW, share = torch.where(cuts, cut_HW, weight_HW), torch.where(cuts, cut_share, share)
-        else:
-            weight_HW, share = cut_HW, cut_share
+        cuts = torch.rand((), generator=generator, device=device) < (0.5 if mixup else 1.0)
+        weight_HW = torch.where(cuts, cut_HW, weight_HW)
     true_BK = (labels_B[:, None] == torch.arange(n_classes, device=device)).to(images_BCHW.dtype)
-    return blend(images_BCHW, weight_HW), blend(true_BK, share)
+    return blend(images_BCHW, weight_HW), blend(true_BK, weight_HW.mean())
 
 
 def blend(values: Tensor, weight: Tensor) -> Tensor:

@@ -218,8 +218,8 @@ def abstract(summary: Summary) -> str:
     return (
         f"{text}, an encoder pre-trained with 75 % random masking reaches {number(ours)} % {evaluated(summary)} "
         f"accuracy after fine-tuning, against {number(scratch)} % from scratch with the same recipe. We judge "
-        f"{len(verdicts)} claims, "
-        f"most of them from the report and the paper: {told} ([Table 8](#tab-claims)). {intervals(summary)}"
+        f"{len(verdicts)} claims, most of them from the report and the paper: {told} ([Table 8](#tab-claims)). "
+        f"{intervals(summary)}"
     )
 
 

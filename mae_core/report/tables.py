@@ -185,9 +185,6 @@ def claim_rows(summary: Summary) -> list[list[str]]:
     return [[claim.statement, claim.source, claim.measured, claim.verdict] for claim in shown(summary)]
 
 
-PARTS = ("pooling", "layer_decay", "drop_path", "label_smoothing", "mixup", "cutmix", "ema_decay", "holdout")
-
-
 def recipe_rows(summary: Summary) -> list[list[str]]:
     """Model and recipe of the default case, without parts that are off. Columns: parameter, pre-training, fine-tuning."""
     default = summary.find("random", 0.75)
@@ -197,8 +194,9 @@ def recipe_rows(summary: Summary) -> list[list[str]]:
     ]  # fmt: skip
     first: dict[str, Any] = next(iter(default.read("pretrain", "parameters").values()), {})
     second: dict[str, Any] = next(iter(default.read("finetune", "parameters").values()), {})
+    optional = ("pooling", "layer_decay", "drop_path", "label_smoothing", "mixup", "cutmix", "ema_decay", "holdout")
     off = DEFAULTS["finetune"]
-    names += [name for name in PARTS if second.get(name, off[name]) != off[name]]
+    names += [name for name in optional if second.get(name, off[name]) != off[name]]
     second = {name: value for name, value in second.items() if not name.startswith("decoder")}
     return [[name, *(str(values.get(name, NOT_RUN)) for values in (first, second))] for name in names]
 
