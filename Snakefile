@@ -28,14 +28,23 @@ except ParameterError as error:
 
 OUT, REPORT = f"outputs/{study.name}", f"report/{study.name}"
 RUN = f"{OUT}/{{case}}/seed{{seed}}"
-CHOSEN = {"cases": list(study.cases), "sweep": list(study.sweep), "seeds": list(study.all_seeds)}
-COMPARED = flat_yaml({"study": study.name, **CHOSEN})
+CHOSEN = {
+    "study": study.name,
+    "cases": list(study.cases),
+    "sweep": [*study.sweep, *study.lengths],
+    "seeds": list(study.all_seeds),
+    "beside": list(study.beside),
+}
+COMPARED = flat_yaml(CHOSEN)
 FINETUNED = expand(f"{RUN}/finetune/metrics.json", case=study.cases, seed=study.seeds)
 
-# Runs on request are not inputs of the report, which shows those that exist. Only `sweep` and `seeds` train them.
+# Runs on request and other studies are not inputs of the report, which shows those that exist. Only `sweep`, `lengths` and
+# `seeds` train the former.
 SWEPT = expand(f"{RUN}/finetune/metrics.json", case=study.sweep, seed=study.seeds)
+LENGTHS = expand(f"{RUN}/finetune/metrics.json", case=study.lengths, seed=study.all_seeds)
 REPEATED = expand(f"{RUN}/finetune/metrics.json", case=study.cases, seed=study.more_seeds)
-MORE = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT + REPEATED if Path(path).exists()}
+OTHERS = [str(path) for name in study.beside for path in sorted(Path("outputs", name).glob("*/seed*/*/metrics.json"))]
+MORE = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT + LENGTHS + REPEATED + OTHERS if Path(path).exists()}
 
 # Training jobs share the machine: each reserves its threads, and on a GPU they take turns (resources: gpu=1).
 DEVICE = study.shared.get("device", "auto")
@@ -125,12 +134,19 @@ rule train:
         FINETUNED,
 
 
-# On request, without the report: the cases under `sweep`, and all cases with `more_seeds`.
+# On request, without the report: the cases under `sweep`, those under `lengths`, and all cases with `more_seeds`.
 if SWEPT:
 
     rule sweep:
         input:
             SWEPT,
+
+
+if LENGTHS:
+
+    rule lengths:
+        input:
+            LENGTHS,
 
 
 if REPEATED:
@@ -156,7 +172,7 @@ rule table:
         from mae_core.study.parameters import ReportParameters
         from mae_core.study.results import write_csv
 
-        write_csv(Path(output[0]), csv_rows(Summary.read(ReportParameters(study=study.name, **CHOSEN))))
+        write_csv(Path(output[0]), csv_rows(Summary.read(ReportParameters(**CHOSEN))))
 
 
 rule ablations:

@@ -7,8 +7,33 @@ import numpy as np
 from scipy.special import ndtri
 
 from mae_core.report.statistics import LEVEL
+from mae_core.report.summary import Case
 
 DRAWS = 10_000
+
+
+def of_accuracy(case: Case) -> float | None:
+    """Half the interval of a case's mean accuracy over test images, in points; None if it has not run."""
+    mean, n = case.estimate("accuracy"), case.n_test
+    return half(wilson(mean.mean / 100, n)) if mean and n else None
+
+
+def of_difference(case: Case, other: Case) -> float | None:
+    """Half the interval of the difference of two mean accuracies over test images, in points.
+
+    Both cases classify the same images. None if one of their shared seeds did not record its predictions.
+    """
+    seeds = sorted(case.values("accuracy").keys() & other.values("accuracy").keys())
+    ours, theirs = case.predictions(), other.predictions()
+    if not seeds or not set(seeds) <= ours.keys() & theirs.keys():
+        return None
+    right = [[predicted_n == true_n for predicted_n, true_n in (told[k] for k in seeds)] for told in (ours, theirs)]
+    return half(bootstrap(np.mean(right[0], axis=0) - np.mean(right[1], axis=0)))
+
+
+def half(interval: tuple[float, float]) -> float:
+    """Half the width of an interval of shares, in points."""
+    return 100 * (interval[1] - interval[0]) / 2
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
