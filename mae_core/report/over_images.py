@@ -27,8 +27,8 @@ def of_difference(case: Case, other: Case) -> float | None:
     ours, theirs = case.predictions(), other.predictions()
     if not seeds or not set(seeds) <= ours.keys() & theirs.keys():
         return None
-    right = [[predicted_n == true_n for predicted_n, true_n in (told[k] for k in seeds)] for told in (ours, theirs)]
-    return half(bootstrap(np.mean(right[0], axis=0) - np.mean(right[1], axis=0)))
+    more_n = sum((ours[k][0] == ours[k][1]).astype(int) - (theirs[k][0] == theirs[k][1]) for k in seeds)
+    return half(bootstrap(more_n / len(seeds)))
 
 
 def half(interval: tuple[float, float]) -> float:

@@ -7,7 +7,7 @@ import torch
 from mae_core.errors import BusyError, ParameterError
 from mae_core.model.mae import Classifier
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.results import read_json
+from mae_core.study.results import load_predictions, read_json
 from mae_core.study.tensors import load_tensors
 from mae_core.training import runs
 from mae_core.training.runs import finetune, new_model, pretrain
@@ -70,7 +70,11 @@ def test_fine_tuning_learns_and_tells_what_it_measured(tiny):
     assert metrics["last_epoch_accuracy"] == pytest.approx(right / 4)
     assert set(metrics["probes"]) == {"linear", "knn"}
     sheets = {path.stem for path in (run.folder / "finetune").glob("*.png")}
-    assert sheets == {"pictures", "attention", "mistakes", "neighbours"}
+    assert sheets == {"pictures", "attention", "mistakes", "neighbours", "predictions"}
+    predicted_n, true_n = load_predictions(run.folder / "finetune" / "predictions.png")
+    counts = [[int(((true_n == i) & (predicted_n == j)).sum()) for j in range(10)] for i in range(10)]
+    assert counts == metrics["predictions"]["confusion"]
+    assert predicted_n[:10].tolist() == metrics["predictions"]["predicted"]
     mistakes = metrics["mistakes"]
     assert all(a != b for a, b in zip(mistakes["true"], mistakes["predicted"], strict=True))
     assert mistakes["confidence"] == sorted(mistakes["confidence"], reverse=True)
