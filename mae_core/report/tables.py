@@ -224,9 +224,9 @@ def beside_rows(studies: Sequence[Summary]) -> list[list[str]]:
 
 
 def claim_rows(summary: Summary) -> list[list[str]]:
-    """Columns: claim, who makes it, measured difference, verdict, smallest detectable difference, p-value, Holm's."""
+    """Columns: claim, verdict, measured difference, smallest detectable difference, p-value, Holm's, who claims it."""
     return [
-        [c.statement, c.source, c.measured, c.verdict, c.detectable, probability(c.p), probability(c.adjusted)]
+        [c.statement, c.verdict, c.measured, c.detectable, probability(c.p), probability(c.adjusted), c.source]
         for c in claims(summary)
     ]
 
