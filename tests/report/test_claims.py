@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 import pytest
-
 from scipy import stats
 
 from mae_core.report import published

@@ -103,7 +103,12 @@ def test_the_table_has_both_kinds_of_chance_and_the_text_says_what_is_missing(tm
     summary = read(tmp_path, monkeypatch)
     default, scratch, grid = summary.find("random", 0.75), summary.find(None), summary.find("grid", 0.75)
     rows = {row[0]: row[1:] for row in tables.chance_rows(summary)}
-    assert rows["random 75 %"] == ["84.00", f"{default.estimate('accuracy').interval:.2f}", f"{of_accuracy(default):.2f}", *"–––"]
+    assert rows["random 75 %"] == [
+        "84.00",
+        f"{default.estimate('accuracy').interval:.2f}",
+        f"{of_accuracy(default):.2f}",
+        *"–––",
+    ]
     gain = scratch.beats(default, "accuracy")
     assert rows["from scratch"] == [
         f"{scratch.estimate('accuracy').mean:.2f}", f"{scratch.estimate('accuracy').interval:.2f}",
@@ -145,6 +150,8 @@ def test_predictions_come_back_as_they_were_saved(tmp_path, n_classes, kind):
 def test_the_predictions_of_cifar10_take_less_than_20_kilobytes(tmp_path):
     generator = torch.Generator().manual_seed(0)
     true_n = torch.randint(10, (10_000,), generator=generator)
-    predicted_n = torch.where(torch.rand(10_000, generator=generator) < 0.75, true_n, torch.randint(10, (10_000,), generator=generator))
+    predicted_n = torch.where(
+        torch.rand(10_000, generator=generator) < 0.75, true_n, torch.randint(10, (10_000,), generator=generator)
+    )
     save_predictions(tmp_path / "p.png", predicted_n, true_n)
     assert (tmp_path / "p.png").stat().st_size < 20_000

@@ -98,7 +98,7 @@ def test_a_difference_of_that_size_is_detected_as_often_as_it_says():
 
 
 def holm_written_out(p_values):
-    """Reject in order, from the smallest p-value, while p <= level / (number not yet rejected); at the lowest such level."""
+    """The level at which each is rejected: in order of size, while p <= level / (number not yet rejected)."""
     order = np.argsort(p_values, kind="stable")
     steps = np.array(p_values)[order] * np.arange(len(p_values), 0, -1)
     adjusted = np.minimum(np.maximum.accumulate(steps), 1)

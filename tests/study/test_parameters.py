@@ -57,10 +57,11 @@ def test_what_cannot_run_is_refused_by_name(values, message):
 
 
 @pytest.mark.parametrize(
-    "values", [{"cases": ["a", "a"]}, {"cases": ["../a"]}, {"seeds": ["0"]}, {"seeds": 0}, {"seeds": [True]}]
-)
+    "values", [{"cases": ["a", "a"]}, {"cases": ["../a"]}, {"seeds": ["0"]}, {"seeds": 0}, {"seeds": [True]},
+                {"beside": ["a", "a"]}, {"beside": ["../a"]}, {"study": "a", "beside": ["a"]}],
+)  # fmt: skip
 def test_lists_are_checked_too(values):
-    with pytest.raises(ParameterError, match=r"cases|seeds"):
+    with pytest.raises(ParameterError, match=r"cases|seeds|beside"):
         ReportParameters.check(values)
 
 
