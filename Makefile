@@ -1,7 +1,8 @@
 # make report              run the smoke study and write its report to report/smoke/
 # make report STUDY=laptop the same for another file in params/; reuses results that are committed
 # make report STUDY=laptop AGAIN=1      run its cases again, even if results exist
-# make sweep STUDY=laptop  run the study's other masking ratios and pre-training lengths, then update its report
+# make sweep STUDY=laptop  run the study's other masking ratios and its run of equal work, then update its report
+# make lengths STUDY=laptop    run three maskings with shorter and longer pre-training, then update its report
 # make seeds STUDY=laptop  run the study's cases with more seeds, then update its report
 # make test                run all tests
 # make recover STUDY=laptop    after a kill -9: end leftover processes so that the next `make report` can start
@@ -27,12 +28,12 @@ DEV    := $(VENV)/.ready-dev
 
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: report sweep seeds test recover soak bench gpu lint lab explore env help
+.PHONY: report sweep lengths seeds test recover soak bench gpu lint lab explore env help
 report: $(READY)
 	snakemake $(if $(AGAIN),--forceall) --configfile params/$(STUDY).yaml
 	@echo "report: report/$(STUDY)/index.html and report/$(STUDY)/report.pdf"
 
-sweep seeds: $(READY)
+sweep lengths seeds: $(READY)
 	snakemake $@ $(if $(AGAIN),--forceall) --configfile params/$(STUDY).yaml
 	snakemake --forcerun ablations report --configfile params/$(STUDY).yaml
 

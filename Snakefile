@@ -28,8 +28,14 @@ except ParameterError as error:
 
 OUT, REPORT = f"outputs/{study.name}", f"report/{study.name}"
 RUN = f"{OUT}/{{case}}/seed{{seed}}"
-CHOSEN = {"cases": list(study.cases), "sweep": list(study.sweep), "seeds": list(study.all_seeds)}
-COMPARED = flat_yaml({"study": study.name, **CHOSEN})
+CHOSEN = {
+    "study": study.name,
+    "cases": list(study.cases),
+    "sweep": [*study.sweep, *study.lengths],
+    "seeds": list(study.all_seeds),
+    "beside": list(study.beside),
+}
+COMPARED = flat_yaml(CHOSEN)
 
 
 # The last results of every run of these cases and seeds.
@@ -39,10 +45,13 @@ def ends(cases, seeds):
 
 FINISHED = ends(study.cases, study.seeds)
 
-# Runs on request are not inputs of the report, which shows those that exist. Only `sweep` and `seeds` train them.
+# Runs on request and other studies are not inputs of the report, which shows those that exist. Only `sweep`, `lengths` and
+# `seeds` train the former.
 SWEPT = ends(study.sweep, study.seeds)
+LENGTHS = ends(study.lengths, study.all_seeds)
 REPEATED = ends(study.cases, study.more_seeds)
-MORE = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT + REPEATED if Path(path).exists()}
+OTHERS = [str(path) for name in study.beside for path in sorted(Path("outputs", name).glob("*/seed*/*/metrics.json"))]
+MORE = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT + LENGTHS + REPEATED + OTHERS if Path(path).exists()}
 
 # Training jobs share the machine: each reserves its threads and, where there are GPUs, one of them; the others wait.
 # Which one is settled by the run itself (mae_core/gpus.py), on a cluster by its scheduler.
@@ -136,12 +145,19 @@ rule train:
         FINISHED,
 
 
-# On request, without the report: the cases under `sweep`, and all cases with `more_seeds`.
+# On request, without the report: the cases under `sweep`, those under `lengths`, and all cases with `more_seeds`.
 if SWEPT:
 
     rule sweep:
         input:
             SWEPT,
+
+
+if LENGTHS:
+
+    rule lengths:
+        input:
+            LENGTHS,
 
 
 if REPEATED:
@@ -167,7 +183,7 @@ rule table:
         from mae_core.study.parameters import ReportParameters
         from mae_core.study.results import write_csv
 
-        write_csv(Path(output[0]), csv_rows(Summary.read(ReportParameters(study=study.name, **CHOSEN))))
+        write_csv(Path(output[0]), csv_rows(Summary.read(ReportParameters(**CHOSEN))))
 
 
 rule ablations:

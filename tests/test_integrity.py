@@ -9,9 +9,12 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.optimize
 import scipy.stats
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 LISTED = subprocess.run(["git", "ls-files", "report/*/index.html"], cwd=ROOT, capture_output=True, encoding="utf-8").stdout
@@ -87,7 +90,10 @@ class Raw:
 
     def of_all(self, stage, *keys):
         """One metric of all cases, including those of the sweep."""
-        return {case: self.metric(case, stage, *keys) for case in [*LABELS.values(), *self.study.get("sweep", {})]}
+        return {
+            case: self.metric(case, stage, *keys)
+            for case in [*LABELS.values(), *self.study.get("sweep", {}), *self.study.get("lengths", {})]
+        }
 
 
 def half_width(values):
@@ -139,24 +145,61 @@ def signed(ours, theirs, digits=2, scale=1.0, unit=" points"):
     return told + ("" if len(pairs) == 1 else f" ± {half_width(pairs):.{digits}f}") + unit
 
 
-def verdict(*differences):
-    """The verdict on differences by seed, each of which is claimed to be positive."""
+ORDER = ("contradicted", "contradicted (smaller", "no difference", "undecided", "supported (smaller", "supported")
+
+
+def place(verdict):
+    """The place of a verdict in ORDER, from the least to the most favourable."""
+    return max(range(len(ORDER)), key=lambda k: len(ORDER[k]) * verdict.startswith(ORDER[k]))
+
+
+def judged(values, small):
+    """The verdict on a difference by seed that is claimed to be positive; ``small``: half a point, or None."""
+    values = list(values.values())
+    middle = sum(values) / len(values)
+    if len(values) == 1:
+        return f"undecided (one seed; points {'for' if middle > 0 else 'against'} it)"
+    low, high = middle - half_width(values), middle + half_width(values)
+    within = small is not None and -small < low <= high < small
+    if low > 0 or high < 0:
+        return ("supported" if low > 0 else "contradicted") + (" (smaller than matters)" if within else "")
+    return "no difference that matters" if within else f"undecided ({len(values)} seeds)"
+
+
+def verdict(*differences, small=None):
+    """The place of the difference that decides whether all of them are positive, and the verdict."""
     if not all(differences):
-        return "not run"
-    decided = []
-    for values in (list(difference.values()) for difference in differences):
-        middle = sum(values) / len(values)
-        if len(values) > 1 and abs(middle) > half_width(values):
-            decided.append("supported" if middle > 0 else "contradicted")
-        else:
-            seeds = (
-                f"{len(values)} seeds" if len(values) > 1 else f"one seed; points {'for' if middle > 0 else 'against'} it"
-            )
-            decided.append(f"undecided ({seeds})")
-    if "contradicted" in decided:
-        return "contradicted"
-    still_open = sorted((mean(d), v) for d, v in zip(differences, decided, strict=True) if v != "supported")
-    return still_open[0][1] if still_open else "supported"
+        return None, "not run"
+    told = [judged(difference, small) for difference in differences]
+    k = min(range(len(told)), key=lambda k: (place(told[k]), mean(differences[k])))
+    return k, told[k]
+
+
+def p_value_of(differences, told):
+    """The p-value of a claim that all differences by seed are positive, given its verdict; None if it has none."""
+    p_values = [scipy.stats.ttest_1samp(list(d.values()), 0).pvalue if len(d) > 1 else None for d in differences]
+    if told.startswith("contradicted"):
+        return min(p for p, d in zip(p_values, differences, strict=True) if p and mean(d) < 0) * len(differences)
+    return None if None in p_values else max(p_values)
+
+
+def findable(difference, digits=2, scale=1.0):
+    """The smallest difference that a paired t test with these seeds finds in 80 of 100 cases, as the report writes it."""
+    values, freedom = list(difference.values()), len(difference) - 1
+    if not freedom:
+        return "–"
+    critical = scipy.stats.t.ppf(0.975, freedom)
+    shift = scipy.optimize.brentq(lambda shift: scipy.stats.nct.sf(critical, freedom, shift) - 0.8, 0.1, 30)
+    return f"{shift * scipy.stats.sem(values) * scale:.{digits}f}"
+
+
+def corrected(p_values):
+    """Holm's correction: the largest, up to each place in the order of size, of p times the number of those not below."""
+    return [min(1, max(q * sum(r >= q for r in p_values) for q in p_values if q <= p)) for p in p_values]
+
+
+def chance(p):
+    return "–" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def check(page, folder):
@@ -199,10 +242,14 @@ def check(page, folder):
     check_sweep(report, raw, accuracy, linear, knn, flops, loss)
     check_sensitivity(report, accuracy)
     check_claims(report, raw, accuracy, linear, flops, loss, psnr, memory)
+    check_chance(report, raw, accuracy)
+    check_beside(report, raw, accuracy)
+    grown = check_lengths(report, raw, accuracy)
 
     # Sentences: each number with two or more decimals must come from the runs.
     pool = {number for kind, digits in ((accuracy, 2), (linear, 2), (loss, 4), (psnr, 2)) for value in kind.values()
             for number in cell(value, digits).split(" ± ")}  # fmt: skip
+    pool |= grown
     pool |= {times(value, base).rstrip("×") for value in flops.values()}
     if flops.get("random-75-longer") and flops["block-50"]:
         work = [mean(flops[case]) * raw.epochs(case) for case in ("random-75-longer", "block-50")]
@@ -301,31 +348,119 @@ def check_claims(report, raw, accuracy, linear, flops, loss, psnr, memory):
     }
     rows = {row[0]: row[1:] for row in report.tables["tab-claims"][1:]}
     assert len(rows) == len(claimed) + 2
+    p_values = {}
     for start, (values, how, *pairs) in claimed.items():
         (name,) = [name for name in rows if name.startswith(start)]
         differences = [paired(values.get(one, {}), values.get(other, {})) for one, other in pairs]
-        told = "–"
-        if all(differences):
-            order = ("contradicted", "undecided", "supported")
-            decisive = min(
-                range(len(pairs)), key=lambda k: (order.index(verdict(differences[k]).split(" (")[0]), mean(differences[k]))
-            )
-            one, other = pairs[decisive]
+        k, decided = verdict(*differences, small=None if how else 0.5)
+        told, least, p_values[name] = "–", "–", None
+        if k is not None:
+            one, other = pairs[k]
             told = signed(values[one], values[other], **how)
             if len(pairs) > 1:
                 named = one if len({b for _, b in pairs}) == 1 else other
                 told = f"{named.replace('-', ' ')} %: {told}"
-        assert rows[name][1:] == [told, verdict(*differences)], name
+            least = findable(differences[k], **{key: value for key, value in how.items() if key != "unit"})
+            p_values[name] = p_value_of(differences, decided)
+        assert rows[name][:3] == [decided, told, least], name
     (name,) = [name for name in rows if "more FLOPs" in name]
-    assert rows[name][1:] == [times(flops["mask-tokens"], flops[default]), "supported"]
+    assert rows[name] == ["supported", times(flops["mask-tokens"], flops[default]), *"––––"[:3], "both"]
     curves = [raw.read(case, "finetune", "history.json") for case in (default, "scratch")]
     seeds = sorted(curves[0].keys() & curves[1].keys())
     by_epoch = [[a - b for a, b in zip(*(c[k]["test_accuracy"] for c in curves), strict=True)] for k in seeds]
     ahead = [difference > 0 for of_seed in by_epoch for difference in of_seed]
-    decided = {verdict(dict(enumerate(epoch))) for epoch in zip(*by_epoch, strict=True)}
-    final = "undecided (one seed)" if len(seeds) == 1 else f"undecided ({len(seeds)} seeds)"
-    final = "contradicted" if "contradicted" in decided else "supported" if decided == {"supported"} else final
-    assert rows["It does so after every epoch"][1:] == [f"in {sum(ahead)} of {len(ahead)}", final]
+    epochs = [dict(enumerate(epoch)) for epoch in zip(*by_epoch, strict=True)]
+    k, decided = verdict(*epochs, small=0.5)
+    name = "It does so after every epoch"
+    p_values[name] = p_value_of(epochs, decided)
+    decided = "undecided (one seed)" if len(seeds) == 1 else decided
+    assert rows[name][:3] == [decided, f"in {sum(ahead)} of {len(ahead)}", findable(epochs[k])]
+    known = {name: p for name, p in p_values.items() if p is not None}
+    adjusted = dict(zip(known, corrected(list(known.values())), strict=True))
+    for name in p_values:
+        assert rows[name][3:5] == [chance(p_values[name]), chance(adjusted.get(name))], name
+    one_sided = {name for name in known if rows[name][0].startswith(("supported", "contradicted"))}
+    lasting = {name for name in one_sided if adjusted[name] < 0.05}
+    if known:
+        assert f"With Holm's correction for all {len(known)}, {len(lasting)} of these verdicts survive" in report.text
+        for name in one_sided:
+            assert (f"“{name}”" in report.text) == (name not in lasting)
+
+
+def check_chance(report, raw, accuracy):
+    """The intervals of accuracies and of differences over seeds and over test images."""
+    _, *rows = report.tables["tab-chance"]
+    assert {LABELS[row[0]] for row in rows} == set(LABELS.values())
+    for label, *told in rows:
+        case, default = LABELS[label], "random-75"
+        values, change = accuracy[case], paired(accuracy[case], accuracy[default])
+        right, n = mean(values) / 100, 10_000
+        middle = scipy.stats.binomtest(round(right * n), n).proportion_ci(0.95, method="wilson")
+        assert told[0] == f"{mean(values):.2f}"
+        assert float(told[2]) == pytest.approx(50 * (middle.high - middle.low), abs=0.006)
+        several = len(values) > 1
+        assert told[1] == (f"{half_width(list(values.values())):.2f}" if several else "–")
+        if case == default:
+            assert told[3:] == ["–"] * 3
+            continue
+        assert told[3] == plus(mean(change))
+        assert told[4] == (f"{half_width(list(change.values())):.2f}" if len(change) > 1 else "–")
+        recorded = [
+            raw.folder / which / f"seed{k}" / "finetune" / "predictions.png" for which in (case, default) for k in change
+        ]
+        if not all(path.exists() for path in recorded):
+            assert told[5] == "–"
+            continue
+        pictures = [np.asarray(Image.open(path)).astype(int) for path in recorded]
+        right = [picture[0] == picture[1] for picture in pictures]
+        more = np.mean(right[: len(change)], axis=0) - np.mean(right[len(change) :], axis=0)
+        assert float(told[5]) == pytest.approx(196 * more.std() / len(more) ** 0.5, rel=0.03, abs=0.006)
+
+
+def check_beside(report, raw, accuracy):
+    """The studies that the study's file names, as far as they are on disk."""
+    names = [name for name in raw.study.get("beside", []) if list((ROOT / "outputs" / name).glob("*/seed*/*/metrics.json"))]
+    if not names:
+        assert "tab-beside" not in report.tables
+        return
+    header, *rows = report.tables["tab-beside"]
+    assert header == ["case", raw.folder.name, *names, "student", "paper"]
+    others = [Raw(ROOT / "outputs" / name).of_all("finetune", "last_epoch_accuracy") for name in names]
+    assert {LABELS[row[0]] for row in rows} == set(LABELS.values())
+    for label, *told in rows:
+        case = LABELS[label]
+        ours = [cell(study[case]) if study[case] else "not run" for study in (accuracy, *others)]
+        assert told == [*ours, STUDENT.get(case, "–"), PAPER.get(case, "–")]
+
+
+def check_lengths(report, raw, accuracy):
+    """Accuracies by length of pre-training; returns the numbers that the text may name."""
+    kinds = ("random-75", "block-50", "grid-75")
+    found = {}
+    for case in accuracy:
+        kind = next((kind for kind in kinds if case.startswith(kind)), None)
+        if kind and accuracy[case] and not case.startswith("mask"):
+            found.setdefault(raw.epochs(case), {}).setdefault(kind, accuracy[case])
+    found = {epochs: found[epochs] for epochs in sorted(found) if len(found[epochs]) > 1}
+    if len(found) < 2:
+        assert "tab-lengths" not in report.tables
+        return set()
+    shared = set.intersection(*(set(values) for row in found.values() for values in row.values()))
+    same = {
+        n: {kind: {k: v for k, v in values.items() if k in shared} for kind, values in row.items()}
+        for n, row in found.items()
+    }
+    _, *rows = report.tables["tab-lengths"]
+    changes = {n: [paired(row.get(kind, {}), row.get("random-75", {})) for kind in kinds[1:]] for n, row in same.items()}
+    assert rows == [
+        [
+            str(n), *(cell(row.get(kind, {})) for kind in kinds),
+            *(signed(row.get(kind, {}), row.get("random-75", {}), unit="") for kind in kinds[1:]),
+        ]
+        for n, row in same.items()
+    ]  # fmt: skip
+    first, last = (changes[n] for n in (min(changes), max(changes)))
+    return {number for pair in zip(last, first, strict=True) for number in re.findall(r"\d+\.\d+", signed(*pair))}
 
 
 @pytest.fixture(params=STUDIES)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 PAYLOAD = 'it\'s "<script>alert(1)</script>" $(touch pwned) `touch pwned`; touch pwned & <img src=x onerror=alert(1)>'
 SHARED = STUDY["shared"] | {"data_dir": f"own/{PAYLOAD}"}  # a study's only free-form string
-STUDY = STUDY | {"shared": SHARED}
+STUDY = STUDY | {"shared": SHARED, "beside": ["other"]}  # a study that is not there
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +147,27 @@ def test_sweep_and_more_seeds_run_on_request_only(checkout):
     assert seeds["pretrain"] == {"random-75", "block-50"}
     assert seeds["finetune"] == {"random-75", "block-50", "scratch"}
     assert "No rule to produce sweep" in checkout.snakemake("sweep", "-n", check=False)  # a study without one
+
+
+def test_lengths_run_on_request_only_and_with_all_seeds(checkout):
+    checkout.write(STUDY | {"lengths": {"random-75-2epochs": {"epochs": 2}}, "more_seeds": [1]})
+    usual, lengths = checkout.planned(), checkout.snakemake("lengths", "-n")
+    checkout.write(STUDY)
+    assert set(usual) == {"table", "ablations", "report", "render", "all"}
+    planned = re.findall(r"wildcards: case=([\w-]+), seed=(\d)", lengths)
+    assert set(planned) == {("random-75-2epochs", "0"), ("random-75-2epochs", "1")}
+    assert "No rule to produce lengths" in checkout.snakemake("lengths", "-n", check=False)  # a study without them
+
+
+def test_the_report_follows_the_results_of_the_study_beside_it(checkout):
+    other = checkout.folder / "outputs" / "other"
+    folder = other / "random-75" / "seed0" / "finetune"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text("{}", encoding="utf-8")
+    plan = checkout.planned()
+    shutil.rmtree(other)
+    assert set(plan) == {"table", "ablations", "report", "render", "all"}
+    assert checkout.planned() == {}
 
 
 def test_a_study_that_cannot_run_stops_before_any_job(checkout):

@@ -1,26 +1,54 @@
 """The claims, with measured differences and verdicts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mae_core.report import published
-from mae_core.report.statistics import Estimate, estimate, signed
+from mae_core.report.statistics import LEVEL, Estimate, detectable, estimate, holm, p_value, signed
 from mae_core.report.summary import Case, Summary
+
+# Points of accuracy. The student and the paper interpret differences of 0.7 points and more, so one below half a point
+# would change none of their conclusions; it is also 50 of 10,000 test images, about the standard error of an accuracy.
+MATTERS = 0.5
+
+SMALLER = "smaller than matters"
+RANK = (  # the lowest of several verdicts is the verdict on all of them
+    "contradicted", f"contradicted ({SMALLER})", "no difference that matters", "undecided", f"supported ({SMALLER})",
+    "supported",
+)  # fmt: skip
+UNITS = {"loss": ("", 4, 1.0), "memory": (" MiB", 0, 2.0**-20), "psnr": (" dB", 2, 1.0)}  # unit, digits, scale
+POINTS = (" points", 2, 1.0)  # of all other quantities, which are accuracies
 
 
 @dataclass(frozen=True)
 class Claim:
     """A claim, who makes it, the measured difference with interval and unit, and the verdict.
 
-    The verdict is ``supported``, ``contradicted``, ``undecided`` (with the reason) or ``not run``.
+    Attributes:
+        verdict: ``supported``, ``contradicted``, ``no difference that matters``, ``undecided`` (with the reason) or
+            ``not run``.
+        detectable: the smallest difference that these seeds could have found, in the unit of ``measured``.
+        p: of the paired t test; None if it was not run, has one seed, or is counted.
+        adjusted: ``p`` after Holm's correction for all claims that have one.
     """
 
     statement: str
     source: str
     measured: str
     verdict: str
+    detectable: str = "–"
+    p: float | None = None
+    adjusted: float | None = None
 
+    @property
+    def one_sided(self) -> bool:
+        """Whether the verdict says on which side of zero the difference lies, and a test says so too."""
+        return self.p is not None and self.verdict.startswith(("supported", "contradicted"))
 
-RANK = {"contradicted": 0, "undecided": 1, "supported": 2}  # the lowest of several verdicts is the verdict on all of them
+    @property
+    def survives(self) -> bool:
+        """Whether such a verdict stands after Holm's correction."""
+        return self.one_sided and self.adjusted is not None and self.adjusted < LEVEL
 
 
 def claims(summary: Summary) -> list[Claim]:
@@ -33,15 +61,16 @@ def claims(summary: Summary) -> list[Claim]:
     def above(statement: str, source: str, quantity: str, *pairs: tuple[Case, Case]) -> Claim:
         """The claim that the first case of each pair exceeds the second; shows the pair that decides the verdict."""
         one_below = pairs[0][1] is pairs[-1][1]
-        found = [(a.beats(b, quantity), f"{(a if one_below else b).label}: ") for a, b in pairs]
-        differences = [(difference, against) for difference, against in found if difference]
+        found = {f"{(a if one_below else b).label}: ": a.beats(b, quantity) for a, b in pairs}
+        differences = [difference for difference in found.values() if difference]
         if len(differences) < len(pairs):
             return Claim(statement, source, "–", "not run")
-        decisive, against = min(differences, key=lambda pair: (RANK[judge(pair[0]).split(" (")[0]], pair[0].mean))
-        told = measured(decisive, quantity)
-        return Claim(statement, source, against + told if len(pairs) > 1 else told, judge(decisive))
+        decisive, verdict, p = decide(differences, bound(quantity))
+        against = next(name for name, difference in found.items() if difference is decisive) if len(pairs) > 1 else ""
+        least = amount(detectable(decisive), quantity)
+        return Claim(statement, source, against + measured(decisive, quantity), verdict, least, p)
 
-    return [
+    judged = [
         above("Pre-training beats training from scratch", "both", "accuracy", (default, scratch)),
         throughout(default, scratch),
         above("Mask tokens in the encoder lower the accuracy", "both", "accuracy", (default, tokens)),
@@ -66,6 +95,9 @@ def claims(summary: Summary) -> list[Claim]:
         above("75 % is the best ratio of random masking: it beats 25, 50 and 90 %", "paper", "accuracy", *ratios),
         above("It is so for frozen features, too (linear probe)", "paper", "linear", *ratios),
     ]  # fmt: skip
+    tested = [claim.p for claim in judged if claim.p is not None]
+    adjusted = iter(holm(tested))
+    return [claim if claim.p is None else replace(claim, adjusted=next(adjusted)) for claim in judged]
 
 
 def shown(summary: Summary) -> list[Claim]:
@@ -82,10 +114,20 @@ def measured(difference: Estimate | None, quantity: str) -> str:
     """A difference with sign, interval and unit."""
     if difference is None:
         return "–"
-    special = {"loss": ("", 4, 1.0), "memory": (" MiB", 0, 2.0**-20), "psnr": (" dB", 2, 1.0)}
-    unit, digits, scale = special.get(quantity, (" points", 2, 1.0))
+    unit, digits, scale = UNITS.get(quantity, POINTS)
     interval = "" if difference.interval is None else f" ± {difference.interval * scale:.{digits}f}"
     return signed(difference.mean * scale, digits) + interval + unit
+
+
+def amount(value: float | None, quantity: str) -> str:
+    """A difference without sign, in the unit of :func:`measured`."""
+    _, digits, scale = UNITS.get(quantity, POINTS)
+    return "–" if value is None else f"{value * scale:.{digits}f}"
+
+
+def bound(quantity: str) -> float | None:
+    """The difference from which on this quantity matters; None if it is not an accuracy, for want of a yardstick."""
+    return None if quantity in UNITS else MATTERS
 
 
 def throughout(default: Case, scratch: Case) -> Claim:
@@ -101,8 +143,9 @@ def throughout(default: Case, scratch: Case) -> Claim:
     ]
     differences = [difference for epoch in epochs for difference in epoch.values]
     ahead = f"in {sum(difference > 0 for difference in differences)} of {len(differences)}"
-    verdict = min((judge(epoch) for epoch in epochs), key=lambda verdict: RANK[verdict.split(" (")[0]])
-    return Claim(statement, "student", ahead, "undecided (one seed)" if len(seeds) == 1 else verdict)
+    decisive, verdict, p = decide(epochs, MATTERS)
+    verdict = "undecided (one seed)" if len(seeds) == 1 else verdict
+    return Claim(statement, "student", ahead, verdict, amount(detectable(decisive), "accuracy"), p)
 
 
 def flops_ratio(tokens: Case, default: Case, compared: bool) -> Claim:
@@ -116,13 +159,39 @@ def flops_ratio(tokens: Case, default: Case, compared: bool) -> Claim:
     return Claim(statement, "both", f"{ratio:.2f}×", "supported" if ratio > 1 else "contradicted")
 
 
-def judge(difference: Estimate | None) -> str:
-    """The verdict on the claim that a difference over seeds is positive."""
+def decide(differences: Sequence[Estimate], bound: float | None) -> tuple[Estimate, str, float | None]:
+    """Judge the claim that all of these differences are positive.
+
+    Returns:
+        The difference that decides, the verdict, and the p-value of the claim. A claim of several differences needs them
+        all, so its p-value is the largest of theirs (intersection-union test, Berger 1982). One negative difference
+        contradicts it, so the p-value is then the smallest of the negative ones times the number of differences
+        (Bonferroni). None if a difference that the p-value needs has one seed.
+    """
+    verdict, decisive = min(
+        ((judge(difference, bound), difference) for difference in differences),
+        key=lambda pair: (RANK.index(pair[0] if pair[0] in RANK else "undecided"), pair[1].mean),
+    )
+    tested = [(p_value(difference), difference) for difference in differences]
+    if verdict.startswith("contradicted"):
+        negative = [p for p, difference in tested if p is not None and difference.mean < 0]
+        return decisive, verdict, min(1.0, len(differences) * min(negative))
+    known = [p for p, _ in tested if p is not None]
+    return decisive, verdict, max(known) if len(known) == len(tested) else None
+
+
+def judge(difference: Estimate | None, bound: float | None = None) -> str:
+    """The verdict on the claim that a difference over seeds is positive.
+
+    Args:
+        bound: the difference from which on it matters, if there is one.
+    """
     if difference is None:
         return "not run"
     if difference.interval is None:
         points = "for it" if difference.mean > 0 else "against it" if difference.mean < 0 else "neither way"
         return f"undecided (one seed; points {points})"
+    small = bound is not None and abs(difference.mean) + difference.interval < bound
     if not difference.excludes_zero:
-        return f"undecided ({len(difference.values)} seeds)"
-    return "supported" if difference.mean > 0 else "contradicted"
+        return "no difference that matters" if small else f"undecided ({len(difference.values)} seeds)"
+    return ("supported" if difference.mean > 0 else "contradicted") + (f" ({SMALLER})" if small else "")

@@ -319,6 +319,30 @@ def ratios(rows: Mapping[float, Mapping[str, Estimate | None]], quantity: str, l
 
 
 @styled
+def lengths(rows: Mapping[int, Mapping[str, Estimate]]) -> Figure:
+    """Accuracy against the length of pre-training, with intervals.
+
+    Args:
+        rows: estimates in per cent, by epochs and kind of masks.
+    """
+    figure = new_figure(4.6, 2.8)
+    axes = figure.add_subplot(xlabel="epochs of pre-training", ylabel="test accuracy (%)", xscale="log")
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    for place, (name, colour) in enumerate(zip(names, COLOURS * 9, strict=False)):
+        points = {epochs: row[name] for epochs, row in rows.items() if name in row}
+        x = [epochs * 1.02 ** (place - 1) for epochs in points]  # side by side, so that intervals do not cover each other
+        axes.plot(x, [point.mean for point in points.values()], color=colour, marker="o", markersize=4, label=name)
+        for at, point in zip(x, points.values(), strict=True):
+            axes.plot([at] * len(point.values), point.values, "_", color=colour, alpha=0.5, markersize=7)
+            axes.errorbar(at, point.mean, yerr=point.interval, color=colour, capsize=3)
+    axes.set_xticks(list(rows), [str(epochs) for epochs in rows])
+    axes.minorticks_off()
+    axes.margins(x=0.08)
+    axes.legend(handlelength=1.2)
+    return figure
+
+
+@styled
 def environment(provenance: Mapping[str, Any], dataset: str) -> Figure:
     """The steps from a study's parameters to its report, with versions and machine."""
     if not provenance:

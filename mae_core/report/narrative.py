@@ -2,20 +2,23 @@
 
 import datetime
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mae_core.report import published
-from mae_core.report.claims import claims, measured, shown
+from mae_core.report.claims import MATTERS, SMALLER, claims, measured, shown
 from mae_core.report.figures import MOST_CLASSES
-from mae_core.report.statistics import signed
-from mae_core.report.summary import Case, Summary
+from mae_core.report.over_images import of_difference
+from mae_core.report.statistics import estimate, signed
+from mae_core.report.summary import LENGTHENED, Case, Summary, label_of, shared_seeds
 from mae_core.report.tables import number
 from mae_core.study.parameters import FinetuneParameters
 from mae_core.study.results import read_json
 
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "shapes": "the package's own drawn shapes"}
 MOST_NAMES = 12  # classes named in a sentence
+VERDICTS = ("supported", "contradicted", "no difference that matters", "undecided", "not run")
 
 
 def newest(summary: Summary) -> dict[str, Any]:
@@ -58,7 +61,7 @@ def intervals(summary: Summary) -> str:
     number_of = f"{most}" if most == least else f"{least} to {most}"
     return (
         f"± is the half-width of the 95 % interval of the mean over the {number_of} seeds that a case finished (Student's "
-        "t); differences are paired by seed. It covers the choice of seeds, not the choice of test images."
+        "t); differences are paired by seed. It covers the choice of seeds; [Table 10](#tab-chance) adds the test images."
     )
 
 
@@ -157,7 +160,7 @@ def finetuning(summary: Summary) -> str:
         f"**Fine-tuning.** The encoder sees all patches, and a linear head reads {read}. All weights are trained."
         f"{f' The recipe has {parts}.' if parts else ''} *From scratch* is the same recipe with random initial weights. "
         f"We report the {images} accuracy of the last epoch. The best epoch, chosen on the same {images} images, "
-        "overestimates the accuracy of every case; we list it separately. [Table 10](#tab-recipe) lists the main "
+        "overestimates the accuracy of every case; we list it separately. [Table 11](#tab-recipe) lists the main "
         "parameters; each run's `parameters.json` has all of them."
     )
 
@@ -212,14 +215,16 @@ def abstract(summary: Summary) -> str:
     ours, scratch = (summary.find(*how).estimate("accuracy") for how in (("random", 0.75), (None,)))
     if not ours or not scratch:
         return text + ", the comparison of pre-training with training from scratch has not run."
-    verdicts = [claim.verdict.split(" (")[0] for claim in claims(summary)]
-    counts = {word: verdicts.count(word) for word in ("supported", "contradicted", "undecided", "not run")}
-    told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    judged = claims(summary)
+    verdicts = [claim.verdict.split(" (")[0] for claim in judged]
+    told = ", ".join(f"{verdicts.count(word)} {word}" for word in VERDICTS if word in verdicts)
+    decided, lasting = sum(claim.one_sided for claim in judged), sum(claim.survives for claim in judged)
+    corrected = f"After a correction for their number, {lasting} of {decided} tested verdicts remain. " if decided else ""
     return (
         f"{text}, an encoder pre-trained with 75 % random masking reaches {number(ours)} % {evaluated(summary)} "
         f"accuracy after fine-tuning, against {number(scratch)} % from scratch with the same recipe. We judge "
         f"{len(verdicts)} claims, most of them from the report and the paper: {told} ([Table 8](#tab-claims)). "
-        f"{intervals(summary)}"
+        f"{corrected}{intervals(summary)}"
     )
 
 
@@ -237,8 +242,7 @@ def abstract_alone(summary: Summary) -> str:
     against = f", against {number(theirs)} % from scratch with the same recipe" if theirs else ""
     top5 = f" (top-5: {number(found)} %)" if (found := default.estimate("top5")) else ""
     verdicts = [claim.verdict.split(" (")[0] for claim in shown(summary)]
-    counts = {word: verdicts.count(word) for word in ("supported", "contradicted", "undecided", "not run")}
-    told = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
+    told = ", ".join(f"{verdicts.count(word)} {word}" for word in VERDICTS if word in verdicts)
     return (
         f"{text}, an encoder pre-trained with 75 % random masking reaches {number(ours)} % test accuracy{top5} after "
         f"fine-tuning{against}. Claims about the method: {told} ([Table 8](#tab-claims)). {intervals(summary)}"
@@ -275,6 +279,97 @@ def reconstruction_caption(case: Case) -> str:
     psnr = case.estimate("psnr")
     told = f" Over all test images, masked pixels have a PSNR of {number(psnr)} dB." if psnr else ""
     return f"Test images with masked patches, their reconstructions, and the originals ({case.label}).{told}"
+
+
+def rule() -> str:
+    """The rule by which claims are judged."""
+    return (
+        "We judge each claim that one case is better than another by the 95 % interval of their difference, paired by "
+        "seed. The claim is *supported* if the interval lies above zero, *contradicted* if it lies below zero, *no "
+        f"difference that matters* if it contains zero and lies within ± {MATTERS:g} points of accuracy, and *undecided* "
+        f"otherwise; *{SMALLER}* marks a supported or contradicted difference whose interval lies within the same "
+        f"bounds. Every difference that the student or the paper interprets is larger than {MATTERS:g} points. Losses, "
+        "PSNR and memory have no such bound, because neither says which difference of them would matter."
+    )
+
+
+def correction(summary: Summary) -> str:
+    """What is left of the verdicts after a correction for their number; with one seed, that nothing can be said."""
+    found = claims(summary)
+    tested = [claim for claim in found if claim.p is not None]
+    if not tested:
+        why = "There is one seed" if len(summary.seeds) == 1 else "No claim has several seeds"
+        return f"{why}, so we can give no p-value, no correction for the number of claims, and no smallest difference."
+    decided = [claim for claim in tested if claim.one_sided]
+    lost = [f"“{claim.statement}”" for claim in decided if not claim.survives]
+    text = (
+        f"Judged one by one, {len(decided)} of the {count(len(tested), 'claim')} with a p-value "
+        f"{'is' if len(decided) == 1 else 'are'} supported or contradicted. With Holm's correction for all "
+        f"{len(tested)}, {len(decided) - len(lost)} of these verdicts survive"
+    )
+    return f"{text}; not: {', '.join(lost)}." if lost else f"{text}."
+
+
+def over_images(summary: Summary) -> str:
+    """What the intervals over test images mean, and where they are missing."""
+    default, n = summary.find("random", 0.75), summary.find("random", 0.75).n_test
+    several = " With several seeds it is the widest that their mean allows." if len(summary.seeds) > 1 else ""
+    text = (
+        "*Seeds*: half the 95 % interval over seeds (Student's t). *Images*: half the 95 % interval over test images. For "
+        f"an accuracy it is Wilson's ([Wilson](#ref-wilson1927)){f', for {n:,} images' if n else ''}.{several} For a "
+        "difference it comes from a paired bootstrap ([Efron and Tibshirani](#ref-efron1993)): both cases are evaluated "
+        "on the same images, drawn with replacement."
+    )
+    compared = [case for case in summary.cases.values() if case is not default and case.beats(default, "accuracy")]
+    missing = [case.label for case in compared if of_difference(case, default) is None]
+    if not missing:
+        return text
+    which = "no difference has" if len(missing) == len(compared) else f"the differences of {', '.join(missing)} do not have"
+    return f"{text} Some runs did not record which test images they classify correctly, so {which} an interval over images."
+
+
+def lengths(summary: Summary) -> str:
+    """Whether more pre-training changes the order of masks."""
+    found = summary.lengths()
+    orders = {epochs: order(list(cases.values()), list(cases)) for epochs, cases in found.items()}
+    told = "; ".join(f"after {epochs} epochs, {', '.join(labels)}" for epochs, labels in orders.items())
+    same = len({tuple(labels) for labels in orders.values()}) == 1
+    text = f"Best first: {told}. The order of the means is {'the same at every length' if same else 'not the same'}."
+    (short, first), *_, (long, last) = found.items()
+    base, changes = label_of(*LENGTHENED[0]), []
+    for label in (label_of(*masks) for masks in LENGTHENED[1:]):
+        if all(name in cases for name in (base, label) for cases in (first, last)):
+            before, after = (cases[label].beats(cases[base], "accuracy") for cases in (first, last))
+            if before and after:
+                change = estimate([b - a for a, b in zip(before.values, after.values, strict=True)])
+                changes.append(f"of {label} by {measured(change, 'accuracy')}")
+    if changes:
+        text += f" From {short} to {long} epochs, the difference from {base} changes: {', '.join(changes)}."
+    seeds = {len(case.values("accuracy")) for cases in found.values() for case in cases.values()}
+    return f"{text} With one seed, this may be chance." if seeds == {1} else text
+
+
+def orders(studies: Sequence[Summary]) -> str:
+    """The order of the kinds of masks in several studies, in the student's report, and in the paper."""
+    keys = [key for key in published.STUDENT if not key[2]]
+    labels, told = [label_of(*key) for key in keys], {}
+    for study in studies:
+        ran = {
+            label: case for label, key in zip(labels, keys, strict=True) if (case := study.find(*key)).values("accuracy")
+        }
+        same = [case for case in shared_seeds(list(ran.values())) if case.values("accuracy")]
+        told[study.name] = ", ".join(order(same, list(ran))) if len(same) > 1 else "fewer than two have run"
+    for name, numbers in (("the student", published.STUDENT), ("the paper", published.PAPER)):
+        told[name] = ", ".join(sorted(labels, key=lambda label: -numbers[keys[labels.index(label)]]))
+    return f"The kinds of masks, best first: {'; '.join(f'{name}: {labels}' for name, labels in told.items())}."
+
+
+def order(cases: Sequence[Case], labels: Sequence[str]) -> list[str]:
+    """The labels of cases that have run, highest accuracy first."""
+    means = {
+        label: sum(v.values()) / len(v) for label, case in zip(labels, cases, strict=True) if (v := case.values("accuracy"))
+    }
+    return sorted(means, key=lambda label: -means[label])
 
 
 def sensitivity(summary: Summary) -> str:
@@ -333,8 +428,8 @@ def discussion(summary: Summary) -> str:
         also = f", and a linear probe of the frozen encoder by {measured(probe, 'linear')}" if probe else ""
         paragraphs.append(
             f"**Pre-training** changes the accuracy by {measured(gain, 'accuracy')} compared with training from "
-            f"scratch{also}. The claim that it helps is {verdicts[0]}; the claim that it helps after every epoch of "
-            f"fine-tuning is {verdicts[1]}."
+            f"scratch{also}. Verdict on the claim that it helps: {verdicts[0]}; that it helps after every epoch of "
+            f"fine-tuning: {verdicts[1]}."
         )
     change, ratio = tokens.beats(default, "accuracy"), tokens.ratio(default, "flops")
     if change and ratio:
@@ -343,7 +438,7 @@ def discussion(summary: Summary) -> str:
         found = either(summary, student)
         paragraphs.append(
             f"**Mask tokens in the encoder** change the accuracy by {measured(change, 'accuracy')} and multiply the FLOPs "
-            f"of a forward pass by {ratio:.2f}. {found}The claim that they lower the accuracy is {verdicts[2]}."
+            f"of a forward pass by {ratio:.2f}. {found}Verdict on the claim that they lower the accuracy: {verdicts[2]}."
         )
     changes = {case.label: case.beats(default, "accuracy") for case in (block50, block75, grid)}
     if told := ", ".join(f"{label} by {measured(change, 'accuracy')}" for label, change in changes.items() if change):

@@ -41,4 +41,15 @@ REFERENCES = {
     "report, University of Toronto.",
     "ref-wu2018": "Wu, Z., Xiong, Y., Yu, S. X., Lin, D. (2018). *Unsupervised feature learning via non-parametric "
     "instance discrimination.* CVPR 2018, [arXiv:1805.01978](https://arxiv.org/abs/1805.01978).",
+    "ref-cohen1988": "Cohen, J. (1988). *Statistical power analysis for the behavioral sciences*, second edition, "
+    "chapter 2. Lawrence Erlbaum.",
+    "ref-faul2007": "Faul, F., Erdfelder, E., Lang, A.-G., Buchner, A. (2007). *G\\*Power 3: A flexible statistical power "
+    "analysis program for the social, behavioral, and biomedical sciences.* Behavior Research Methods 39, 175–191.",
+    "ref-holm1979": "Holm, S. (1979). *A simple sequentially rejective multiple test procedure.* Scandinavian Journal of "
+    "Statistics 6, 65–70.",
+    "ref-berger1982": "Berger, R. L. (1982). *Multiparameter hypothesis testing and acceptance sampling.* Technometrics "
+    "24, 295–300.",
+    "ref-wilson1927": "Wilson, E. B. (1927). *Probable inference, the law of succession, and statistical inference.* "
+    "Journal of the American Statistical Association 22, 209–212.",
+    "ref-efron1993": "Efron, B., Tibshirani, R. J. (1993). *An introduction to the bootstrap.* Chapman and Hall.",
 }

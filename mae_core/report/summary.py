@@ -5,11 +5,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mae_core.errors import ParameterError
 from mae_core.report import published
 from mae_core.report.statistics import Estimate, estimate, paired_difference
 from mae_core.study.parameters import FREE, OUTPUTS, SWEEP, FinetuneParameters, PretrainParameters, ReportParameters
-from mae_core.study.results import read_json
+from mae_core.study.results import load_predictions, read_json
 
 # Quantities of a run: name -> (stage, path into metrics.json)
 QUANTITIES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -60,6 +62,17 @@ class Case:
                 found[seed] = value
         return found
 
+    def predictions(self) -> dict[int, np.ndarray]:
+        """Predicted and true class of each test image, classes_2n, by seed; runs of before this was recorded lack them."""
+        paths = {seed: self.folders[seed] / "finetune" / "predictions.png" for seed in self.read("finetune", "metrics")}
+        return {seed: load_predictions(path) for seed, path in paths.items() if path.exists()}
+
+    @property
+    def n_test(self) -> int | None:
+        """The number of test images; None if fine-tuning has not run."""
+        told = next(iter(self.read("finetune", "metrics").values()), None)
+        return sum(map(sum, told["predictions"]["confusion"])) if told else None
+
     def estimate(self, quantity: str) -> Estimate | None:
         """Mean and interval over the seeds; None if there is no value."""
         values = self.values(quantity)
@@ -102,10 +115,9 @@ class Case:
         run = self.pretrained
         if run is None:
             return "from scratch" if self.from_scratch else self.name
-        tokens = " + mask tokens" if run.mask_tokens_in_encoder else ""
         pixels = ", normalized pixels" if run.norm_pix else ""
         epochs = f", {run.epochs} epochs" if self.of_other_length else ""
-        return f"{run.mask_strategy} {100 * run.mask_ratio:g} %{tokens}{pixels}{epochs}"
+        return f"{label_of(run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder)}{pixels}{epochs}"
 
     @property
     def of_other_length(self) -> bool:
@@ -160,6 +172,22 @@ class Summary:
         """All entries of ``cases`` and ``sweep``."""
         return self.cases | self.sweep
 
+    def lengths(self) -> dict[int, dict[str, Case]]:
+        """Random 75 %, block 50 % and grid 75 % by epochs of pre-training, shortest first; empty without two lengths.
+
+        A length counts if at least two of the kinds have run. All have the seeds that they share.
+        """
+        found: dict[int, dict[str, Case]] = {}
+        for masks in LENGTHENED:
+            for case in self.all_cases.values():
+                if case.pretrained and masks_of(case.pretrained) == masks and case.values("accuracy"):
+                    found.setdefault(case.pretrained.epochs, {}).setdefault(label_of(*masks), case)
+        found = {epochs: found[epochs] for epochs in sorted(found) if len(found[epochs]) > 1}
+        if len(found) < 2:
+            return {}
+        same = iter(shared_seeds([case for cases in found.values() for case in cases.values()]))
+        return {epochs: {label: next(same) for label in cases} for epochs, cases in found.items()}
+
     def find(self, strategy: str | None, ratio: float = 0.0, mask_tokens: bool = False) -> Case:
         """The case of usual length with these masks (None: from scratch), or NOT_RUN."""
         for case in self.all_cases.values():
@@ -212,6 +240,12 @@ class Summary:
         return next((list(m["predictions"]["classes"]) for m in told), [])
 
 
+def read_beside(run: ReportParameters) -> list[Summary]:
+    """The studies in ``beside``, as far as they have results on disk."""
+    there = [name for name in run.beside if any((OUTPUTS / name).glob("*/seed*/*/metrics.json"))]
+    return [Summary.read(ReportParameters(study=name)) for name in there]
+
+
 def found_in(results: Path) -> ReportParameters:
     """The cases and seeds in a folder of results, in the order of its results.csv.
 
@@ -231,6 +265,12 @@ def found_in(results: Path) -> ReportParameters:
 
 
 NOT_RUN = Case("not run", None, False, {})
+LENGTHENED = (("random", 0.75, False), ("block", 0.5, False), ("grid", 0.75, False))  # compared at several lengths
+
+
+def label_of(strategy: str, ratio: float, mask_tokens: bool = False) -> str:
+    """A kind of masks in words."""
+    return f"{strategy} {100 * ratio:g} %{' + mask tokens' if mask_tokens else ''}"
 
 
 def masks_of(run: PretrainParameters | None) -> tuple[str, float, bool] | None:

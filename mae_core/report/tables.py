@@ -1,11 +1,13 @@
 """The study's tables as rows of text, from saved results; a dash stands for runs that are missing."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from mae_core.report import published
+from mae_core.report import over_images, published
 from mae_core.report.claims import shown
 from mae_core.report.statistics import Estimate, deviation, signed
-from mae_core.report.summary import DEFAULTS, QUANTITIES, Case, Summary, shared_seeds
+from mae_core.report.summary import DEFAULTS, LENGTHENED, QUANTITIES, Case, Summary, label_of, shared_seeds
+from mae_core.report.summary import NOT_RUN as MISSING
 
 NOT_RUN = "–"
 PUBLISHED = ("student", "paper", "student's", "paper's")  # columns and rows of published numbers
@@ -19,6 +21,12 @@ def number(value: Estimate | float | None, digits: int = 2, scale: float = 1.0) 
         return f"{value * scale:,.{digits}f}"
     interval = "" if value.interval is None else f" ± {value.interval * scale:,.{digits}f}"
     return f"{value.mean * scale:,.{digits}f}{interval}"
+
+
+def plus_minus(difference: Estimate, digits: int = 2) -> str:
+    """A difference with its sign, and its interval if there is one."""
+    interval = "" if difference.interval is None else f" ± {difference.interval:.{digits}f}"
+    return signed(difference.mean, digits) + interval
 
 
 def cost(value: Estimate | None, digits: int = 0, scale: float = 1.0) -> str:
@@ -180,9 +188,68 @@ def sensitivity_rows(summary: Summary) -> list[list[str]]:
     return rows
 
 
+def chance_rows(summary: Summary) -> list[list[str]]:
+    """Two kinds of chance: other seeds and other test images.
+
+    Columns: case, accuracy, half its intervals over seeds and over images; difference from random 75 %, half its intervals.
+    """
+    base, rows = summary.find("random", 0.75), []
+    for case in summary.cases.values():
+        mean, change = case.estimate("accuracy"), None if case is base else case.beats(base, "accuracy")
+        rows.append(
+            [
+                case.label,
+                number(mean.mean if mean else None),
+                number(mean.interval if mean else None),
+                number(over_images.of_accuracy(case)),
+                signed(change.mean) if change else NOT_RUN,
+                number(change.interval if change else None),
+                number(over_images.of_difference(case, base) if change else None),
+            ]
+        )
+    return rows
+
+
+def length_rows(summary: Summary) -> list[list[str]]:
+    """Accuracy after pre-training of several lengths, over the seeds that all of them finished.
+
+    Columns: epochs; accuracy of each kind of masks; difference of the second and of the third kind from the first.
+    """
+    rows = []
+    for epochs, cases in summary.lengths().items():
+        found = [cases.get(label_of(*masks), MISSING) for masks in LENGTHENED]
+        changes = [case.beats(found[0], "accuracy") for case in found[1:]]
+        rows.append([str(epochs), *(number(case.estimate("accuracy")) for case in found)])
+        rows[-1] += [plus_minus(change) if change else NOT_RUN for change in changes]
+    return rows
+
+
+def beside_rows(studies: Sequence[Summary]) -> list[list[str]]:
+    """Accuracies of several studies side by side. Columns: case, one per study, student's, paper's."""
+    rows = []
+    for key in [*published.STUDENT, None]:
+        cases = [study.find(*(key or (None,))) for study in studies]
+        means = [case.estimate("accuracy") for case in cases]
+        theirs = [str(numbers[key]) if key else NOT_RUN for numbers in (published.STUDENT, published.PAPER)]
+        rows.append(
+            [label_of(*key) if key else "from scratch", *(number(mean) if mean else "not run" for mean in means), *theirs]
+        )
+    return rows
+
+
 def claim_rows(summary: Summary) -> list[list[str]]:
-    """Columns: claim, who makes it, measured difference, verdict."""
-    return [[claim.statement, claim.source, claim.measured, claim.verdict] for claim in shown(summary)]
+    """Columns: claim, verdict, measured difference, smallest detectable difference, p-value, Holm's, who claims it."""
+    return [
+        [c.statement, c.verdict, c.measured, c.detectable, probability(c.p), probability(c.adjusted), c.source]
+        for c in shown(summary)
+    ]
+
+
+def probability(value: float | None) -> str:
+    """A p-value with three digits."""
+    if value is None:
+        return NOT_RUN
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def recipe_rows(summary: Summary) -> list[list[str]]:

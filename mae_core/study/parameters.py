@@ -195,7 +195,8 @@ class FinetuneParameters(RunParameters):
         return self.model_copy(update={"weights": str(path) if path.exists() else ""}) if self.weights == "auto" else self
 
 
-SWEEP = ("random-25", "random-50", "random-90", "random-75-longer")
+LENGTHS = tuple(f"{case}-{n}epochs" for n in (5, 20) for case in ("random-75", "block-50", "grid-75"))
+SWEEP = ("random-25", "random-50", "random-90", "random-75-longer", *LENGTHS)  # of published studies
 
 
 class ReportParameters(Parameters):
@@ -205,12 +206,15 @@ class ReportParameters(Parameters):
     cases: list[Name] = Field([], description="cases to show, in order; empty: all that have run")
     sweep: list[Name] = Field([], description="additional cases, beside the cases named above")
     seeds: list[Seed] = Field([], description="seeds to show; empty: all that have run")
+    beside: list[Name] = Field([], description="other studies to compare with, as far as they have run")
 
     def check_together(self) -> None:
-        for name in ("cases", "seeds"):
+        for name in ("cases", "seeds", "beside"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} is {values!r}: list each entry once")
+        if self.study in self.beside:
+            raise ValueError(f"beside is {self.beside!r}: list other studies than {self.study}")
         if len({*self.cases, *self.sweep}) < len(self.cases) + len(self.sweep):
             raise ValueError(f"sweep is {self.sweep!r}: list each case once, either in cases or in sweep")
 

@@ -4,6 +4,7 @@ Its path is ``outputs/<study>/<case>/seed<k>/<stage>/`` with stage ``pretrain`` 
 
 * ``parameters.json``, ``history.json`` (one list per curve), ``metrics.json`` (final numbers), ``provenance.json``
 * ``pictures.png`` and, after fine-tuning, ``attention.png``, ``mistakes.png``, ``neighbours.png``: see :func:`save_sheet`
+* after fine-tuning, ``predictions.png``: the predicted and the true class of every test image, see :func:`save_predictions`
 * ``weights.safetensors``; while training, ``checkpoint.safetensors`` and ``checkpoint.before.safetensors``
 """
 
@@ -146,6 +147,19 @@ def load_sheet(path: Path, n_rows: int) -> np.ndarray:
     pixels = np.asarray(Image.open(path).convert("RGB"))
     side = pixels.shape[0] // n_rows
     return pixels.reshape(n_rows, side, pixels.shape[1] // side, side, 3).swapaxes(1, 2)
+
+
+def save_predictions(path: Path, predicted_n: "Tensor", true_n: "Tensor") -> None:
+    """Save the predicted and the true class of each test image as a grey PNG of two rows; CIFAR-10's takes under 20 kB."""
+    classes_2n = np.stack([predicted_n.cpu().numpy(), true_n.cpu().numpy()])
+    with whole(path) as temporary:
+        pixels = classes_2n.astype(np.uint8 if classes_2n.max() < 256 else np.uint16)
+        Image.fromarray(pixels).save(temporary, format="PNG", optimize=True)
+
+
+def load_predictions(path: Path) -> np.ndarray:
+    """The classes that :func:`save_predictions` saved: predicted and true, classes_2n."""
+    return np.asarray(Image.open(path))
 
 
 def metric_rows(metrics: Mapping[str, Any]) -> list[list[str]]:

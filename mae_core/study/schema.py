@@ -15,7 +15,7 @@ def schema() -> dict[str, Any]:
     both = pretrain["properties"].keys() & finetune["properties"].keys()
     shared = {**pretrain, "properties": {name: s for name, s in pretrain["properties"].items() if name in both}}
     cases = {"patternProperties": {NAME: {"anyOf": [pretrain, {"type": "null"}]}}, "additionalProperties": False}
-    parts = {"shared": shared, "pretrain": pretrain, "finetune": finetune, "cases": cases, "sweep": cases}
+    parts = {"shared": shared, "pretrain": pretrain, "finetune": finetune, "cases": cases, "sweep": cases, "lengths": cases}
     content = Study.model_json_schema()
     for name, part in parts.items():
         content["properties"][name] |= part

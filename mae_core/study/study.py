@@ -1,5 +1,6 @@
 """A study: cases times seeds, each with the flat parameters of its runs."""
 
+import itertools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ ENCODER = (
 GIVEN = {"study", "case", "seed"}  # set by the study for each run
 
 Seeds = Annotated[tuple[Seed, ...], Field(strict=False)]
+Names = Annotated[tuple[Name, ...], Field(strict=False)]
 Settings = dict[str, Any]
 Cases = dict[Name, Settings | None]
 
@@ -49,6 +51,10 @@ class Study(Checked):
     finetune: Settings = Field({}, description="parameters of fine-tuning")
     cases: Cases = Field(min_length=1, description="name of each case: its pre-training parameters; null: from scratch")
     sweep: Cases = Field({}, description="additional cases, run on request: make sweep")
+    lengths: Cases = Field(
+        {}, description="cases of other pre-training lengths, run on request with all seeds: make lengths"
+    )
+    beside: Names = Field((), description="other studies that the report compares with, as far as they have run")
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -82,8 +88,12 @@ class Study(Checked):
         if len(set(self.all_seeds)) < len(self.all_seeds):
             seeds, more = list(self.seeds), list(self.more_seeds)
             raise ParameterError(f"seeds is {seeds} and more_seeds is {more}: list each seed once")
-        for case in self.cases.keys() & self.sweep.keys():
-            raise ParameterError(f"{case} is under both cases and sweep: list it once")
+        groups = {"cases": self.cases, "sweep": self.sweep, "lengths": self.lengths}
+        for (one, first), (other, second) in itertools.combinations(groups.items(), 2):
+            for case in first.keys() & second.keys():
+                raise ParameterError(f"{case} is under both {one} and {other}: list it once")
+        if self.name in self.beside or len(set(self.beside)) < len(self.beside):
+            raise ParameterError(f"beside is {list(self.beside)}: list other studies than {self.name}, each once")
         named = {f"case {case}": values or {} for case, values in self.all_cases.items()}
         for part, values in (named | {part: getattr(self, part) for part in ("shared", *STAGES)}).items():
             for name in GIVEN & values.keys():
@@ -103,8 +113,8 @@ class Study(Checked):
 
     @property
     def all_cases(self) -> dict[str, dict[str, Any] | None]:
-        """The cases in ``cases`` and ``sweep``."""
-        return self.cases | self.sweep
+        """The cases in ``cases``, ``sweep`` and ``lengths``."""
+        return self.cases | self.sweep | self.lengths
 
     def stages(self, case: str) -> tuple[str, ...]:
         """``pretrain`` and ``finetune``; only the first with ``pretrain_only``, only the second for a case from scratch."""

@@ -105,6 +105,7 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
         if len(test.classes) > MANY_CLASSES:
             record.metrics["top5_accuracy"] = classification.top5_accuracy(scores_nC, test.labels_n)
         record.metrics["predictions"] = classification.predictions(scores_nC, test)
+        record.predictions = (scores_nC.argmax(dim=1), test.labels_n)
         record.metrics["mistakes"] = classification.confident_mistakes(scores_nC, test)
         pictured = to_unit(test.take(slice(N_PICTURES)))
         record.sheets["pictures"] = [pictured]
@@ -204,6 +205,7 @@ class Record:
     history: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # one list per curve
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)  # final numbers
     sheets: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)  # rows of images, see results.save_sheet
+    predictions: tuple[Tensor, Tensor] | None = None  # predicted and true class of each test image
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
@@ -251,6 +253,8 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
                 results.write_json(unfinished / "history.json", record.history)
                 for name, rows in record.sheets.items():
                     results.save_sheet(unfinished / f"{name}.png", rows)
+                if record.predictions:
+                    results.save_predictions(unfinished / "predictions.png", *record.predictions)
                 save_tensors(unfinished / "weights.safetensors", record.weights, run.flat())
                 source = provenance.collect(run, record.device, unfinished / "weights.safetensors")
                 results.write_json(unfinished / "provenance.json", commit | source | wall)

@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 
 import pytest
+from scipy import stats
 
-from mae_core.report.claims import RANK, claims, flops_ratio, judge, measured, throughout
-from mae_core.report.statistics import estimate
+from mae_core.report import published
+from mae_core.report.claims import MATTERS, RANK, Claim, bound, claims, decide, flops_ratio, judge, measured, throughout
+from mae_core.report.statistics import detectable, estimate, holm, p_value
 from mae_core.report.summary import Case, Summary
 from mae_core.study.parameters import PretrainParameters
 
@@ -40,7 +42,71 @@ def test_what_was_not_run_has_no_verdict():
 
 
 def test_of_several_verdicts_the_least_favourable_counts():
-    assert RANK["contradicted"] < RANK["undecided"] < RANK["supported"]
+    assert RANK == (
+        "contradicted", "contradicted (smaller than matters)", "no difference that matters", "undecided",
+        "supported (smaller than matters)", "supported",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mean", "half_width", "verdict"),
+    [
+        (0.0, 0.49, "no difference that matters"), (0.0, 0.51, "undecided (3 seeds)"),
+        (0.2, 0.29, "no difference that matters"), (0.2, 0.31, "undecided (3 seeds)"),
+        (-0.2, 0.29, "no difference that matters"), (-0.2, 0.31, "undecided (3 seeds)"),
+        (0.3, 0.19, "supported (smaller than matters)"), (0.3, 0.21, "supported"),
+        (-0.3, 0.19, "contradicted (smaller than matters)"), (-0.3, 0.21, "contradicted"),
+        (0.2, 0.21, "no difference that matters"), (0.2, 0.19, "supported (smaller than matters)"),
+        (0.8, 0.1, "supported"), (-0.8, 0.1, "contradicted"),
+    ],
+)  # fmt: skip
+def test_a_difference_of_accuracy_within_half_a_point_does_not_matter(mean, half_width, verdict):
+    assert judge(around(mean, half_width), MATTERS) == verdict
+    assert judge(around(mean, half_width)) == verdict.replace(" (smaller than matters)", "").replace(
+        "no difference that matters", "undecided (3 seeds)"
+    )
+
+
+def test_an_interval_that_ends_at_the_bound_reaches_it():
+    assert judge(estimate([0.5, 0.5]), MATTERS) == "supported"
+    assert judge(estimate([-0.5, -0.5]), MATTERS) == "contradicted"
+    assert judge(estimate([0.0, 0.0]), MATTERS) == "no difference that matters"
+    assert judge(estimate([0.1]), MATTERS) == "undecided (one seed; points for it)"
+
+
+def test_no_difference_that_was_published_is_too_small_to_matter():
+    for numbers in (published.STUDENT, published.PAPER):
+        default = numbers["random", 0.75, False]
+        assert min(abs(value - default) for value in numbers.values() if value != default) > MATTERS == 0.5
+
+
+@pytest.mark.parametrize("quantity", ["accuracy", "best_accuracy", "linear", "knn"])
+def test_only_accuracies_have_a_bound(quantity):
+    assert bound(quantity) == MATTERS
+    assert [bound(other) for other in ("loss", "psnr", "memory")] == [None] * 3
+
+
+def test_a_claim_of_several_differences_has_the_largest_p_value_and_the_least_favourable_verdict():
+    sure, open_, equal, little = around(5.0), around(0.1, 1.0), around(0.1), around(0.3, 0.1)
+    against, barely = around(-5.0), around(-0.4)
+    ps = {id(d): p_value(d) for d in (sure, open_, equal, little, against, barely)}
+    assert ps[id(sure)] < ps[id(little)] < 0.05 < ps[id(open_)]
+    for differences, decisive, verdict in (
+        ((sure, little), little, "supported (smaller than matters)"),
+        ((sure, open_, little), open_, "undecided (3 seeds)"),
+        ((open_, equal, sure), equal, "no difference that matters"),
+        ((around(7.0), sure), sure, "supported"),
+    ):
+        found, told, p = decide(differences, MATTERS)
+        assert (found, told) == (decisive, verdict)
+        assert p == max(p_value(d) for d in differences)
+    assert decide((little, sure, barely, against), MATTERS) == (against, "contradicted", 4 * ps[id(against)])
+    assert decide((sure, barely), MATTERS) == (barely, "contradicted", 2 * ps[id(barely)])
+    assert decide((barely,), None) == (barely, "contradicted", ps[id(barely)])
+    lone = estimate([-1.0])
+    assert decide((sure, lone), MATTERS)[2] is None
+    assert decide((against, lone), MATTERS) == (against, "contradicted", 2 * ps[id(against)])
+    assert decide((around(-0.301), *[sure] * 40), None)[2] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -137,7 +203,7 @@ CLAIMS = {
 def test_every_claim_compares_the_cases_that_it_names():
     found = {claim.statement: claim for claim in claims(study())}
     assert {statement: claim.measured for statement, claim in found.items()} == CLAIMS
-    sides = {"+": "supported", "2": "supported", "−": "contradicted", "i": "undecided (2 seeds)"}
+    sides = {"+": "supported", "2": "supported", "−": "contradicted", "i": "no difference that matters"}
     for claim in found.values():
         assert claim.verdict == sides[claim.measured.removeprefix("block 75 %: ").removeprefix("random 50 %: ")[0]]
 
@@ -163,11 +229,11 @@ def test_of_several_comparisons_the_least_favourable_is_told(changes, measured, 
     ("first", "second", "measured", "verdict"),
     [
         ({0: [2.0, 3.0], 1: [2.0, 3.0]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 4 of 4", "supported"),
-        ({0: [0.5, 3.0], 1: [0.5, 3.0]}, {0: [0.2, 1.0], 1: [0.2, 1.0]}, "in 4 of 4", "supported"),
+        ({0: [0.5, 3.0], 1: [0.5, 3.0]}, {0: [0.2, 1.0], 1: [0.2, 1.0]}, "in 4 of 4", "supported (smaller than matters)"),
         ({0: [2.0, 0.5], 1: [2.0, 0.5]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 2 of 4", "contradicted"),
         ({0: [0.5, 2.0], 1: [0.5, 2.0]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 2 of 4", "contradicted"),
         ({0: [2.0, 1.5], 1: [2.0, 0.5]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 3 of 4", "undecided (2 seeds)"),
-        ({0: [2.0, 1.0], 1: [2.0, 1.0]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 2 of 4", "undecided (2 seeds)"),
+        ({0: [2.0, 1.0], 1: [2.0, 1.0]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 2 of 4", "no difference that matters"),
         ({0: [2.0, 3.0], 1: [0.0, 0.0]}, {0: [1.0, 1.0], 2: [9.0, 9.0]}, "in 2 of 2", "undecided (one seed)"),
         ({1: [2.0, 3.0]}, {0: [1.0, 1.0]}, "–", "not run"),
     ],
@@ -191,3 +257,49 @@ def test_a_ratio_of_flops_above_one_supports_its_claim(flops, measured, verdict)
 def test_histories_of_different_lengths_are_not_compared(first, second):
     with pytest.raises(ValueError, match=r"shorter|longer"):
         throughout(*(told({}, {}, curves=dict(enumerate(curves))) for curves in (first, second)))
+
+
+def scattered():
+    """A study of three seeds in which every difference has its own scatter."""
+    shifts = {name: 0.1 * place for place, name in enumerate(ACCURACY)}
+    return study(**{name: {k: ACCURACY[name] + shift * k * k for k in range(3)} for name, shift in shifts.items()})
+
+
+def test_every_tested_claim_has_a_p_value_an_adjusted_one_and_what_could_be_found():
+    found = {claim.statement: claim for claim in claims(scattered())}
+    flops = found.pop("They cost more FLOPs (student's model: 2.4×; paper's: 3.3×)")
+    assert (flops.p, flops.adjusted, flops.detectable, flops.survives) == (None, None, "–", False)
+    never = found.pop("It does so after every epoch")
+    assert (never.p, never.adjusted, never.verdict, never.survives) == (1.0, 1.0, "no difference that matters", False)
+    assert [c.adjusted for c in found.values()] == pytest.approx(holm([*(c.p for c in found.values()), 1.0])[:-1])
+    first, grid = found["Pre-training beats training from scratch"], found["Random 75 % beats grid-wise 75 %"]
+    loss = found["Grid-wise masking is the easier task: random's loss is higher"]
+    for claim, one, other, digits, scale in ((first, 0, 5, 2, 1), (grid, 0, 4, 2, 1), (loss, 0, 4, 4, 1000)):
+        names, k = list(ACCURACY), range(3)
+        ours, theirs = ([(ACCURACY[names[n]] + 0.1 * n * i * i) / scale for i in k] for n in (one, other))
+        assert claim.p == pytest.approx(stats.ttest_rel(ours, theirs).pvalue)
+        least = detectable(estimate([a - b for a, b in zip(ours, theirs, strict=True)]))
+        assert claim.detectable == f"{least:.{digits}f}"
+
+
+def test_one_seed_has_no_p_value_and_no_part_in_the_correction():
+    lone = claims(study(**{name: {0: value} for name, value in ACCURACY.items()}))
+    assert {(claim.p, claim.adjusted, claim.detectable) for claim in lone} == {(None, None, "–")}
+    some = claims(study(longer={0: 55.0}))
+    tested = [claim for claim in some if claim.p is not None]
+    assert len(tested) == len(claims(study())) - 2  # without FLOPs and the claim at equal work
+    assert [claim.adjusted for claim in tested] == holm([claim.p for claim in tested])
+
+
+@pytest.mark.parametrize(
+    ("verdict", "p", "adjusted", "one_sided", "survives"),
+    [
+        ("supported", 0.01, 0.049, True, True), ("contradicted", 0.01, 0.049, True, True),
+        ("supported (smaller than matters)", 0.01, 0.049, True, True), ("supported", 0.01, 0.05, True, False),
+        ("supported", None, None, False, False), ("no difference that matters", 0.9, 0.9, False, False),
+        ("undecided (3 seeds)", 0.06, 0.04, False, False),
+    ],
+)  # fmt: skip
+def test_a_verdict_survives_below_five_per_cent(verdict, p, adjusted, one_sided, survives):
+    claim = Claim("a", "both", "+1", verdict, "1", p, adjusted)
+    assert (claim.one_sided, claim.survives) == (one_sided, survives)

@@ -78,10 +78,11 @@ def test_parts_of_a_recipe_that_do_not_fit_are_refused(values, message):
 
 
 @pytest.mark.parametrize(
-    "values", [{"cases": ["a", "a"]}, {"cases": ["../a"]}, {"seeds": ["0"]}, {"seeds": 0}, {"seeds": [True]}]
-)
+    "values", [{"cases": ["a", "a"]}, {"cases": ["../a"]}, {"seeds": ["0"]}, {"seeds": 0}, {"seeds": [True]},
+                {"beside": ["a", "a"]}, {"beside": ["../a"]}, {"study": "a", "beside": ["a"]}],
+)  # fmt: skip
 def test_lists_are_checked_too(values):
-    with pytest.raises(ParameterError, match=r"cases|seeds"):
+    with pytest.raises(ParameterError, match=r"cases|seeds|beside"):
         ReportParameters.check(values)
 
 

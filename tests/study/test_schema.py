@@ -37,6 +37,7 @@ def test_every_study_names_the_schema_and_fits_it(path):
         {"case": {}}, {"shared": {"width": 2}}, {"shared": {"mask_ratio": 0.5}}, {"shared": {"dataset": "cifar"}},
         {"shared": {"seed": 1}}, {"pretrain": {"epochs": 0}}, {"pretrain": {"weights": "x"}},
         {"finetune": {"norm_pix": True}}, {"cases": {"a": {"mask_strategy": "blok"}}}, {"sweep": {"b": {"probes": True}}},
+        {"lengths": {"b": {"epochs": 0}}}, {"beside": ["../night"]}, {"beside": "night"},
     ],
 )  # fmt: skip
 def test_what_the_schema_refuses_the_study_refuses_too(change):

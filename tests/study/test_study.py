@@ -9,7 +9,7 @@ import yaml
 from mae_core.errors import ParameterError
 from mae_core.evaluation import flops
 from mae_core.model.config import ModelConfig
-from mae_core.study.parameters import FinetuneParameters, PretrainParameters
+from mae_core.study.parameters import LENGTHS, FinetuneParameters, PretrainParameters
 from mae_core.study.sources import sources
 from mae_core.study.study import Study, flat_yaml
 
@@ -65,6 +65,26 @@ def test_scratch_has_the_same_recipe_and_no_weights():
         study.run("scratch", 0, "pretrain")
 
 
+def test_three_maskings_are_trained_for_three_lengths_that_differ_in_nothing_else():
+    study = Study.read(ROOT / "params" / "laptop.yaml")
+    assert not study.lengths.keys() & (study.cases.keys() | study.sweep.keys())
+    assert set(study.lengths) == set(LENGTHS)
+    found = {}
+    for name in study.lengths:
+        longer = study.run(name, 2, "pretrain")
+        usual = study.run(name.rpartition("-")[0], 2, "pretrain")
+        assert longer == usual.model_copy(update={"case": name, "epochs": longer.epochs})
+        found.setdefault(usual.case, {usual.epochs}).add(longer.epochs)
+        tuned = study.run(name, 2, "finetune")
+        assert tuned.weights == f"outputs/laptop/{name}/seed2/pretrain/weights.safetensors"
+    assert found == {case: {5, 10, 20} for case in ("random-75", "block-50", "grid-75")}
+
+
+@pytest.mark.parametrize("name", ["laptop", "night"])
+def test_the_two_studies_on_cifar10_stand_beside_each_other(name):
+    assert Study.read(ROOT / "params" / f"{name}.yaml").beside == ({"laptop": "night", "night": "laptop"}[name],)
+
+
 def test_the_sweep_is_part_of_the_laptop_study_and_runs_on_request():
     study = Study.read(ROOT / "params" / "laptop.yaml")
     ratios = {name: study.run(name, 0, "pretrain").mask_ratio for name in study.sweep}
@@ -89,6 +109,12 @@ def test_the_sweep_is_part_of_the_laptop_study_and_runs_on_request():
         (lambda s: s.update(sweep=["random-50"]), "sweep is .*: it must be a mapping"),
         (lambda s: s.update(sweep={"a/b": {}}), "sweep is 'a/b'"),
         (lambda s: s.update(sweep={"more": {"mask_ration": 0.5}}), "case more, pretrain: mask_ration .* mask_ratio"),
+        (lambda s: s.update(lengths={"random-75": {}}), "random-75 is under both cases and lengths"),
+        (lambda s: s.update(sweep={"a": {}}, lengths={"a": {}}), "a is under both sweep and lengths"),
+        (lambda s: s.update(lengths={"more": {"epoch": 5}}), "case more, pretrain: epoch .* epochs"),
+        (lambda s: s.update(beside=["smoke"]), r"beside is \['smoke'\]: list other studies than smoke"),
+        (lambda s: s.update(beside=["night", "night"]), "list other studies than smoke, each once"),
+        (lambda s: s.update(beside=["../night"]), "beside is"),
         (lambda s: s.update(seeds=[]), "seeds is"),
         (lambda s: s.update(seeds=[0, 0]), "list each seed once"),
         (lambda s: s.update(seeds=["0"]), "whole numbers"),

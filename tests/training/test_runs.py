@@ -10,7 +10,7 @@ from mae_core.explore.trained import open_run
 from mae_core.model.mae import Classifier, MaskedAutoencoder
 from mae_core.model.vit import resize_positions, sincos_positions
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.results import load_sheet, metric_rows, read_json, write_json
+from mae_core.study.results import load_predictions, load_sheet, metric_rows, read_json, write_json
 from mae_core.study.tensors import load_tensors, save_tensors
 from mae_core.training import runs
 from mae_core.training.runs import finetune, new_model, pretrain
@@ -73,7 +73,11 @@ def test_fine_tuning_learns_and_tells_what_it_measured(tiny):
     assert metrics["last_epoch_accuracy"] == pytest.approx(right / 4)
     assert set(metrics["probes"]) == {"linear", "knn"}
     sheets = {path.stem for path in (run.folder / "finetune").glob("*.png")}
-    assert sheets == {"pictures", "attention", "mistakes", "neighbours"}
+    assert sheets == {"pictures", "attention", "mistakes", "neighbours", "predictions"}
+    predicted_n, true_n = load_predictions(run.folder / "finetune" / "predictions.png")
+    counts = [[int(((true_n == i) & (predicted_n == j)).sum()) for j in range(10)] for i in range(10)]
+    assert counts == metrics["predictions"]["confusion"]
+    assert predicted_n[:10].tolist() == metrics["predictions"]["predicted"]
     mistakes = metrics["mistakes"]
     assert all(a != b for a, b in zip(mistakes["true"], mistakes["predicted"], strict=True))
     assert mistakes["confidence"] == sorted(mistakes["confidence"], reverse=True)
