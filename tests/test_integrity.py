@@ -542,3 +542,42 @@ def test_a_figure_without_its_run_is_noticed(published):
     page, folder = published
     with pytest.raises(AssertionError):
         check(page.replace("notebooks/random-75-seed0-pretrain.html", "notebooks/random-75-seed7-pretrain.html"), folder)
+
+
+def test_the_records_are_those_of_the_published_results():
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Records to beat", 1)[1].split("\n## ", 1)[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    cpu, gpu, best = rows[1:]
+
+    def run(name, stage):
+        folder = ROOT / "outputs" / name / "random-75" / "seed0" / stage
+        return [json.loads((folder / f"{file}.json").read_text(encoding="utf-8")) for file in ("metrics", "provenance")]
+
+    (pretrained, _), (tuned, _) = (run("night", stage) for stage in ("pretrain", "finetune"))
+    accuracy = f"{tuned['last_epoch_accuracy']:.2f} %"
+    assert tuned["last_epoch_accuracy"] > 84.4
+    assert best[1] == accuracy
+    total, first, second = (int(number.replace(",", "")) for number in re.findall(r"\d,\d{3}", cpu[1].split(";")[0]))
+    assert total == first + second
+    trained = pretrained["train_seconds"] + tuned["train_seconds"]
+    assert cpu[1].endswith(f"(2137d54), on a shared machine: {trained:,.0f} s, {accuracy}")
+    (pretrained, origin), (tuned, _) = (run("speedrun", stage) for stage in ("pretrain", "finetune"))
+    assert tuned["last_epoch_accuracy"] > 84.4
+    wall = pretrained["wall_seconds"] + tuned["wall_seconds"]
+    assert gpu[1] == f"{wall:.0f} s in all, {tuned['last_epoch_accuracy']:.2f} %"
+    assert origin["device"] in gpu[3]
+    assert origin["commit"].startswith(gpu[4])
+    for row in (cpu, gpu, best):
+        file, case, seed = row[5].strip("`").split()
+        study = yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))
+        assert row[2] == f"`{study['study']}`, {seed}"
+        assert case in study["cases"]
+
+
+def test_no_published_run_beats_the_record_on_two_cores():
+    """A higher accuracy in a study for two CPU cores belongs in the README's table."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (told,) = re.findall(r"^\| highest accuracy on two CPU cores \| ([\d.]+) %", readme, re.M)
+    paths = [p for name in ("laptop", "night") for p in (ROOT / "outputs" / name).glob("*/seed*/finetune/metrics.json")]
+    found = [json.loads(path.read_text(encoding="utf-8"))["last_epoch_accuracy"] for path in paths]
+    assert max(found) == pytest.approx(float(told), abs=0.005)

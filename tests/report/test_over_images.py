@@ -62,6 +62,7 @@ def test_half_an_interval_is_in_points():
 
 def read(tmp_path, monkeypatch, seeds=(0, 1, 2)):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
     fake_study.write(seeds=seeds, cases=fake_study.CASES)
     return Summary.read(ReportParameters(study="fake", seeds=list(seeds)))
 

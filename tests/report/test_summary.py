@@ -4,13 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import fake_study
+import numpy as np
 import pytest
 
 from mae_core.errors import ParameterError
-from mae_core.report import narrative, published, tables
+from mae_core.report import figures, narrative, published, tables
 from mae_core.report.claims import claims, judge
 from mae_core.report.statistics import estimate
-from mae_core.report.summary import Summary
+from mae_core.report.summary import Summary, read_beside
 from mae_core.study.parameters import PretrainParameters, ReportParameters
 from mae_core.study.results import read_json, write_json
 
@@ -25,6 +26,7 @@ def read(seeds=(0,), **how):
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)  # a study has hundreds of files
 
 
 def verdicts(summary):
@@ -338,3 +340,191 @@ def test_the_report_says_what_became_of_positions_at_another_resolution():
     path = Path("outputs/fake/random-75/seed0/finetune/metrics.json")
     write_json(path, read_json(path) | {"positions": "resized (bicubic) from 8 × 8 to 16 × 16"})
     assert "Before fine-tuning, positions were resized (bicubic) from 8 × 8 to 16 × 16." in narrative.model(summary)
+
+
+# Corrected verdicts -------------------------------------------------------------------------------------------------
+
+
+def test_the_report_states_its_rule_and_what_is_left_of_the_verdicts():
+    assert "lies within ± 0.5 points of accuracy" in narrative.rule()
+    summary = read(seeds=(0, 1, 2))
+    found = [claim for claim in claims(summary) if claim.p is not None]
+    lost = [claim.statement for claim in found if claim.one_sided and not claim.survives]
+    decided = sum(claim.one_sided for claim in found)
+    text = narrative.correction(summary)
+    assert f"{decided} of the {len(found)} claims with a p-value are supported or contradicted" in text
+    assert f"Holm's correction for all {len(found)}, {decided - len(lost)} of these verdicts survive" in text
+    assert text.count("“") == len(lost)
+    remain = f"After a correction for their number, {decided - len(lost)} of {decided} tested verdicts remain."
+    assert remain in narrative.abstract(summary)
+
+
+def test_a_verdict_that_the_correction_takes_back_is_named():
+    summary = read(seeds=(0, 1, 2), accuracy=fake_study.ACCURACY | {"grid-75": 83.85, "mask-tokens": 83.85})
+    claim = next(claim for claim in claims(summary) if claim.statement == "Random 75 % beats grid-wise 75 %")
+    assert (claim.verdict, claim.survives) == ("supported (smaller than matters)", False)
+    assert "“Random 75 % beats grid-wise 75 %”" in narrative.correction(summary)
+
+
+def test_one_seed_is_told_that_nothing_can_be_corrected():
+    assert narrative.correction(read()).startswith("There is one seed, so we can give no p-value, no correction")
+    assert "After a correction" not in narrative.abstract(read())
+    assert {cell for row in tables.claim_rows(read()) for cell in row[3:6]} == {"–"}
+
+
+@pytest.mark.parametrize(
+    ("p", "told"), [(None, "–"), (0.00099, "<0.001"), (0.001, "0.001"), (0.04949, "0.049"), (1.0, "1.000")]
+)
+def test_a_p_value_has_three_digits(p, told):
+    assert tables.probability(p) == told
+
+
+# Lengths of pre-training --------------------------------------------------------------------------------------------
+
+LENGTHS = {
+    f"{case}-{n}epochs": fake_study.CASES[case] | {"epochs": n}
+    for n in (2, 8)
+    for case in ("random-75", "block-50", "grid-75")
+}
+
+
+def lengthened(accuracy=(80, 78, 79, 85, 88, 84), seeds=(0, 1, 2), skip=()):
+    """A study with two more lengths; accuracies of random 75 %, block 50 % and grid 75 % after 2 and after 8 epochs."""
+    told = fake_study.ACCURACY | dict(zip(LENGTHS, accuracy, strict=True))
+    every = fake_study.CASES | fake_study.SWEEP | LENGTHS
+    losses = dict.fromkeys(LENGTHS, 0.05)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fake_study, "LOSS", fake_study.LOSS | losses)
+        fake_study.write(seeds=seeds, cases=every, accuracy=told, skip=skip)
+    return Summary.read(
+        ReportParameters(study="fake", cases=list(fake_study.CASES), sweep=[*fake_study.SWEEP, *LENGTHS], seeds=list(seeds))
+    )
+
+
+def test_lengths_are_found_by_their_parameters_and_share_their_seeds():
+    summary = lengthened(skip=(("block-50-8epochs", 1),))
+    found = summary.lengths()
+    assert {n: {label: case.name for label, case in row.items()} for n, row in found.items()} == {
+        n: dict(zip(("random 75 %", "block 50 %", "grid 75 %"), names, strict=True))
+        for n, names in (
+            (2, [name for name in LENGTHS if "-2epochs" in name]), (4, ["random-75", "block-50", "grid-75"]),
+            (8, [name for name in LENGTHS if "-8epochs" in name]),
+        )
+    }  # fmt: skip
+    assert list(found) == [2, 4, 8]  # not 6: of that length there is only one kind of masks
+    assert {tuple(case.values("accuracy")) for row in found.values() for case in row.values()} == {(0, 2)}
+
+
+def test_lengths_are_shown_where_two_have_run():
+    assert read(seeds=(0, 1)).lengths() == {}
+    longer = [name for name in LENGTHS if "-8epochs" in name]
+    assert list(lengthened(skip=longer).lengths()) == [2, 4]
+
+
+def test_one_kind_of_masks_of_a_length_is_no_comparison():
+    skip = [name for name in LENGTHS if name not in ("random-75-2epochs", "grid-75-8epochs", "random-75-8epochs")]
+    found = lengthened(skip=skip).lengths()
+    assert {n: list(row) for n, row in found.items()} == {
+        4: ["random 75 %", "block 50 %", "grid 75 %"], 8: ["random 75 %", "grid 75 %"],
+    }  # fmt: skip
+
+
+def test_the_table_of_lengths_has_accuracies_and_paired_differences():
+    summary = lengthened()
+    rows = {row[0]: row[1:] for row in tables.length_rows(summary)}
+    assert list(rows) == ["2", "4", "8"]
+    random, block = (summary.all_cases[f"{case}-8epochs"] for case in ("random-75", "block-50"))
+    change = block.beats(random, "accuracy")
+    assert rows["8"][:2] == [
+        f"{e.mean:.2f} ± {e.interval:.2f}" for case in (random, block) if (e := case.estimate("accuracy"))
+    ]
+    assert rows["8"][3] == f"+{change.mean:.2f} ± {change.interval:.2f}"
+    assert rows["2"][4].startswith("−1.0")
+
+
+def test_the_text_says_whether_the_order_changes_with_the_length_and_by_how_much():
+    summary = lengthened()
+    text = narrative.lengths(summary)
+    assert "after 2 epochs, random 75 %, grid 75 %, block 50 %; after 4 epochs, block 50 %, random 75 %, grid 75 %" in text
+    assert "The order of the means is not the same." in text
+    values = {name: summary.all_cases[name].values("accuracy") for name in LENGTHS}
+    ahead = [[values[f"block-50-{n}epochs"][k] - values[f"random-75-{n}epochs"][k] for k in (0, 1, 2)] for n in (2, 8)]
+    by_seed = [after - before for before, after in zip(*ahead, strict=True)]
+    change = estimate(by_seed)
+    assert f"From 2 to 8 epochs, the difference from random 75 % changes: of block 50 % by +{change.mean:.2f} ± " in text
+    assert f"{change.interval:.2f} points, of grid 75 % by " in text
+    assert "one seed" not in text
+
+
+def test_an_order_that_stays_is_called_the_same_and_one_seed_chance():
+    text = narrative.lengths(lengthened(accuracy=(80, 81, 79, 85, 88, 84), seeds=(0,)))
+    assert "The order of the means is the same at every length." in text
+    assert text.endswith("With one seed, this may be chance.")
+    assert "±" not in text
+
+
+def test_every_kind_of_masks_is_a_line_with_its_intervals():
+    summary = lengthened()
+    rows = {n: {k: c.estimate("accuracy") for k, c in row.items()} for n, row in summary.lengths().items()}
+    (axes,) = figures.lengths(rows).axes
+    lines = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+    assert list(lines) == ["random 75 %", "block 50 %", "grid 75 %"]
+    for label, line in lines.items():
+        assert line.get_ydata() == pytest.approx([rows[n][label].mean for n in (2, 4, 8)])
+        assert np.abs(np.log(line.get_xdata() / np.array([2, 4, 8]))).max() < 0.03
+    bars = [segment for bar in axes.collections for segment in bar.get_segments()]
+    assert sorted(b[1, 1] - b[0, 1] for b in bars) == pytest.approx(
+        sorted(2 * point.interval for row in rows.values() for point in row.values())
+    )
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["2", "4", "8"]
+
+
+# Other studies ------------------------------------------------------------------------------------------------------
+
+
+def beside(**how):
+    fake_study.write(seeds=(0, 1, 2))
+    fake_study.write(study="other", **how)
+    run = ReportParameters(study="fake", beside=["other", "absent"])
+    return [Summary.read(run), *read_beside(run)]
+
+
+def test_studies_stand_side_by_side_as_far_as_they_have_run():
+    studies = beside(seeds=(0, 1), skip=("grid-75", "block-75", "mask-tokens", *fake_study.SWEEP))
+    assert [study.name for study in studies] == ["fake", "other"]
+    rows = {row[0]: row[1:] for row in tables.beside_rows(studies)}
+    assert list(rows) == [
+        "random 75 %",
+        "random 75 % + mask tokens",
+        "block 50 %",
+        "block 75 %",
+        "grid 75 %",
+        "from scratch",
+    ]
+    ours, theirs = (study.find("random", 0.75).estimate("accuracy") for study in studies)
+    assert rows["random 75 %"] == [*(f"{e.mean:.2f} ± {e.interval:.2f}" for e in (ours, theirs)), "84.4", "84.9"]
+    assert rows["grid 75 %"][1:] == ["not run", "82.0", "84.0"]
+    assert rows["from scratch"][2:] == ["–", "–"]
+    assert rows["from scratch"][1].startswith("69.9")
+
+
+def test_the_orders_of_the_masks_are_told_side_by_side():
+    skip = ("grid-75", "mask-tokens", *fake_study.SWEEP)
+    text = narrative.orders(beside(skip=skip, accuracy=fake_study.ACCURACY | {"block-75": 90}))
+    assert "fake: block 50 %, random 75 %, block 75 %, grid 75 %; other: block 75 %, block 50 %, random 75 %; " in text
+    assert "the student: block 50 %, random 75 %, block 75 %, grid 75 %; " in text
+    assert text.endswith("the paper: random 75 %, grid 75 %, block 50 %, block 75 %.")
+
+
+def test_an_order_needs_two_kinds_of_masks_with_the_same_seed():
+    skip = ("grid-75", "mask-tokens", "block-75", *fake_study.SWEEP)
+    assert "other: fewer than two have run" in narrative.orders(beside(skip=(*skip, "block-50")))
+    apart = beside(seeds=(0, 1), skip=(*skip, ("block-50", 0), ("random-75", 1)))
+    assert "other: fewer than two have run" in narrative.orders(apart)
+
+
+def test_a_study_that_is_not_there_is_left_out():
+    fake_study.write()
+    assert read_beside(ReportParameters(study="fake", beside=["absent"])) == []
+    Path("outputs/absent/random-75/seed0/finetune").mkdir(parents=True)  # it has begun, and has no results
+    assert read_beside(ReportParameters(study="fake", beside=["absent"])) == []
