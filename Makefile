@@ -27,6 +27,11 @@ READY  := $(VENV)/.ready
 DEV    := $(VENV)/.ready-dev
 
 export PATH := $(abspath $(BIN)):$(PATH)
+# Snakemake needs a name for its user, and a folder for its cache: a container may have neither.
+export LOGNAME ?= $(shell id -un 2>/dev/null || id -u)
+ifeq ($(shell test -w "$(HOME)" && echo writable),)
+export XDG_CACHE_HOME ?= $(CURDIR)/.snakemake/cache
+endif
 
 .PHONY: report sweep lengths seeds test recover soak bench gpu lint lab explore env help
 report: $(READY)

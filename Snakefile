@@ -59,7 +59,7 @@ DEVICE = study.shared.get("device", "auto")
 THREADS = study.shared.get("threads", 0) or workflow.cores
 GPUS = len(gpus.visible()) or int(sys.platform == "darwin")
 GPU = int(DEVICE in ("cuda", "mps") or (DEVICE == "auto" and GPUS > 0))
-if workflow.local_exec and "gpu" not in workflow.global_resources:
+if workflow.nodes is None and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", max(GPUS, 1))
 
 # The trap lets the shell wait until papermill has ended: a scheduler's SIGTERM goes to both, and the run saves a checkpoint.
@@ -68,6 +68,10 @@ PAPERMILL = (
     " --autosave-cell-every 30 -y {params.flat:q} > {log.text} 2>&1"
     " || {{ tail -n 1 {log.text} >&2; echo 'more in {log.text} and {log.notebook}' >&2; exit 1; }}"
 )
+
+
+# Weights that seem to come from the future, because a clock was set back, would repeat the fine-tuning again and again.
+PRESENT = "[ -z '{input.weights}' ] || find '{input.weights}' -newermt now -exec touch {{}} +; "
 
 
 # A function under `params` must take only wildcards: Snakemake does not track one that also takes input.
@@ -136,7 +140,7 @@ rule finetune:
     resources:
         gpu=GPU,
     shell:
-        PAPERMILL
+        PRESENT + PAPERMILL
 
 
 # All training, without the report.

@@ -110,8 +110,8 @@ def test_a_gpu_is_free_again_after_the_run_and_after_an_error(machine, monkeypat
     for _ in range(3):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         with contextlib.suppress(OSError), gpus.claimed("cuda"):
-            assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa-11"
             raise OSError("a fault")
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa-11"
 
 
 def test_a_run_of_two_processes_waits_for_two_gpus_and_holds_none_meanwhile(machine, monkeypatch, capsys):

@@ -43,9 +43,8 @@ def test_without_locks_a_run_says_so_and_goes_on(no_locks, tiny, capsys):
     run = PretrainParameters.check(tiny)
     pretrain(run)
     assert (run.folder / "pretrain" / "metrics.json").exists()
-    told = f"nothing keeps two runs apart here: the file system of {run.folder / 'pretrain'} has no locks, so start "
-    told += "each run once"
-    assert capsys.readouterr().out.splitlines()[0] == told
+    told = capsys.readouterr().out.splitlines()[0]
+    assert told.startswith(f"nothing keeps two runs apart here: the file system of {run.folder / 'pretrain'} has no locks")
 
 
 def test_without_locks_a_download_goes_on(no_locks, tmp_path):

@@ -148,7 +148,7 @@ def throughout(default: Case, scratch: Case) -> Claim:
     return Claim(statement, "student", ahead, verdict, amount(detectable(decisive), "accuracy"), p)
 
 
-def flops_ratio(tokens: Case, default: Case, compared: bool) -> Claim:
+def flops_ratio(tokens: Case, default: Case, compared: bool = True) -> Claim:
     """The claim on the cost of mask tokens in the encoder; FLOPs are counted, so one run is enough."""
     student, paper = published.STUDENT_FLOPS_RATIO, published.PAPER_FLOPS_RATIO
     theirs = f" (student's model: {student:g}×; paper's: {paper:g}×)" if compared else ""

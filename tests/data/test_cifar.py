@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from photos import write_cifar100
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from mae_core.data import cifar
@@ -13,7 +14,6 @@ from mae_core.data.cifar import CheckedCIFAR10, alone
 from mae_core.data.images import checksum, load
 from mae_core.data.shapes import Shapes
 from mae_core.errors import MissingDataError
-from tests.photos import write_cifar100
 
 
 def test_a_damaged_file_is_named(tmp_path):

@@ -2,10 +2,10 @@ import io
 
 import numpy as np
 import pytest
+from photos import BLUE, RED, animated, halves, pictures, sixteen_bits, transparent
 from PIL import Image, ImageOps
 
 from mae_core.data.decode import decode
-from tests.photos import BLUE, RED, animated, halves, pictures, sixteen_bits, transparent
 
 
 def content(picture, form="PNG", **how):

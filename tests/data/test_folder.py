@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from photos import halves, pictures, write
 from PIL import Image
 
 from mae_core.data import folder, store
@@ -16,7 +17,6 @@ from mae_core.data.decode import decode
 from mae_core.data.images import Split, checksum, load, place
 from mae_core.data.layout import check_layout, list_images
 from mae_core.errors import MissingDataError
-from tests.photos import halves, pictures, write
 
 
 def save(path, picture=None):
