@@ -78,7 +78,8 @@ def export(words: argparse.Namespace) -> int:
     from mae_core.study.hub import export
 
     model = export(words.source, words.folder)
-    print(f"{words.folder}: {'timm, and ' if model.for_timm else ''}transformers as {model.kind}")
+    libraries = (["timm"] if model.for_timm else []) + ([f"transformers ({model.kind})"] if model.kind else [])
+    print(f"{words.folder}: {' and '.join(libraries)}")
     for sentence in model.lacking:
         print(sentence)
     return 0

@@ -9,7 +9,7 @@ Shapes: D width, N patches, p side of a patch in pixels.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,6 +63,7 @@ TIMM = Layout(
     },
     ignored=("decoder_", "mask_token"),  # of the MAE paper's own files
 )
+TIMM_MEAN = replace(TIMM, names={**TIMM.names, "encoder.norm": "fc_norm"})  # a classifier on the mean of patches
 BLOCK_OF_TRANSFORMERS = {
     "norm1": "layernorm_before",
     "attention.qkv": tuple(f"attention.attention.{part}" for part in ("query", "key", "value")),

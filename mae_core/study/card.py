@@ -42,9 +42,10 @@ USE = {
 
 def card(model: Model, folder: str) -> str:
     """The text of README.md in the folder of this name."""
-    name, more = USE[model.kind]
     opened = [("timm", TIMM.format(folder=folder))] if model.for_timm else []
-    opened.append(("transformers", TRANSFORMERS.format(kind=name, folder=folder, more=more)))
+    if model.kind:
+        name, more = USE[model.kind]
+        opened.append(("transformers", TRANSFORMERS.format(kind=name, folder=folder, more=more)))
     use = "\n\n".join(f"```python\nimport {library}\n\nmodel = {call}.eval()\n```" for library, call in opened)
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts(model).items())
     side = model.config.image_size
@@ -61,7 +62,7 @@ def card(model: Model, folder: str) -> str:
 def head(model: Model) -> dict[str, Any]:
     """The fields that model hubs read."""
     run, tuned = model.run, isinstance(model.run, FinetuneParameters)
-    libraries = (["timm"] if model.for_timm else []) + ["transformers"]
+    libraries = (["timm"] if model.for_timm else []) + (["transformers"] if model.kind else [])
     told: dict[str, Any] = {
         "license": "mit",
         "library_name": libraries[0],

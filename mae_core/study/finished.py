@@ -82,9 +82,16 @@ class Model:
         return isinstance(run, PretrainParameters) and self.config.full_decoder and not run.mask_tokens_in_encoder
 
     @property
+    def pools_mean(self) -> bool:
+        """Whether it is a classifier that reads the mean of the patches."""
+        return isinstance(self.run, FinetuneParameters) and self.run.pooling == "mean"
+
+    @property
     def kind(self) -> str:
-        """The class of transformers that is equal to the model."""
-        return "ViTForImageClassification" if self.classes else "ViTMAEForPreTraining" if self.is_mae else "ViTModel"
+        """The class of transformers that is equal to the model; empty if there is none."""
+        if self.classes:
+            return "" if self.pools_mean else "ViTForImageClassification"
+        return "ViTMAEForPreTraining" if self.is_mae else "ViTModel"
 
     @property
     def for_timm(self) -> bool:
@@ -105,6 +112,8 @@ class Model:
                 f"ViTMAEForPreTraining {why}: the folder holds the encoder alone. Pre-training with variant: paper, and "
                 f"without mask_tokens_in_encoder, gives a model that it can express."
             )
+        if not self.kind:
+            sentences.append("ViTForImageClassification reads the class token, not the mean: only timm opens the folder.")
         if not self.for_timm:
             sentences.append(
                 f"timm's LayerNorm has the epsilon {EPS_OF_TIMM:g}, while norm_eps is {self.config.norm_eps:g}: only "

@@ -24,6 +24,7 @@ from mae_core.model.exchange import (
     SETTINGS_OF_TIMM,
     SETTINGS_OF_TRANSFORMERS,
     TIMM,
+    TIMM_MEAN,
     VIT,
     VIT_MAE,
     to_theirs,
@@ -51,9 +52,12 @@ def export(source: Path, folder: Path) -> Model:
         OutputError: if it cannot be written.
     """
     model = Model.read(source)
+    if not model.for_timm and not model.kind:
+        raise ParameterError(f"{source} cannot be exported: {' '.join(model.lacking)}")
     with written(folder) as unfinished:
         write_json(unfinished / "config.json", configuration(model))
-        write_json(unfinished / "preprocessor_config.json", preprocessing(model.config.image_size))
+        if model.kind:
+            write_json(unfinished / "preprocessor_config.json", preprocessing(model.config.image_size))
         (unfinished / "README.md").write_text(card(model, folder.name), encoding="utf-8")
         for name, tensors in weights(model).items():
             save_file(tensors, unfinished / name, metadata={"format": "pt"})
@@ -62,18 +66,24 @@ def export(source: Path, folder: Path) -> Model:
 
 def weights(model: Model) -> dict[str, dict[str, Tensor]]:
     """The tensors of each file of weights, under the names of its library."""
-    theirs = to_theirs(model.exported, model.config, VIT_MAE if model.is_mae else VIT)
-    if not model.for_timm:
-        return {WEIGHTS: theirs}
-    encoder = {name: t for name, t in model.exported.items() if name.startswith("encoder.") or model.classes}
-    return {WEIGHTS: to_theirs(encoder, model.config, TIMM), WEIGHTS_OF_TRANSFORMERS: theirs}
+    files = []
+    if model.for_timm:
+        encoder = {name: t for name, t in model.exported.items() if name.startswith("encoder.") or model.classes}
+        files.append(to_theirs(encoder, model.config, TIMM_MEAN if model.pools_mean else TIMM))
+    if model.kind:
+        files.append(to_theirs(model.exported, model.config, VIT_MAE if model.is_mae else VIT))
+    return dict(zip((WEIGHTS, WEIGHTS_OF_TRANSFORMERS), files, strict=False))
 
 
 def configuration(model: Model) -> dict[str, Any]:
-    """The content of ``config.json``: the settings of transformers, and those of timm where it can express the model."""
-    told = {"mae_core": {"variant": model.config.variant}} | configuration_of_transformers(model)
+    """The content of ``config.json``: the settings of each library that can express the model."""
+    told: dict[str, Any] = {"mae_core": {"variant": model.config.variant}}
+    if model.kind:
+        told |= configuration_of_transformers(model)
     if model.for_timm:
-        told |= {"transformers_weights": WEIGHTS_OF_TRANSFORMERS} | configuration_of_timm(model)
+        told |= configuration_of_timm(model)
+    if model.kind and model.for_timm:
+        told["transformers_weights"] = WEIGHTS_OF_TRANSFORMERS
     return told
 
 
@@ -106,14 +116,16 @@ def configuration_of_transformers(model: Model) -> dict[str, Any]:
 def configuration_of_timm(model: Model) -> dict[str, Any]:
     """The settings of a VisionTransformer: of its smallest architecture, with this model's sizes instead."""
     config, classes = model.config, model.classes
+    pool = "avg" if model.pools_mean else "token"
     return {
         "architecture": "vit_tiny_patch16_224",
         "num_classes": len(classes),
         "num_features": config.width,
-        "global_pool": "token",
+        "global_pool": pool,
         "model_args": {
             **{theirs: getattr(config, ours) for theirs, ours in SETTINGS_OF_TIMM.items()},
             "no_embed_class": True,
+            "global_pool": pool,
         },
         "pretrained_cfg": {
             "input_size": [3, config.image_size, config.image_size],

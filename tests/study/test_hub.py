@@ -149,6 +149,22 @@ def test_what_timm_cannot_express_is_left_to_transformers(tmp_path):
         timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
 
 
+@VARIANTS
+@torch.no_grad()
+def test_a_classifier_on_the_mean_of_patches_is_timms_alone(tmp_path, variant):
+    ours, path = saved(run_of(FinetuneParameters, variant, pooling="mean"), tmp_path / "run")
+    model = hub.export(path, tmp_path / "out")
+    assert model.lacking == ["ViTForImageClassification reads the class token, not the mean: only timm opens the folder."]
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    torch.testing.assert_close(theirs(images()), ours(images()), **SAME)
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"config.json", "README.md", hub.WEIGHTS}
+    assert "transformers" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    hub.export(path, tmp_path / "out")  # it is known as an earlier export
+    _, path = saved(run_of(FinetuneParameters, variant, pooling="mean", norm_eps=0.1), tmp_path / "neither")
+    with pytest.raises(ParameterError, match=r"cannot be exported: ViTForImageClassification reads .* timm's LayerNorm"):
+        hub.export(path, tmp_path / "neither-out")
+
+
 @pytest.mark.parametrize("size", [(32, 32), (90, 60), (24, 50)])
 def test_both_libraries_prepare_pictures_as_we_do(tmp_path, size):
     _, path = saved(run_of(FinetuneParameters, "report"), tmp_path / "run")
