@@ -113,7 +113,7 @@ def memory() -> None:
         file: Stored = prepared(Path(folder), "train", "key", N_MEMORY, SIDE, fill)
         labels_n = torch.full((N_MEMORY,), -1)
         split = place([Split(file.images_nCHW, labels_n, (), file)], "host", CPU)[0]
-        load("shapes")  # for the checkpoint's checksum of the data
+        load("shapes", image_size=SIDE)  # for the checkpoint's checksum of the data
         devices.set_up()
         model, anonymous = runs.new_model(MaskedAutoencoder, run, CPU), [resident("RssAnon")]
         before = resident("VmRSS")

@@ -137,14 +137,15 @@ def images(root: Path, folder: Path, deep: bool = True) -> Iterator[Found]:
     """The image files in a folder and, if ``deep``, in its folders; raises MissingDataError for a link that leads out."""
     inside(root, folder)
     for entry in os.scandir(folder):
-        if entry.name.startswith("."):
+        is_folder = entry.is_dir()
+        if entry.name.startswith(".") or not (deep if is_folder else entry.name.lower().endswith(ENDINGS)):
             continue
         if entry.is_symlink():
             inside(root, Path(entry.path))
-        if entry.is_dir():
-            if deep and not (entry.is_symlink() and folder.resolve().is_relative_to(Path(entry.path).resolve())):
-                yield from images(root, Path(entry.path))
-        elif entry.name.lower().endswith(ENDINGS):
+        if is_folder:
+            in_circles = entry.is_symlink() and folder.resolve().is_relative_to(Path(entry.path).resolve())
+            yield from () if in_circles else images(root, Path(entry.path))
+        else:
             told = entry.stat()
             yield Found(os.path.relpath(entry.path, root), told.st_size, told.st_mtime_ns)
 

@@ -194,6 +194,15 @@ def test_images_without_classes_are_read_and_a_tenth_is_set_aside(tmp_path, with
         assert [len(listing.names) for listing in list_images(tmp_path)] == [30, 1]
 
 
+def test_what_lies_beside_the_images_does_not_matter(tmp_path):
+    save(tmp_path / "own" / "a.png")
+    save(tmp_path / "own" / "b.png")
+    (tmp_path / "own" / "elsewhere").symlink_to(tmp_path)
+    (tmp_path / "own" / "notes.txt").symlink_to(tmp_path / "nowhere")
+    save(tmp_path / "own" / "more" / "c.png")
+    assert [len(listing.names) for listing in list_images(tmp_path / "own")] == [1, 1]
+
+
 def test_links_within_the_folder_are_followed_but_not_in_circles(photos):
     (photos / "train" / "red sky" / "again.png").symlink_to(photos / "train" / "red sky" / "small.png")
     (photos / "train" / "red sky" / "round").symlink_to(photos / "train" / "red sky")
