@@ -6,7 +6,7 @@
 # make seeds STUDY=laptop  run the study's cases with more seeds, then update its report
 # make test                run all tests
 # make recover STUDY=laptop    after a kill -9: end leftover processes so that the next `make report` can start
-# make soak                inject kills, damage and full disks for ten minutes; report what was lost
+# make soak                inject kills, damage and full disks for ten minutes, start 500 notebooks; report what was lost
 # make bench               measure speed against transformers, lightly and the machine's limits
 # make gpu                 use a borrowed GPU for SECONDS=550: its tests, the race, the study speedrun; again: continue
 # make gpu STUDY=paper     train as many runs of one study as fit; REHEARSE=1: tiny, on the CPU; needs no environment

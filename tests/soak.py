@@ -1,12 +1,15 @@
-"""Inject faults for ten minutes: ``make soak`` or ``python tests/soak.py --minutes 10``.
+"""Inject faults for ten minutes, then start many notebooks: ``make soak`` or ``python tests/soak.py --minutes 10``.
 
-Pre-train one run after another. Kill it at random times, start it twice at once, fill its disk, or damage its newest
-checkpoint; its final weights and curves must be bit for bit those of an undisturbed run. Between these runs, kill the
-Snakemake of a whole study and recover the study. The last lines count the faults and list what was lost.
+Pre-train one run after another. Kill it at random times, start it twice at once, fill its disk, damage its newest
+checkpoint, or take the file locks away; its final weights and curves must be bit for bit those of an undisturbed run.
+Between these runs, kill the Snakemake of a whole study and recover the study. At the end, start 500 notebooks, 16 at
+once (``--starts 0`` leaves this out). The last lines count the faults and list what was lost.
 """
 
 import argparse
 import collections
+import errno
+import fcntl
 import hashlib
 import multiprocessing
 import os
@@ -21,6 +24,7 @@ import time
 from pathlib import Path
 
 from checkout import Checkout
+from starts import failed_starts
 
 from mae_core.data.images import load
 from mae_core.errors import BusyError, OutputError
@@ -29,6 +33,7 @@ from mae_core.study.tensors import load_tensors
 from mae_core.training.runs import pretrain
 
 BUSY, FULL = 5, 7  # exit codes of the children
+AT_ONCE = 16  # starts of notebooks
 VALUES = {
     "width": 32, "depth": 2, "decoder_width": 32, "train_images": 1024, "epochs": 6, "threads": 1,
     "augment": "crop-flip", "checkpoint_seconds": 0.0,
@@ -43,8 +48,15 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["mae_core.training.runs"])
 
 
-def train(run: PretrainParameters, folder: Path, limit: int) -> None:
+def no_locks(*_) -> None:
+    """What a file system without locks answers."""
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+def train(run: PretrainParameters, folder: Path, limit: int, locks: bool) -> None:
     """Train in a child process; with a ``limit`` in bytes, no file may grow beyond it, as on a full disk."""
+    if not locks:
+        fcntl.flock = no_locks
     os.chdir(folder)
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
     if limit:
@@ -58,8 +70,8 @@ def train(run: PretrainParameters, folder: Path, limit: int) -> None:
         os._exit(FULL)
 
 
-def start(run: PretrainParameters, folder: Path, limit: int = 0) -> multiprocessing.Process:
-    child = processes.Process(target=train, args=(run, folder, limit))
+def start(run: PretrainParameters, folder: Path, limit: int = 0, locks: bool = True) -> multiprocessing.Process:
+    child = processes.Process(target=train, args=(run, folder, limit, locks))
     child.start()
     return child
 
@@ -90,9 +102,9 @@ class Soak:
         folder = self.folder / run.folder / "pretrain"
         newest = folder / "checkpoint.safetensors"
         for _ in range(self.chance.randint(2, 6)):
-            fault = self.chance.choice(["kill", "kill", "twice", "full disk", "damage"])
+            fault = self.chance.choice(["kill", "kill", "twice", "full disk", "damage", "no locks"])
             seen = newest.stat().st_mtime_ns if newest.exists() else 0
-            child = start(run, self.folder, limit=20000 if fault == "full disk" else 0)
+            child = start(run, self.folder, limit=20000 if fault == "full disk" else 0, locks=fault != "no locks")
             while (
                 child.is_alive() and fault != "full disk" and (newest.stat().st_mtime_ns if newest.exists() else 0) == seen
             ):
@@ -148,6 +160,14 @@ class Soak:
         self.expect(subprocess.run(words, **quiet).returncode == 0, "a recovered study did not finish")
         self.expect((place / "report" / "soak" / "report.pdf").exists(), "a recovered study has no report")
 
+    def many_starts(self, total: int) -> None:
+        """Start many notebooks at once, as Snakemake does on a large machine."""
+        failed = failed_starts(self.folder, total, AT_ONCE)
+        self.injected["start of a notebook"] += total
+        self.expect(not failed, f"{len(failed)} of {total} notebooks did not start: {failed[:1]}")
+
+    # Faults of a run with several processes, such as a rank that is killed, belong here.
+
     def expect(self, held: bool, otherwise: str) -> None:
         if not held:
             self.lost.append(otherwise)
@@ -156,6 +176,7 @@ class Soak:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--starts", type=int, default=500, help="notebooks to start, 16 at once")
     parser.add_argument("--seed", type=int, default=0)
     words = parser.parse_args()
     end = time.monotonic() + 60 * words.minutes
@@ -166,6 +187,7 @@ def main() -> None:
             for _ in range(4):
                 if time.monotonic() < end:
                     soak.one_run()
+        soak.many_starts(words.starts)
     told = ", ".join(f"{name} {count}" for name, count in sorted(soak.injected.items()))
     print(f"{soak.injected.total()} faults in {words.minutes:g} minutes and {soak.runs} runs: {told}")
     print("lost: nothing" if not soak.lost else "LOST: " + "; ".join(soak.lost))
