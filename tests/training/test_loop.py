@@ -9,7 +9,7 @@ from tqdm import tqdm
 from mae_core.data.images import Split
 from mae_core.errors import NotFiniteError, ParameterError, StoppedError
 from mae_core.evaluation import classification
-from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.mae import Classifier, MaskedAutoencoder
 from mae_core.study import provenance
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.results import read_json
@@ -18,7 +18,7 @@ from mae_core.training import loop, objective
 from mae_core.training.checkpoint import Checkpoint
 from mae_core.training.loop import compile_loss, fit, learning_rate, new_optimizer, progress, sum_of_weights
 from mae_core.training.plan import choose_plan
-from mae_core.training.runs import finetune, pretrain
+from mae_core.training.runs import finetune, new_model, pretrain
 
 
 def weights(run, stage="pretrain"):
@@ -103,18 +103,25 @@ def test_micro_batches_add_up_to_the_whole_batch(tiny):
 
 
 def test_the_moving_average_is_evaluated_and_saved(tiny, monkeypatch):
-    """With a decay near 1, these are nearly the first weights; those that are trained are others."""
-    evaluated, trained = [], []
-    scores = classification.class_scores
-    monkeypatch.setattr(
-        classification, "class_scores", lambda model, *words: evaluated.append(head(model)) or scores(model, *words)
-    )
-    run = FinetuneParameters.check({**tiny, "ema_decay": 0.999999, "probes": False})
-    finetune(run, watch=lambda at, model, test: trained.append(head(model)))
-    first, last = evaluated[0], weights(run, "finetune")["head.weight"]
-    assert all((head - first).abs().max() < 1e-3 for head in [*evaluated, last])
-    assert last.equal(evaluated[-1])
-    assert (trained[-1] - first).abs().max() > 0.01
+    run = FinetuneParameters.check({**tiny, "ema_decay": 0.5, "probes": False, "augment": "crop-flip"})
+    average, averages, evaluated, scores = [], [], [], classification.class_scores
+
+    def follow(at, model, test):
+        if at.step:  # it is called after epochs, too
+            average[:] = [0.5 * average[0] + 0.5 * head(model)]
+            averages.extend(average if at.step == 8 else [])
+
+    def look(model, *words):
+        evaluated.append(head(model))
+        return scores(model, *words)
+
+    monkeypatch.setattr(classification, "class_scores", look)
+    average.append(head(new_model(Classifier, run, torch.device("cpu"))))
+    model = finetune(run, watch=follow)
+    for found, expected in zip(evaluated, [*averages, averages[-1]], strict=True):  # the last epoch's again for predictions
+        torch.testing.assert_close(found, expected)
+    assert weights(run, "finetune")["head.weight"].equal(evaluated[-1])
+    assert head(model).equal(evaluated[-1])
 
 
 def head(model):
