@@ -55,10 +55,17 @@ MORE = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT + LENGTHS + 
 
 # Training jobs share the machine: each reserves its threads and, where there are GPUs, one of them; the others wait.
 # Which one is settled by the run itself (mae_core/gpus.py), on a cluster by its scheduler.
-DEVICE = study.shared.get("device", "auto")
-THREADS = study.shared.get("threads", 0) or workflow.cores
 GPUS = len(gpus.visible()) or int(sys.platform == "darwin")
-GPU = int(DEVICE in ("cuda", "mps") or (DEVICE == "auto" and GPUS > 0))
+
+
+# The CPU threads and the GPUs of a run: each of its processes has its own.
+def reserved(stage):
+    values = study.shared | getattr(study, stage)
+    n_processes, device = values.get("processes", 1), values.get("device", "auto")
+    threads = n_processes * values.get("threads", 0) or workflow.cores
+    return threads, n_processes if device in ("cuda", "mps") or (device == "auto" and GPUS > 0) else 0
+
+
 if workflow.nodes is None and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", max(GPUS, 1))
 
@@ -117,9 +124,9 @@ rule pretrain:
         **notebook("pretrain"),
         flat=flat("pretrain"),
     priority: 1  # start the longest chains first: two cores then finish sooner
-    threads: THREADS
+    threads: reserved("pretrain")[0]
     resources:
-        gpu=GPU,
+        gpu=reserved("pretrain")[1],
     shell:
         PAPERMILL
 
@@ -136,9 +143,9 @@ rule finetune:
     params:
         **notebook("finetune"),
         flat=flat("finetune"),
-    threads: THREADS
+    threads: reserved("finetune")[0]
     resources:
-        gpu=GPU,
+        gpu=reserved("finetune")[1],
     shell:
         PRESENT + PAPERMILL
 

@@ -2,7 +2,8 @@
 
 Pre-train one run after another. Kill it at random times, start it twice at once, fill its disk, damage its newest
 checkpoint, or take the file locks away; its final weights and curves must be bit for bit those of an undisturbed run.
-Between these runs, kill the Snakemake of a whole study and recover the study. At the end, start 500 notebooks, 16 at
+Between these runs, kill the Snakemake of a whole study and recover the study; kill or stop one of two processes that train
+together, or the process that started them. At the end, start 500 notebooks, 16 at
 once (``--starts 0`` leaves this out). The last lines count the faults and list what was lost.
 """
 
@@ -23,6 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 from checkout import Checkout
 from starts import failed_starts
 
@@ -94,6 +96,9 @@ class Soak:
         self.whole = PretrainParameters.check({**VALUES, "case": "whole"})
         start(self.whole, folder).join()
         self.expected = outcome(folder, self.whole)
+        together = PretrainParameters.check({**VALUES, "case": "together", "processes": 2})
+        start(together, folder).join()
+        self.expected_together = outcome(folder, together)
 
     def one_run(self) -> None:
         """Disturb a run several times, let it finish, and compare."""
@@ -166,7 +171,30 @@ class Soak:
         self.injected["start of a notebook"] += total
         self.expect(not failed, f"{len(failed)} of {total} notebooks did not start: {failed[:1]}")
 
-    # Faults of a run with several processes, such as a rank that is killed, belong here.
+    def one_team(self) -> None:
+        """Kill or stop one of two processes that train a run together, or the process that started them, and go on."""
+        run = PretrainParameters.check({**VALUES, "case": "team", "processes": 2})
+        newest = self.folder / run.folder / "pretrain" / "checkpoint.safetensors"
+        for fault in ("member killed", "member hangs", "starter killed"):
+            seen, child = newest.stat().st_mtime_ns if newest.exists() else 0, start(run, self.folder)
+            while child.is_alive() and (newest.stat().st_mtime_ns if newest.exists() else 0) == seen:
+                time.sleep(0.005)
+            members = psutil.Process(child.pid).children()
+            if fault == "starter killed":
+                child.kill()
+            else:
+                victim = self.chance.choice(members)
+                victim.kill() if fault == "member killed" else victim.suspend()
+            self.injected[fault] += 1
+            child.join(60)
+            left = psutil.wait_procs(members, timeout=60)[1]
+            self.expect(not child.is_alive() and not left, f"{fault}: {len(left)} processes went on for a minute")
+        child = start(run, self.folder)
+        child.join()
+        self.expect(child.exitcode == 0, f"a run of two processes exited with {child.exitcode}")
+        same = child.exitcode == 0 and outcome(self.folder, run) == self.expected_together
+        self.expect(same, "a run of two processes has different weights")
+        shutil.rmtree(self.folder / run.folder.parent, ignore_errors=True)
 
     def expect(self, held: bool, otherwise: str) -> None:
         if not held:
@@ -187,6 +215,7 @@ def main() -> None:
             for _ in range(4):
                 if time.monotonic() < end:
                     soak.one_run()
+            soak.one_team()
         soak.many_starts(words.starts)
     told = ", ".join(f"{name} {count}" for name, count in sorted(soak.injected.items()))
     print(f"{soak.injected.total()} faults in {words.minutes:g} minutes and {soak.runs} runs: {told}")
