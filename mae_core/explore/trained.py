@@ -29,7 +29,7 @@ class ExploreParameters(Parameters):
     study: Name = Field("laptop", description="study whose trained models to open, from outputs/<study>/")
     cases: list[Name] = Field([], description="cases to open; empty: all that have weights")
     seed: Seed = Field(0, description="seed of the runs to open")
-    dataset: Dataset = Field("cifar10", description="images to show; without its files, ten of the study's own pictures")
+    dataset: Dataset = Field("cifar10", description="images to show; without its files, the study's own pictures")
     data_dir: str = Field("data", description="folder that contains the data set")
     train: bool = Field(
         False, description="true: open a small model instead; it is trained on dataset if it is not there yet"
