@@ -71,8 +71,8 @@ class Submitted:
 
     def start(self, *words, runtime, signal="TERM@60"):
         limits = [f"runtime={runtime}", f"slurm_extra='--signal={signal}'"]
-        words = ["--workflow-profile", "profiles/slurm", *NO_ACCOUNTING, *QUICK, *SMALL, *limits, *words]
-        command = [sys.executable, "-m", "snakemake", *words, "--configfile", "params/tiny.yaml"]
+        options = ["--workflow-profile", "profiles/slurm", *NO_ACCOUNTING, *QUICK, *SMALL, *limits]
+        command = [sys.executable, "-m", "snakemake", *words, *options, "--configfile", "params/tiny.yaml"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
         return subprocess.Popen(command, cwd=self.folder, env=self.env, **pipes)
 
@@ -108,7 +108,7 @@ def test_a_study_runs_to_its_report_side_by_side_on_two_gpus(slurm, tmp_path, fe
     cases = {"random-75": {}, "block-50": {"mask_strategy": "block", "mask_ratio": 0.5}}
     there = Submitted(tmp_path / "project", slurm, few_shapes_dir, STUDY | {"cases": cases})
     process = there.start(runtime=10)
-    told = process.communicate(timeout=400)[0]
+    told = process.communicate(timeout=900)[0]
     assert process.returncode == 0, told[-3000:]
     assert (there.folder / "report" / "tiny" / "report.pdf").exists()
     seen = [line.split() for line in there.seen.read_text(encoding="utf-8").splitlines()]
