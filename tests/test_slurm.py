@@ -46,7 +46,8 @@ def slurm(tmp_path_factory):
     if not ONE_NODE.exists():
         pytest.skip("there is no ../shared/slurm to start a cluster with")
     folder = tmp_path_factory.mktemp("slurm")
-    subprocess.run(["bash", ONE_NODE, "start", folder], check=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}  # nproc obeys them
+    subprocess.run(["bash", ONE_NODE, "start", folder], check=True, env=environment)
     conf = folder / "slurm.conf"
     srun = folder / "bin" / "srun"  # the plugin takes SLURM_CONF from the environment of its job steps
     srun.parent.mkdir()
