@@ -128,11 +128,11 @@ def test_a_cancelled_job_and_one_at_its_limit_save_a_checkpoint_from_which_the_n
     targets = [f"outputs/tiny/{case}/seed0/pretrain/metrics.json" for case in study["cases"]]
     newest = [(there.folder / target).with_name("checkpoint.safetensors") for target in targets]
 
-    process = there.start(*targets, runtime=1, signal="TERM@15")
+    process = there.start(*targets, runtime=3, signal="TERM@30")  # SLURM may send it up to a minute earlier
     wait_for(lambda: "step/s" in there.told("cancelled") and "cancelled" in there.jobs(), 120)
     assert not any(path.exists() for path in newest)
     subprocess.run(["scancel", there.jobs()["cancelled"]], env=there.env, check=True)
-    told = process.communicate(timeout=200)[0]
+    told = process.communicate(timeout=300)[0]
     assert process.returncode == 1, told[-3000:]
     assert all(path.exists() for path in newest)
     assert all("StoppedError: stopped" in there.told(case) for case in study["cases"])
