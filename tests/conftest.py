@@ -15,6 +15,7 @@ LONGEST = [
     "workflow",
     "gpu",
     "notebooks",
+    "places",
     "checkpoint",
     "survival",
     "reproduce",

@@ -46,7 +46,8 @@ def slurm(tmp_path_factory):
     if not ONE_NODE.exists():
         pytest.skip("there is no ../shared/slurm to start a cluster with")
     folder = tmp_path_factory.mktemp("slurm")
-    subprocess.run(["bash", ONE_NODE, "start", folder], check=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}  # nproc obeys them
+    subprocess.run(["bash", ONE_NODE, "start", folder], check=True, env=environment)
     conf = folder / "slurm.conf"
     srun = folder / "bin" / "srun"  # the plugin takes SLURM_CONF from the environment of its job steps
     srun.parent.mkdir()
@@ -71,8 +72,8 @@ class Submitted:
 
     def start(self, *words, runtime, signal="TERM@60"):
         limits = [f"runtime={runtime}", f"slurm_extra='--signal={signal}'"]
-        words = ["--workflow-profile", "profiles/slurm", *NO_ACCOUNTING, *QUICK, *SMALL, *limits, *words]
-        command = [sys.executable, "-m", "snakemake", *words, "--configfile", "params/tiny.yaml"]
+        options = ["--workflow-profile", "profiles/slurm", *NO_ACCOUNTING, *QUICK, *SMALL, *limits]
+        command = [sys.executable, "-m", "snakemake", *words, *options, "--configfile", "params/tiny.yaml"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
         return subprocess.Popen(command, cwd=self.folder, env=self.env, **pipes)
 
@@ -108,7 +109,7 @@ def test_a_study_runs_to_its_report_side_by_side_on_two_gpus(slurm, tmp_path, fe
     cases = {"random-75": {}, "block-50": {"mask_strategy": "block", "mask_ratio": 0.5}}
     there = Submitted(tmp_path / "project", slurm, few_shapes_dir, STUDY | {"cases": cases})
     process = there.start(runtime=10)
-    told = process.communicate(timeout=400)[0]
+    told = process.communicate(timeout=900)[0]
     assert process.returncode == 0, told[-3000:]
     assert (there.folder / "report" / "tiny" / "report.pdf").exists()
     seen = [line.split() for line in there.seen.read_text(encoding="utf-8").splitlines()]
@@ -127,11 +128,11 @@ def test_a_cancelled_job_and_one_at_its_limit_save_a_checkpoint_from_which_the_n
     targets = [f"outputs/tiny/{case}/seed0/pretrain/metrics.json" for case in study["cases"]]
     newest = [(there.folder / target).with_name("checkpoint.safetensors") for target in targets]
 
-    process = there.start(*targets, runtime=1, signal="TERM@15")
+    process = there.start(*targets, runtime=3, signal="TERM@30")  # SLURM may send it up to a minute earlier
     wait_for(lambda: "step/s" in there.told("cancelled") and "cancelled" in there.jobs(), 120)
     assert not any(path.exists() for path in newest)
     subprocess.run(["scancel", there.jobs()["cancelled"]], env=there.env, check=True)
-    told = process.communicate(timeout=200)[0]
+    told = process.communicate(timeout=300)[0]
     assert process.returncode == 1, told[-3000:]
     assert all(path.exists() for path in newest)
     assert all("StoppedError: stopped" in there.told(case) for case in study["cases"])

@@ -12,7 +12,13 @@ from checkout import STUDY, Checkout
 
 from mae_core.study.tensors import load_tensors
 
-LONG = {**STUDY, "pretrain": {"epochs": 400, "checkpoint_seconds": 0.0}, "cases": {"random-75": {}, "scratch": None}}
+ON_CPU = STUDY["shared"] | {"device": "cpu"}  # runs on a GPU would wait for each other
+LONG = {
+    **STUDY,
+    "shared": ON_CPU,
+    "pretrain": {"epochs": 400, "checkpoint_seconds": 0.0},
+    "cases": {"random-75": {}, "scratch": None},
+}
 
 
 def wait_for(what, seconds=60):
