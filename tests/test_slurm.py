@@ -139,7 +139,7 @@ def test_a_cancelled_job_and_one_at_its_limit_save_a_checkpoint_from_which_the_n
     reached = {case: load_tensors(path)[1]["epoch"] for case, path in zip(study["cases"], newest, strict=True)}
 
     process = there.start(*targets, runtime=10)
-    wait_for(lambda: all(f"of epoch {reached[case] + 1}" in there.told(case) for case in reached), 120)
-    assert all("resumed at step" in there.told(case) for case in reached)
+    wait_for(lambda: all("resumed at step" in there.told(case) for case in reached), 120)
+    assert all(f"of epoch {epoch + 1}\n" in there.told(case).partition("resumed")[2] for case, epoch in reached.items())
     subprocess.run(["scancel", *there.jobs().values()], env=there.env, check=True)
     process.communicate(timeout=120)
