@@ -54,6 +54,9 @@ def slurm(tmp_path_factory):
     srun.write_text(f'#!/bin/sh\nSLURM_CONF={conf} exec {shutil.which("srun")} "$@"\n', encoding="utf-8")
     srun.chmod(0o755)
     yield {"SLURM_CONF": str(conf), "PATH": f"{srun.parent}{os.pathsep}{os.environ['PATH']}"}
+    environment |= {"SLURM_CONF": str(conf)}
+    subprocess.run(["scancel", "--partition=gpu"], env=environment, check=True)  # what a failed test left
+    wait_for(lambda: not subprocess.run(["squeue", "-h"], env=environment, capture_output=True).stdout, 60)
     subprocess.run(["bash", ONE_NODE, "stop", folder], check=True)
 
 
