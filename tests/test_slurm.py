@@ -54,6 +54,9 @@ def slurm(tmp_path_factory):
     srun.write_text(f'#!/bin/sh\nSLURM_CONF={conf} exec {shutil.which("srun")} "$@"\n', encoding="utf-8")
     srun.chmod(0o755)
     yield {"SLURM_CONF": str(conf), "PATH": f"{srun.parent}{os.pathsep}{os.environ['PATH']}"}
+    environment |= {"SLURM_CONF": str(conf)}
+    subprocess.run(["scancel", "--partition=gpu"], env=environment, check=True)  # what a failed test left
+    wait_for(lambda: not subprocess.run(["squeue", "-h"], env=environment, capture_output=True).stdout, 60)
     subprocess.run(["bash", ONE_NODE, "stop", folder], check=True)
 
 
@@ -139,7 +142,7 @@ def test_a_cancelled_job_and_one_at_its_limit_save_a_checkpoint_from_which_the_n
     reached = {case: load_tensors(path)[1]["epoch"] for case, path in zip(study["cases"], newest, strict=True)}
 
     process = there.start(*targets, runtime=10)
-    wait_for(lambda: all(f"of epoch {reached[case] + 1}" in there.told(case) for case in reached), 120)
-    assert all("resumed at step" in there.told(case) for case in reached)
+    wait_for(lambda: all("resumed at step" in there.told(case) for case in reached), 120)
+    assert all(f"of epoch {epoch + 1}\n" in there.told(case).partition("resumed")[2] for case, epoch in reached.items())
     subprocess.run(["scancel", *there.jobs().values()], env=there.env, check=True)
     process.communicate(timeout=120)
