@@ -41,7 +41,7 @@ def test_what_is_loaded_by_the_first_call_stays():
     frozen = gc.get_freeze_count()
     assert frozen > 10_000
     devices.set_up()  # as in a notebook's second run: objects of the first can still be collected
-    assert gc.get_freeze_count() == frozen
+    assert abs(gc.get_freeze_count() - frozen) < 1000  # frozen objects may have ended meanwhile
 
 
 def test_threads_are_set():

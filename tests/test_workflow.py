@@ -108,7 +108,7 @@ def test_a_change_of_one_case_runs_that_case_again(checkout):
     ("module", "rules"),
     [
         ("report/markup", {"render", "all"}),
-        ("report/narrative", {"report", "render", "all"}),
+        ("report/narrative", {"ablations", "report", "render", "all"}),
         ("model/masking", {"pretrain", "finetune", "table", "ablations", "report", "render", "all"}),
     ],
 )

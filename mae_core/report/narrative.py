@@ -72,7 +72,7 @@ def plus_minus(summary: Summary) -> str:
 
 def dataset(summary: Summary) -> str:
     """The names of the runs' data sets."""
-    own = f"images of one's own ({Path(summary.data.get('folder', '')).name})"
+    own = f"images of one's own ({escaped(Path(summary.data.get('folder', '')).name)})"
     return " and ".join(DATASETS.get(name, own) for name in sorted(summary.data)) or "nothing yet"
 
 
@@ -98,7 +98,7 @@ def introduction(summary: Summary) -> str:
         "al.](#ref-dosovitskiy2021)), is then fine-tuned to classify images. Two design choices matter most: masked "
         "patches do not enter the encoder, and 75 % of the patches are masked. The paper established both on ImageNet "
         "with models of hundreds of millions of parameters. "
-        f"{either(summary, compared, f'We apply the method to {escaped(dataset(summary))}.')} We report the accuracy of "
+        f"{either(summary, compared, f'We apply the method to {dataset(summary)}.')} We report the accuracy of "
         "the last epoch, train every case with the same seeds, and judge every claim by a fixed rule."
     )
 
@@ -232,7 +232,7 @@ def abstract_alone(summary: Summary) -> str:
     """The abstract of a study on other images than the student's."""
     text = (
         "We pre-train a masked autoencoder (MAE, [He et al.](#ref-he2021)) at small scale, so that every number comes from "
-        f"a run that anyone with the images can reproduce. On {escaped(dataset(summary))}"
+        f"a run that anyone with the images can reproduce. On {dataset(summary)}"
     )
     default, scratch = summary.find("random", 0.75), summary.find(None)
     ours, theirs, quality = default.estimate("accuracy"), scratch.estimate("accuracy"), default.estimate("psnr")
@@ -281,15 +281,18 @@ def reconstruction_caption(case: Case) -> str:
     return f"Test images with masked patches, their reconstructions, and the originals ({case.label}).{told}"
 
 
-def rule() -> str:
+def rule(summary: Summary) -> str:
     """The rule by which claims are judged."""
+    published_ones = (
+        f"Every difference that the student or the paper interprets is larger than {MATTERS:g} points. Losses, PSNR and memory "
+        "have no such bound, because neither says which difference of them would matter."
+    )
     return (
         "We judge each claim that one case is better than another by the 95 % interval of their difference, paired by "
         "seed. The claim is *supported* if the interval lies above zero, *contradicted* if it lies below zero, *no "
         f"difference that matters* if it contains zero and lies within ± {MATTERS:g} points of accuracy, and *undecided* "
         f"otherwise; *{SMALLER}* marks a supported or contradicted difference whose interval lies within the same "
-        f"bounds. Every difference that the student or the paper interprets is larger than {MATTERS:g} points. Losses, "
-        "PSNR and memory have no such bound, because neither says which difference of them would matter."
+        f"bounds. {either(summary, published_ones, 'Losses, PSNR and memory have no such bounds.')}"
     )
 
 

@@ -164,6 +164,7 @@ def joined(device: torch.device) -> Iterator[Team]:
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, rank, size = next(iter(dist.rendezvous("env://")))
+    store.set(f"pulse {rank}", "0")  # before all have met, so that each finds the other's
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     pulse = Pulse(store.clone(), Team(rank, size))
     pulse.start()
@@ -197,7 +198,7 @@ class Pulse(threading.Thread):
             count += 1
             try:
                 self.store.set(f"pulse {self.team.rank}", str(count))
-                found = self.store.get(f"pulse {self.watched}").decode() if count > 1 else ""
+                found = self.store.get(f"pulse {self.watched}").decode()
                 if self.asked.is_set():
                     self.store.set("stop", "1")
                 stop = self.team.leads and self.store.check(["stop"])

@@ -346,7 +346,7 @@ def test_the_report_says_what_became_of_positions_at_another_resolution():
 
 
 def test_the_report_states_its_rule_and_what_is_left_of_the_verdicts():
-    assert "lies within ± 0.5 points of accuracy" in narrative.rule()
+    assert "lies within ± 0.5 points of accuracy" in narrative.rule(read())
     summary = read(seeds=(0, 1, 2))
     found = [claim for claim in claims(summary) if claim.p is not None]
     lost = [claim.statement for claim in found if claim.one_sided and not claim.survives]

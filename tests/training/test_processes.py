@@ -190,6 +190,7 @@ def pulse(monkeypatch):
     monkeypatch.setattr(os, "kill", lambda pid, number: done.append((pid, number)))
     monkeypatch.setattr(threading, "excepthook", lambda about: None)
     made = Pulse(dist.HashStore(), Team(0, 2))
+    made.store.set("pulse 1", "0")
     made.start()
     yield made, done
     made.over.set()
@@ -212,6 +213,12 @@ def test_a_process_that_hangs_is_ended_and_ends_the_others(pulse, tmp_path, monk
     made.join(5)
     assert done == [(1234, signal.SIGKILL), 1]
     assert "ProcessError: process 2 of 2 has not answered for" in (tmp_path / "error.json").read_text("utf-8")
+
+
+def test_a_process_that_hangs_from_the_start_is_noticed_too(pulse):
+    made, done = pulse
+    made.join(5)
+    assert done == [1]
 
 
 def test_a_process_that_has_ended_in_order_is_not_missed(pulse):
