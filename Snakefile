@@ -73,7 +73,7 @@ if workflow.nodes is None and "gpu" not in workflow.global_resources:
 PAPERMILL = (
     "trap : TERM; TQDM_MININTERVAL=10 papermill {params.notebook} {log.notebook} -k python3 --cwd . --no-progress-bar --log-output"
     " --autosave-cell-every 30 -y {params.flat:q} > {log.text} 2>&1"
-    " || {{ tail -n 1 {log.text} >&2; echo 'more in {log.text} and {log.notebook}' >&2; exit 1; }}"
+    " || {{ grep . {log.text} | tail -n 1 >&2; echo 'more in {log.text} and {log.notebook}' >&2; exit 1; }}"
 )
 
 
@@ -103,6 +103,17 @@ localrules:
     all,
     table,
     render,
+
+
+# Images of one's own are decoded before the first run: one that cannot be read starts nothing.
+onstart:
+    if any(values.get("dataset") == "folder" for values in (study.shared, study.pretrain, study.finetune)):
+        from mae_core.study.prepare import prepare_images  # imports torch
+
+        try:
+            prepare_images(study)
+        except ParameterError as error:
+            raise WorkflowError(str(error)) from None
 
 
 rule all:

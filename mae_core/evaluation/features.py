@@ -28,7 +28,7 @@ class Features(NamedTuple):
 
     Attributes:
         names: of the files, relative to the folder, in order.
-        labels: the subfolder that each image lies in; empty without one.
+        labels: name of the folder that each image lies in; empty for images in the given folder itself.
         vectors_nD: float32.
     """
 
@@ -84,7 +84,7 @@ def features(weights: str, folder: Path, pool: Pool, device: torch.device) -> Fe
         pixels_BHWC = np.stack([decoded(root / name, encoder.config.image_size) for name in names[part]])
         images_BCHW = to_unit(torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).to(device))
         vectors.append(pooled(encoder(images_BCHW), pool).cpu())
-    labels = [name.split("/")[0] if "/" in name else "" for name in names]
+    labels = [Path(name).parent.name for name in names]
     return Features(names, labels, torch.cat(vectors).numpy())
 
 

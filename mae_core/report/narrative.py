@@ -284,8 +284,8 @@ def reconstruction_caption(case: Case) -> str:
 def rule(summary: Summary) -> str:
     """The rule by which claims are judged."""
     published_ones = (
-        f"Every difference that the student or the paper interprets is larger than {MATTERS:g} points. Losses, PSNR and memory "
-        "have no such bound, because neither says which difference of them would matter."
+        f"Every difference that the student or the paper interprets is larger than {MATTERS:g} points. Losses, PSNR and "
+        "memory have no such bound, because neither says which difference of them would matter."
     )
     return (
         "We judge each claim that one case is better than another by the 95 % interval of their difference, paired by "

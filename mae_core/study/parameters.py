@@ -123,8 +123,12 @@ class RunParameters(Parameters):
     @property
     def model(self) -> ModelConfig:
         """The model's shape."""
+        return self.shape()
+
+    def shape(self, **more: Any) -> ModelConfig:
+        """The model's shape, with other values for some fields."""
         names = [f.name for f in dataclasses.fields(ModelConfig) if hasattr(self, f.name)]
-        return ModelConfig(**{name: getattr(self, name) for name in names})
+        return ModelConfig(**{name: getattr(self, name) for name in names} | more)
 
     @property
     def folder(self) -> Path:
@@ -181,6 +185,11 @@ class FinetuneParameters(RunParameters):
         for name in ("mixup", "cutmix"):
             if (alpha := getattr(self, name)) and self.batch_size == 1:
                 raise ValueError(f"{name} is {alpha}: it mixes the images of a batch, so batch_size must be at least 2")
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model's shape; fine-tuning has no decoder, so the width of one is not checked."""
+        return self.shape(decoder_width=self.width, decoder_heads=self.heads)
 
     @classmethod
     def from_namespace(cls, namespace: MutableMapping[str, Any]) -> Self:
