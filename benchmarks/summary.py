@@ -25,7 +25,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 def markdown(content: dict[str, Any]) -> str:
     """The tables as Markdown: an overview, then all measurements."""
-    lines = [*overview(content), ""]
+    lines = [*overview(content), ""] if TITLES.keys() & content["parts"].keys() else []
     for task, title in TITLES.items():
         if task in content["parts"]:
             lines += [f"**{title}**", "", *comparison(content["parts"][task]), ""]
