@@ -128,7 +128,7 @@ def fit(
                 checkpoint.save(at)
             if stop.is_set() and at.epoch < run.epochs:
                 raise StoppedError(f"stopped after epoch {at.epoch} of {run.epochs}: run again to continue")
-    average.swap()
+    average.swap()  # after the last checkpoint, which has both
     seconds = sum(at.seconds)
     return at.history, {
         "train_loss": at.history["train_loss"][-1],

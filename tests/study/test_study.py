@@ -55,6 +55,17 @@ def test_the_speedrun_is_the_reports_model():
     assert pretraining.train_images == finetuning.train_images == 0
 
 
+@pytest.mark.parametrize("name", ["speedrun-cpu", "best-cpu"])
+def test_the_recipes_for_a_cpu_learn_all_of_cifar10_and_are_judged_by_the_test_images(name):
+    study = Study.read(ROOT / "params" / f"{name}.yaml")
+    assert list(study.cases) == ["random-75", "scratch"]
+    for case in study.cases:
+        for stage in study.stages(case):
+            run = study.run(case, 0, stage)
+            assert (run.dataset, run.train_images, run.holdout, run.threads) == ("cifar10", 0, 0, 2)
+    assert run.pooling == "mean"
+
+
 def test_scratch_has_the_same_recipe_and_no_weights():
     study = Study.read(ROOT / "params" / "laptop.yaml")
     ours, scratch = (study.run(case, 0, "finetune").flat() for case in ("random-75", "scratch"))
