@@ -120,7 +120,7 @@ def test_images_without_classes_are_pre_trained_on_and_reported(project, tmp_pat
         "fig-environment", "tab-main", "fig-reconstructions", "fig-curves", "tab-features", "tab-cost", "tab-recipe",
         "tab-provenance",
     }  # fmt: skip
-    assert set(re.findall(r'href="#((?:fig|tab)-[\w-]+)"', page)) == labels - {"fig-environment"} | {"fig-environment"}
+    assert set(re.findall(r'href="#((?:fig|tab)-[\w-]+)"', page)) <= labels
     assert not re.search(r"<td[^>]*>–</td>", page)
 
 
@@ -163,7 +163,7 @@ def test_a_hundred_classes_have_a_top_5_row_and_the_most_confused_pairs(project,
 def test_a_report_on_own_images_shows_what_the_study_has(project, tmp_path):
     """Two cases with one kind of masks, at another size in fine-tuning: no rows of dashes, no switch, no missing runs."""
     write(tmp_path / "photos")
-    sizes = {"finetune:\n": "finetune:\n  image_size: 32\n", "  image_size: 16 ": "  image_size: 16 "}
+    sizes = {"finetune:\n": "finetune:\n  image_size: 32\n"}
     study = project("pair", **{"data_dir: data/own-images": f"data_dir: {tmp_path}/photos"}, **sizes)
     summary = train(study)
     write_report_of_results(Path("outputs/pair"), Path("report/pair"))

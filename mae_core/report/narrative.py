@@ -380,12 +380,12 @@ def correction(summary: Summary) -> str:
 def over_images(summary: Summary) -> str:
     """What the intervals over test images mean, and where they are missing."""
     default, n = summary.find("random", 0.75), summary.find("random", 0.75).n_test
+    shown_n = f", for {n:,} images" if n else ""
     several = " With several seeds it is the widest that their mean allows." if len(summary.seeds) > 1 else ""
     text = (
-        f"*Seeds*: half the 95 % interval over seeds ({t_distribution(summary)}). *Images*: half the 95 % interval "
-        f"over test "
-        f"images. For an accuracy it is Wilson's ([Wilson](#ref-wilson1927)){f', for {n:,} images' if n else ''}.{several} "
-        "For a difference it comes from a paired bootstrap ([Efron and Tibshirani](#ref-efron1993)): both cases are evaluated "
+        f"*Seeds*: half the 95 % interval over seeds ({t_distribution(summary)}). *Images*: half the 95 % interval over test "
+        f"images. For an accuracy it is Wilson's ([Wilson](#ref-wilson1927)){shown_n}.{several} For a difference it comes from "
+        "a paired bootstrap ([Efron and Tibshirani](#ref-efron1993)): both cases are evaluated "
         "on the same images, drawn with replacement."
     )
     compared = [case for case in summary.cases.values() if case is not default and case.beats(default, "accuracy")]
@@ -525,7 +525,7 @@ def discussion(summary: Summary) -> str:
         told = ", ".join(f"{label} {number(value, 4)}" for value, label in sorted(losses, key=lambda pair: pair[0].mean))
         paragraphs.append(
             f"**The difficulty of the task** shows in the test loss at 75 %, lowest first: {told}. The easiest task does "
-            "not have to give the best features; the accuracies measure that."
+            f"not have to give the best features{'; the accuracies measure that' if summary.fine_tuned else ''}."
         )
     if not paragraphs:
         return "There is nothing to discuss yet: fewer than two cases have run." if summary.whole else ""
