@@ -383,9 +383,9 @@ def over_images(summary: Summary) -> str:
     shown_n = f", for {n:,} images" if n else ""
     several = " With several seeds it is the widest that their mean allows." if len(summary.seeds) > 1 else ""
     text = (
-        f"*Seeds*: half the 95 % interval over seeds ({t_distribution(summary)}). *Images*: half the 95 % interval over test "
-        f"images. For an accuracy it is Wilson's ([Wilson](#ref-wilson1927)){shown_n}.{several} For a difference it comes from "
-        "a paired bootstrap ([Efron and Tibshirani](#ref-efron1993)): both cases are evaluated "
+        f"*Seeds*: half the 95 % interval over seeds ({t_distribution(summary)}). *Images*: half the 95 % interval over "
+        f"test images. For an accuracy it is Wilson's ([Wilson](#ref-wilson1927)){shown_n}.{several} For a difference it "
+        "comes from a paired bootstrap ([Efron and Tibshirani](#ref-efron1993)): both cases are evaluated "
         "on the same images, drawn with replacement."
     )
     compared = [case for case in summary.cases.values() if case is not default and case.beats(default, "accuracy")]

@@ -20,7 +20,7 @@ def written(tmp_path, monkeypatch):
     def write(*cases, own=True, tuned=True, **more):
         shutil.rmtree("outputs", ignore_errors=True)
         fake_study.write(cases={case: (fake_study.CASES | fake_study.SWEEP)[case] for case in cases}, **more)
-        for path in Path("outputs").rglob("parameters.json"):
+        for path in list(Path("outputs").rglob("parameters.json")):
             if own:
                 write_json(path, read_json(path) | {"dataset": "folder", "data_dir": "some/birds"})
             if not tuned and path.parent.name == "finetune":
