@@ -1,5 +1,6 @@
 """The explorer without a browser: the models it opens, what it paints, and what it answers to its page."""
 
+import dataclasses
 import io
 import shutil
 
@@ -23,6 +24,8 @@ from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.results import load_sheet
 from mae_core.study.tensors import load_tensors
 from mae_core.training.runs import finetune, pretrain
+
+NOTEBOOK = on_disk.Path(__file__).parents[1] / "notebooks" / "explore.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,20 @@ def test_the_published_weights_are_those_of_the_published_pictures():
             models = [on_disk.Trained(about, model, None, path.parents[1])]
             (mine,) = paint(models, torch.from_numpy(image_HWC.copy()).permute(2, 0, 1), hidden)
             assert np.abs(mine.pixels_HWC.astype(float) - published).mean() < 6
+
+
+def test_what_the_models_saw_follows_their_data(view):
+    assert "The models saw ten kinds of drawn shapes only." in view.to_try
+    for run, words in (
+        ({"dataset": "cifar10"}, "ten classes of CIFAR-10"),
+        ({"dataset": "folder", "data_dir": "/far/away/birds"}, "your images in `birds`"),
+        ({"dataset": "folder", "data_dir": "."}, "images of your own"),
+    ):
+        trained = dataclasses.replace(view.models[0], run=view.models[0].run.model_copy(update=run))
+        assert trained.seen == words
+    sources = "".join(cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells)
+    assert "show_text(view.to_try)" in sources
+    assert "CIFAR-10" not in sources
 
 
 def test_what_is_on_disk_is_opened_and_what_is_not_is_named(run):

@@ -14,7 +14,7 @@ from mae_core.report.export import write_report_of_results
 from mae_core.report.figures import confusion
 from mae_core.report.narrative import abstract, confusion_caption, data
 from mae_core.report.summary import Summary
-from mae_core.report.tables import claim_rows, main_rows, mask_token_rows, sampling_rows
+from mae_core.report.tables import claim_rows, feature_rows, main_rows, mask_token_rows, minutes, sampling_rows
 from mae_core.study.parameters import ReportParameters
 from mae_core.study.study import Study
 from mae_core.training import runs
@@ -77,7 +77,7 @@ def test_a_folder_of_odd_images_becomes_a_report(project, tmp_path):
     assert [row[0] for row in main_rows(summary)][1:3] == ["last epoch", "best epoch"]
     assert {len(row) for row in mask_token_rows(summary)} == {3}
     assert {len(row) for row in sampling_rows(summary)} == {4}
-    assert {row[1] for row in claim_rows(summary)} == {"paper", "here"}
+    assert {row[-1] for row in claim_rows(summary)} == {"paper", "here"}
 
 
 def test_images_without_classes_are_pre_trained_on_and_reported(project, tmp_path):
@@ -97,9 +97,31 @@ def test_images_without_classes_are_pre_trained_on_and_reported(project, tmp_pat
     assert "36 training and 4 test images of 16×16 pixels; classes are not used" in data(summary)
     assert "dB (PSNR); no classifier was fine-tuned" in abstract(summary)
     write_report_of_results(Path("outputs/plain"), Path("report/plain"))
-    told = text_of(Path("report/plain/index.html"))
-    assert "CIFAR" not in told
+    told = " ".join(text_of(Path("report/plain/index.html")).split())
+    for words in (
+        "CIFAR",
+        "accuracy of the last epoch",
+        "Fine-tuning. ",
+        "confuses",
+        "not run",
+        "k-NN",
+        "fine-tuned default",
+        "()",
+    ):
+        assert words not in told, words
     assert "Last run: " in told
+    assert "this study pre-trains only" in told
+    assert {row[0]: row[1:] for row in main_rows(summary)}["minutes"] == [
+        minutes(summary.cases["random-75"].estimate("wall"))
+    ]
+    page = Path("report/plain/index.html").read_text(encoding="utf-8")
+    labels = set(re.findall(r'id="((?:fig|tab)-[\w-]+)"', page))
+    assert labels == {
+        "fig-environment", "tab-main", "fig-reconstructions", "fig-curves", "tab-features", "tab-cost", "tab-recipe",
+        "tab-provenance",
+    }  # fmt: skip
+    assert set(re.findall(r'href="#((?:fig|tab)-[\w-]+)"', page)) <= labels
+    assert not re.search(r"<td[^>]*>–</td>", page)
 
 
 def test_a_study_that_only_pre_trains_is_planned_without_fine_tuning(project, tmp_path):
@@ -136,3 +158,26 @@ def test_a_hundred_classes_have_a_top_5_row_and_the_most_confused_pairs(project,
     names = [label.get_text() for label in confusion(folder).axes[0].get_yticklabels()]
     assert len(names) == 15
     assert all(re.fullmatch(r"class \d+ → class \d+", name) for name in names)
+
+
+def test_a_report_on_own_images_shows_what_the_study_has(project, tmp_path):
+    """Two cases with one kind of masks, at another size in fine-tuning: no rows of dashes, no switch, no missing runs."""
+    write(tmp_path / "photos")
+    sizes = {"finetune:\n": "finetune:\n  image_size: 32\n"}
+    study = project("pair", **{"data_dir: data/own-images": f"data_dir: {tmp_path}/photos"}, **sizes)
+    summary = train(study)
+    write_report_of_results(Path("outputs/pair"), Path("report/pair"))
+    page = Path("report/pair/index.html").read_text(encoding="utf-8")
+    told = " ".join(text_of(Path("report/pair/index.html")).split())
+    labels = set(re.findall(r'id="((?:fig|tab)-[\w-]+)"', page))
+    assert labels >= {"tab-main", "fig-accuracy", "fig-confusion", "tab-features", "tab-claims", "tab-sensitivity"}
+    assert not labels & {"fig-samplings", "tab-tokens", "tab-sampling", "tab-ratio", "fig-ratio", "tab-work"}
+    assert set(re.findall(r'href="#((?:fig|tab)-[\w-]+)"', page)) <= labels
+    for words in ("not run", "We compare two choices", "Block masks", "kind of mask.", "has not run"):
+        assert words not in told, words
+    for rows in (main_rows(summary), feature_rows(summary), mask_token_rows(summary), sampling_rows(summary)):
+        assert not [row for row in rows if set(row[1:]) == {"–"}]
+    assert (
+        "in pre-training, 16×16 pixels; in fine-tuning, and for all accuracies after it, images have 32×32 pixels" in told
+    )
+    assert "bao2022" not in page

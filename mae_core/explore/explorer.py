@@ -24,6 +24,11 @@ HINTS = {
     0: "Nothing is hidden. Click or drag on the image to hide patches.",
     1: "Everything is hidden: the model paints what it expects without having seen anything.",
 }
+TO_TRY = """\
+- Hide all but one patch, then move that patch about. What does the model take from a single patch?
+- Show only the outline of a thing. How many patches does the classifier need until it names the reconstruction rightly?
+- Open a picture of your own: a face, a letter, a photograph of your room. The models saw {seen} only.
+- `pretrain` trains a model with masks of your choice; its study's name in the cell of parameters above opens it here."""
 
 
 class Explorer(anywidget.AnyWidget):
@@ -167,6 +172,11 @@ class Explorer(anywidget.AnyWidget):
         """As every widget's, but the plain text, which untrusted notebooks show, says what there is to see."""
         bundle, metadata = super()._repr_mimebundle_(**about)  # type: ignore[misc]
         return bundle | {"text/plain": self.told}, metadata
+
+    @property
+    def to_try(self) -> str:
+        """Ideas of what to try next, as Markdown."""
+        return TO_TRY.format(seen=self.models[0].seen)
 
     def still(self) -> dict[str, str]:
         """The present pictures as a display bundle, for where no kernel runs: a reopened, printed or converted notebook.

@@ -22,6 +22,12 @@ from mae_core.study.results import FULL, KEPT, load_sheet, read_json
 from mae_core.study.tensors import load_tensors, save_tensors
 from mae_core.training.runs import pretrain
 
+SEEN = {
+    "cifar10": "ten classes of CIFAR-10",
+    "cifar100": "a hundred classes of CIFAR-100",
+    "shapes": "ten kinds of drawn shapes",
+}
+
 
 class ExploreParameters(Parameters):
     """The models and the images to explore."""
@@ -62,6 +68,12 @@ class Trained:
     def name(self) -> str:
         """The case, such as ``random-75``."""
         return self.run.case
+
+    @property
+    def seen(self) -> str:
+        """The images that it was trained on, in words."""
+        own = f"your images in `{Path(self.run.data_dir).name}`" if Path(self.run.data_dir).name else "images of your own"
+        return SEEN.get(self.run.dataset, own)
 
     @property
     def device(self) -> torch.device:

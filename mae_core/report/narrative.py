@@ -10,6 +10,7 @@ from mae_core.report import published
 from mae_core.report.claims import MATTERS, SMALLER, claims, measured, shown
 from mae_core.report.figures import MOST_CLASSES
 from mae_core.report.over_images import of_difference
+from mae_core.report.parts import parts, references_left_out
 from mae_core.report.statistics import estimate, signed
 from mae_core.report.summary import LENGTHENED, Case, Summary, label_of, shared_seeds
 from mae_core.report.tables import number
@@ -60,19 +61,28 @@ def intervals(summary: Summary) -> str:
     least = min(len(case.values("accuracy")) for case in summary.all_cases.values() if case.values("accuracy"))
     number_of = f"{most}" if most == least else f"{least} to {most}"
     return (
-        f"± is the half-width of the 95 % interval of the mean over the {number_of} seeds that a case finished (Student's "
-        "t); differences are paired by seed. It covers the choice of seeds; [Table 10](#tab-chance) adds the test images."
+        f"± is the half-width of the 95 % interval of the mean over the {number_of} seeds that a case finished ("
+        f"{t_distribution(summary)}); differences are paired by seed. It covers the choice of seeds; [Table "
+        f"10](#tab-chance) adds the test images."
     )
 
 
+def t_distribution(summary: Summary) -> str:
+    """The name of the distribution behind the intervals; where no student wrote a report, one without a Student."""
+    return either(summary, "Student's t", "t distribution")
+
+
 def plus_minus(summary: Summary) -> str:
-    """Where ± is explained; empty without intervals."""
+    """Where ± is explained, or its meaning if the abstract has none; empty without intervals."""
+    if len(summary.seeds) > 1 and not summary.fine_tuned:
+        return f"± is the half-width of the 95 % interval of the mean over the seeds ({t_distribution(summary)})."
     return "± is explained in the [abstract](#abstract)." if len(summary.seeds) > 1 else ""
 
 
 def dataset(summary: Summary) -> str:
     """The names of the runs' data sets."""
-    own = f"images of one's own ({escaped(Path(summary.data.get('folder', '')).name)})"
+    folder = escaped(Path(summary.data.get("folder", "")).name)
+    own = f"images of one's own{f' ({folder})' if folder else ''}"
     return " and ".join(DATASETS.get(name, own) for name in sorted(summary.data)) or "nothing yet"
 
 
@@ -92,14 +102,23 @@ def introduction(summary: Summary) -> str:
         "A student's report tested them on CIFAR-10 ([Krizhevsky](#ref-krizhevsky2009)) with a tiny model and trained each "
         "case once. We repeat that study."
     )
+    then = (
+        "is then fine-tuned to classify images."
+        if summary.fine_tuned
+        else "can then be fine-tuned to classify images; this study pre-trains only."
+    )
+    does = ["report the accuracy of the last epoch"] if summary.fine_tuned else []
+    does += ["train every case with the same seeds"]
+    does += ["judge every claim by a fixed rule"] if "tab-claims" in parts(summary) else []
+    *before, last = does
+    told = f"{', '.join(before)}{',' if len(before) > 1 else ''}{' and ' if before else ''}{last}"
     return (
         "A masked autoencoder (MAE) masks most patches of an image, encodes the visible ones, and learns to reconstruct "
         "the masked ones ([He et al.](#ref-he2021)). Its encoder, a vision transformer ([Dosovitskiy et "
-        "al.](#ref-dosovitskiy2021)), is then fine-tuned to classify images. Two design choices matter most: masked "
+        f"al.](#ref-dosovitskiy2021)), {then} Two design choices matter most: masked "
         "patches do not enter the encoder, and 75 % of the patches are masked. The paper established both on ImageNet "
         "with models of hundreds of millions of parameters. "
-        f"{either(summary, compared, f'We apply the method to {dataset(summary)}.')} We report the accuracy of "
-        "the last epoch, train every case with the same seeds, and judge every claim by a fixed rule."
+        f"{either(summary, compared, f'We apply the method to {dataset(summary)}.')} We {told}."
     )
 
 
@@ -119,8 +138,37 @@ def data(summary: Summary) -> str:
 
 
 def references(summary: Summary) -> dict[str, str]:
-    """The references; that of CIFAR-10 only where it is cited."""
-    return {label: text for label, text in published.REFERENCES.items() if summary.compared or "krizhevsky" not in label}
+    """The references that the report cites."""
+    left_out = references_left_out(summary)
+    return {label: text for label, text in published.REFERENCES.items() if label not in left_out}
+
+
+def main_caption(summary: Summary) -> str:
+    """The caption of the main table."""
+    if not summary.fine_tuned:
+        return "Results of every case: error on masked pixels of test images, and cost."
+    theirs = either(summary, ", with the student's and the paper's")
+    return (
+        f"Results of every case: test accuracy (%) after fine-tuning in the last epoch{theirs}; in the best epoch; "
+        f"probes of "
+        "the frozen encoder (%); and cost."
+    )
+
+
+def main_notes(summary: Summary) -> str:
+    """The notes below the main table."""
+    of_pretraining = "images a second and peak memory: pre-training (all three: medians over the seeds). "
+    if not summary.fine_tuned:
+        flops = "FLOPs: one image's forward pass, relative to random 75 %; minutes: with data and evaluation; "
+        return flops + of_pretraining + plus_minus(summary)
+    models = "Student: ViT-T/2 on CIFAR-10. Paper: ViT-L on ImageNet-1k, [He et al.](#ref-he2021). "
+    return (
+        f"{either(summary, models)}*Best epoch* is chosen on the test images and is therefore too high. The probes "
+        f"read the "
+        "mean patch token of the encoder before fine-tuning; from scratch, that is a random encoder. FLOPs: one image's "
+        f"forward pass in pre-training; minutes: both stages, with data and evaluation; "
+        f"{of_pretraining}{plus_minus(summary)}"
+    )
 
 
 def confusion_caption(summary: Summary) -> str:
@@ -150,15 +198,20 @@ PARTS = {
 
 
 def finetuning(summary: Summary) -> str:
-    """How the models are fine-tuned and evaluated, with the parts of the recipe that the runs used."""
+    """How the models are fine-tuned and evaluated, with the parts of the recipe that the runs used; empty if they "
+    "are not."""
+    if not summary.fine_tuned:
+        return ""
+    alone = "curves-scratch" not in parts(summary)
+    scratch = "" if alone else "*From scratch* is the same recipe with random initial weights. "
     run, off, images = finetuned(summary), FinetuneParameters(), evaluated(summary)
     read = "the mean of its patch tokens" if run.pooling == "mean" else "its class token"
     values = {name: getattr(run, name) for name in PARTS if getattr(run, name) != getattr(off, name)}
     *others, last = [PARTS[name].format(value) for name, value in values.items()] or [""]
-    parts = f"{', '.join(others)} and {last}" if others else last
+    added = f"{', '.join(others)} and {last}" if others else last
     return (
         f"**Fine-tuning.** The encoder sees all patches, and a linear head reads {read}. All weights are trained."
-        f"{f' The recipe has {parts}.' if parts else ''} *From scratch* is the same recipe with random initial weights. "
+        f"{f' The recipe has {added}.' if added else ''} {scratch}"
         f"We report the {images} accuracy of the last epoch. The best epoch, chosen on the same {images} images, "
         "overestimates the accuracy of every case; we list it separately. [Table 11](#tab-recipe) lists the main "
         "parameters; each run's `parameters.json` has all of them."
@@ -243,9 +296,10 @@ def abstract_alone(summary: Summary) -> str:
     top5 = f" (top-5: {number(found)} %)" if (found := default.estimate("top5")) else ""
     verdicts = [claim.verdict.split(" (")[0] for claim in shown(summary)]
     told = ", ".join(f"{verdicts.count(word)} {word}" for word in VERDICTS if word in verdicts)
+    judged = f"Claims about the method: {told} ([Table 8](#tab-claims)). " if "tab-claims" in parts(summary) else ""
     return (
         f"{text}, an encoder pre-trained with 75 % random masking reaches {number(ours)} % test accuracy{top5} after "
-        f"fine-tuning{against}. Claims about the method: {told} ([Table 8](#tab-claims)). {intervals(summary)}"
+        f"fine-tuning{against}. {judged}{intervals(summary)}"
     )
 
 
@@ -269,9 +323,18 @@ def model(summary: Summary) -> str:
 
 
 def resized(summary: Summary) -> str:
-    """What became of the positions where fine-tuning had images of another size; empty if it had not."""
-    told = [m["positions"] for m in summary.find("random", 0.75).read("finetune", "metrics").values() if "positions" in m]
-    return f" Before fine-tuning, positions were {told[0]}." if told else ""
+    """Both sizes and what became of the positions where fine-tuning had images of another size; empty if it had not."""
+    case = summary.find("random", 0.75)
+    told = [m["positions"] for m in case.read("finetune", "metrics").values() if "positions" in m]
+    positions = f" Before fine-tuning, positions were {told[0]}." if told else ""
+    first, tuned = (case.pretrained and case.pretrained.image_size), finetuned(summary).image_size
+    if not case.values("accuracy") or first == tuned:
+        return positions
+    return (
+        f" This is the size in pre-training, {first}×{first} pixels; in fine-tuning, and for all accuracies after it, "
+        f"images "
+        f"have {tuned}×{tuned} pixels.{positions}"
+    )
 
 
 def reconstruction_caption(case: Case) -> str:
@@ -316,11 +379,12 @@ def correction(summary: Summary) -> str:
 def over_images(summary: Summary) -> str:
     """What the intervals over test images mean, and where they are missing."""
     default, n = summary.find("random", 0.75), summary.find("random", 0.75).n_test
+    shown_n = f", for {n:,} images" if n else ""
     several = " With several seeds it is the widest that their mean allows." if len(summary.seeds) > 1 else ""
     text = (
-        "*Seeds*: half the 95 % interval over seeds (Student's t). *Images*: half the 95 % interval over test images. For "
-        f"an accuracy it is Wilson's ([Wilson](#ref-wilson1927)){f', for {n:,} images' if n else ''}.{several} For a "
-        "difference it comes from a paired bootstrap ([Efron and Tibshirani](#ref-efron1993)): both cases are evaluated "
+        f"*Seeds*: half the 95 % interval over seeds ({t_distribution(summary)}). *Images*: half the 95 % interval over "
+        f"test images. For an accuracy it is Wilson's ([Wilson](#ref-wilson1927)){shown_n}.{several} For a difference it "
+        "comes from a paired bootstrap ([Efron and Tibshirani](#ref-efron1993)): both cases are evaluated "
         "on the same images, drawn with replacement."
     )
     compared = [case for case in summary.cases.values() if case is not default and case.beats(default, "accuracy")]
@@ -376,7 +440,9 @@ def order(cases: Sequence[Case], labels: Sequence[str]) -> list[str]:
 
 
 def sensitivity(summary: Summary) -> str:
-    """How much the order of the cases depends on the seed."""
+    """How much the order of the cases depends on the seed; empty where there is one case to order."""
+    if "tab-sensitivity" not in parts(summary):
+        return ""
     default = summary.find("random", 0.75)
     others = [case for case in summary.cases.values() if case is not default and case.beats(default, "accuracy")]
     if not others:
@@ -420,7 +486,7 @@ def neighbours_caption(folder: Path | None, n_images: int = 8) -> str:
 
 
 def discussion(summary: Summary) -> str:
-    """The discussion, in the order of the student's report."""
+    """The discussion, in the order of the student's report; empty if there is nothing to say of a report without it."""
     default, scratch = summary.find("random", 0.75), summary.find(None)
     tokens = summary.find("random", 0.75, mask_tokens=True)
     block50, block75, grid = summary.find("block", 0.5), summary.find("block", 0.75), summary.find("grid", 0.75)
@@ -458,10 +524,10 @@ def discussion(summary: Summary) -> str:
         told = ", ".join(f"{label} {number(value, 4)}" for value, label in sorted(losses, key=lambda pair: pair[0].mean))
         paragraphs.append(
             f"**The difficulty of the task** shows in the test loss at 75 %, lowest first: {told}. The easiest task does "
-            "not have to give the best features; the accuracies measure that."
+            f"not have to give the best features{'; the accuracies measure that' if summary.fine_tuned else ''}."
         )
     if not paragraphs:
-        return "There is nothing to discuss yet: fewer than two cases have run."
+        return "There is nothing to discuss yet: fewer than two cases have run." if summary.whole else ""
     return "\n\n".join(paragraphs)
 
 
@@ -470,7 +536,7 @@ def equal_work(summary: Summary) -> str:
     longer, block50 = summary.equal_work(), summary.find("block", 0.5)
     change, probe = (block50.beats(longer, quantity) for quantity in ("accuracy", "linear"))
     if not change or not longer.pretrained or not longer.work or not block50.work:
-        return "Random 75 % at equal compute has not run."
+        return either(summary, "Random 75 % at equal compute has not run.")
     also = f", and the linear probe by {measured(probe, 'linear')}" if probe else ""
     return (
         f"Compared with random 75 % trained for {longer.pretrained.epochs} epochs, which is "

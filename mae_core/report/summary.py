@@ -234,6 +234,23 @@ class Summary:
         return self.data.keys() <= {"cifar10", "shapes"}
 
     @property
+    def fine_tuned(self) -> bool:
+        """Whether there is fine-tuning to report: not in a study that only pre-trains, or has only pre-trained so far."""
+        cases = self.all_cases.values()
+        return any(case.values("accuracy") for case in cases) or not any(case.values("loss") for case in cases)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the report has all its parts, with dashes for what is missing; else it has what the study has."""
+        return self.compared and self.fine_tuned
+
+    @property
+    def kinds(self) -> dict[str, Path]:
+        """The pre-training folder of each kind of masks in the report's figures, by label, as far as they have run."""
+        found = [self.find(*masks) for masks in KINDS]
+        return {case.label: folder for case in found if (folder := case.folder("pretrain"))}
+
+    @property
     def classes(self) -> list[str]:
         """Names of the classes; empty before a fine-tuning run."""
         told = (m for case in self.cases.values() for m in case.read("finetune", "metrics").values())
@@ -265,6 +282,9 @@ def found_in(results: Path) -> ReportParameters:
 
 
 NOT_RUN = Case("not run", None, False, {})
+KINDS = (
+    ("random", 0.25), ("random", 0.5), ("random", 0.75), ("random", 0.9), ("block", 0.5), ("block", 0.75), ("grid", 0.75),
+)  # fmt: skip
 LENGTHENED = (("random", 0.75, False), ("block", 0.5, False), ("grid", 0.75, False))  # compared at several lengths
 
 

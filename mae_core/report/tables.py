@@ -61,7 +61,8 @@ def mask_token_rows(summary: Summary) -> list[list[str]]:
         ours = [number(case.estimate("accuracy")), relative(case, base, "flops")]
         flops = [f"{x:g}×" if tokens else "1×" for x in (published.STUDENT_FLOPS_RATIO, published.PAPER_FLOPS_RATIO)]
         theirs = [str(published.STUDENT[key]), str(published.PAPER[key])]
-        rows.append([name, ours[0], *theirs, ours[1], *flops] if summary.compared else [name, *ours])
+        if summary.whole or case.pretrained:
+            rows.append([name, ours[0], *theirs, ours[1], *flops] if summary.compared else [name, *ours])
     return rows
 
 
@@ -75,14 +76,16 @@ def sampling_rows(summary: Summary) -> list[list[str]]:
         case, key = summary.find(strategy, ratio), (strategy, ratio, False)
         theirs = [str(published.STUDENT[key]), str(published.PAPER[key])] if summary.compared else []
         accuracy = number(case.estimate("accuracy"))
-        rows.append([strategy, f"{100 * ratio:g}", accuracy, *theirs, relative(case, base, "flops")])
+        if summary.whole or case.pretrained:
+            rows.append([strategy, f"{100 * ratio:g}", accuracy, *theirs, relative(case, base, "flops")])
     return rows
 
 
 def main_rows(summary: Summary) -> list[list[str]]:
     """The main table: one column per case, one row per quantity.
 
-    Times, speed and memory are medians; minutes are those of both stages, images/s and memory those of pre-training.
+    Times, speed and memory are medians; minutes are those of all stages, images/s and memory those of pre-training. Rows
+    without a number stay only where the report is whole.
     """
     base, cases = summary.find("random", 0.75), summary.cases.values()
 
@@ -102,25 +105,44 @@ def main_rows(summary: Summary) -> list[list[str]]:
         ["best epoch", *ours("best_accuracy")],
         ["linear probe", *ours("linear")],
         ["k-NN", *ours("knn")],
+        ["test loss", *(number(case.estimate("loss"), 4) for case in cases)],
+        ["PSNR (dB)", *ours("psnr")],
         ["FLOPs", *(relative(case, base, "flops") for case in cases)],
-        ["minutes", *(minutes(case.wall()) for case in cases)],
+        ["minutes", *(minutes(case.wall() if summary.fine_tuned else case.estimate("wall")) for case in cases)],
         ["images/s", *(cost(case.estimate("speed")) for case in cases)],
         ["memory (MiB)", *(cost(case.estimate("memory"), 0, 2**-20) for case in cases)],
     ]
     left_out = {
-        *(() if summary.compared else PUBLISHED),
+        *(() if summary.whole else PUBLISHED),
+        *(("test loss", "PSNR (dB)") if summary.fine_tuned else ()),
         *(() if any(case.values("top5") for case in cases) else ("top-5",)),
     }
-    return [row for row in rows if row[0] not in left_out]
+    header, *rows = [row for row in rows if row[0] not in left_out]
+    return [header, *(row for row in rows if summary.whole or set(row[1:]) != {NOT_RUN})]
+
+
+FEATURES = {"linear": ("linear", 2), "k-NN": ("knn", 2), "loss": ("loss", 4), "PSNR (dB)": ("psnr", 2)}
+
+
+def feature_columns(summary: Summary) -> list[str]:
+    """The names of the columns of :func:`feature_rows`; without fine-tuning there are no probes."""
+    return ["case", *(name for name in FEATURES if summary.fine_tuned or name not in ("linear", "k-NN"))]
 
 
 def feature_rows(summary: Summary) -> list[list[str]]:
     """Every case before fine-tuning. Columns: case, linear probe, k-NN, test loss, PSNR on masked pixels."""
-    quantities = (("linear", 2), ("knn", 2), ("loss", 4), ("psnr", 2))
-    return [
+    quantities = [FEATURES[name] for name in feature_columns(summary)[1:]]
+    rows = [
         [case.label, *(number(case.estimate(quantity), digits) for quantity, digits in quantities)]
         for case in summary.cases.values()
     ]
+    return [row for row in rows if summary.whole or set(row[1:]) != {NOT_RUN}]
+
+
+def cost_columns(summary: Summary) -> list[str]:
+    """The names of the columns of :func:`cost_rows`."""
+    tuned = ["fine-tune (min)", "img/s"] if summary.fine_tuned else []
+    return ["case", "MFLOPs", "relative", "pre-train (min)", "img/s", "MiB", *tuned]
 
 
 def cost_rows(summary: Summary) -> list[list[str]]:
@@ -134,8 +156,8 @@ def cost_rows(summary: Summary) -> list[list[str]]:
             minutes(case.estimate("seconds")),
             cost(case.estimate("speed")),
             cost(case.estimate("memory"), 0, 2**-20),
-            minutes(case.estimate("finetune_seconds")),
-            cost(case.estimate("finetune_speed")),
+            *([minutes(case.estimate("finetune_seconds"))] if summary.fine_tuned else []),
+            *([cost(case.estimate("finetune_speed"))] if summary.fine_tuned else []),
         ]
         for case in summary.cases.values()
     ]
@@ -167,6 +189,8 @@ def work_rows(summary: Summary) -> list[list[str]]:
     base, *_ = cases = shared_seeds(cases)
     rows = []
     for name, case in zip(("random 75 %", "block 50 %", "random 75 %"), cases, strict=True):
+        if not summary.whole and not case.values("accuracy"):
+            continue
         work, epochs = NOT_RUN, NOT_RUN
         if case.pretrained and case.work and base.work:
             work, epochs = f"{case.work / base.work:.2f}×", str(case.pretrained.epochs)
@@ -208,6 +232,11 @@ def chance_rows(summary: Summary) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def chance_columns(summary: Summary) -> list[str]:
+    """The names of the columns of :func:`chance_rows`."""
+    return ["case", "accuracy", "± seeds", "± images", "difference", "± seeds", "± images"]
 
 
 def length_rows(summary: Summary) -> list[list[str]]:
@@ -253,7 +282,7 @@ def probability(value: float | None) -> str:
 
 
 def recipe_rows(summary: Summary) -> list[list[str]]:
-    """Model and recipe of the default case, without parts that are off. Columns: parameter, pre-training, fine-tuning."""
+    """Model and recipe of the default case, without parts that are off. Columns: parameter, value in each stage."""
     default = summary.find("random", 0.75)
     names: list[str] = [
         "dataset", "augment", "variant", "patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth",
@@ -265,7 +294,13 @@ def recipe_rows(summary: Summary) -> list[list[str]]:
     off = DEFAULTS["finetune"]
     names += [name for name in optional if second.get(name, off[name]) != off[name]]
     second = {name: value for name, value in second.items() if not name.startswith("decoder")}
-    return [[name, *(str(values.get(name, NOT_RUN)) for values in (first, second))] for name in names]
+    stages = (first, second) if summary.fine_tuned else (first,)
+    return [[name, *(str(values.get(name, NOT_RUN)) for values in stages)] for name in names]
+
+
+def recipe_columns(summary: Summary) -> list[str]:
+    """The names of the columns of :func:`recipe_rows`."""
+    return ["parameter", "pre-training", *(["fine-tuning"] if summary.fine_tuned else [])]
 
 
 def provenance_rows(summary: Summary) -> list[list[str]]:

@@ -63,8 +63,8 @@ def head(model: Model) -> dict[str, Any]:
     """The fields that model hubs read."""
     run, tuned = model.run, isinstance(model.run, FinetuneParameters)
     libraries = (["timm"] if model.for_timm else []) + (["transformers"] if model.kind else [])
-    told: dict[str, Any] = {
-        "license": "mit",
+    told: dict[str, Any] = {} if run.dataset == "folder" else {"license": "mit"}  # of pictures of one's own, we know none
+    told |= {
         "library_name": libraries[0],
         "pipeline_tag": "image-classification" if tuned else "image-feature-extraction",
         "tags": ["vit", "masked-autoencoder", *libraries],
@@ -74,11 +74,19 @@ def head(model: Model) -> dict[str, Any]:
     if "last_epoch_accuracy" in model.results["metrics"]:
         accuracy = {"type": "accuracy", "name": METRICS["last_epoch_accuracy"][0]}
         accuracy["value"] = model.results["metrics"]["last_epoch_accuracy"]
-        dataset = {"type": HUB_DATASETS.get(run.dataset, run.dataset), "name": run.dataset, "split": "test"}
+        kind = "imagefolder" if run.dataset == "folder" else HUB_DATASETS.get(run.dataset, run.dataset)
+        dataset = {"type": kind, "name": data(model), "split": "test"}
         result = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": [accuracy]}
         told["metrics"] = ["accuracy"]
         told["model-index"] = [{"name": title(model), "results": [result]}]
     return told
+
+
+def data(model: Model) -> str:
+    """The name of the data set; of one's own images, the folder's."""
+    run = model.run
+    name = Path(run.data_dir).name if run.dataset == "folder" else run.dataset
+    return name or "images of one's own"
 
 
 def title(model: Model) -> str:
@@ -123,7 +131,7 @@ def facts(model: Model) -> dict[str, str]:
     """The card's table."""
     run, c, metrics, source = model.run, model.config, model.results["metrics"], model.results["provenance"]
     told = {
-        "data": run.dataset + (f", the first {run.train_images:,} images" if run.train_images else ""),
+        "data": data(model).replace("|", "\\|") + (f", the first {run.train_images:,} images" if run.train_images else ""),
         "model": f"patches of {c.patch_size} × {c.patch_size}, width {c.width}, depth {c.depth}, {c.heads} heads "
         f"(variant {c.variant})",
         "parameters": f"{sum(tensor.numel() for tensor in model.exported.values()):,}",

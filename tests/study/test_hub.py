@@ -225,6 +225,21 @@ def test_the_card_tells_what_the_run_measured(finished, tmp_path):
     assert "bfloat16" not in text
 
 
+def test_the_card_of_a_model_of_own_pictures_names_their_folder_and_grants_nothing(tmp_path):
+    folder = tmp_path / "outputs" / "mine" / "a" / "seed0" / "finetune"
+    saved(run_of(FinetuneParameters, "report", dataset="folder", data_dir="somewhere/my birds"), folder)
+    write_json(folder / "metrics.json", {"last_epoch_accuracy": 71.25, "predictions": {"classes": CLASSES}})
+    hub.export(folder, tmp_path / "out")
+    _, head, body = (tmp_path / "out" / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    told = yaml.safe_load(head)
+    assert "license" not in told
+    assert "datasets" not in told
+    dataset = told["model-index"][0]["results"][0]["dataset"]
+    assert dataset == {"type": "imagefolder", "name": "my birds", "split": "test"}
+    assert "| data | my birds |" in body
+    assert "somewhere" not in body
+
+
 def test_both_libraries_know_the_classes(finished, tmp_path):
     hub.export(finished, tmp_path / "out")
     theirs = transformers.ViTForImageClassification.from_pretrained(tmp_path / "out")

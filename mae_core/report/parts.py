@@ -1,0 +1,217 @@
+"""Which figures and tables a study's report has, and the passages that lead to them."""
+
+from pathlib import Path
+
+from mae_core.report.claims import claims
+from mae_core.report.summary import KINDS, Summary, label_of
+from mae_core.report.tables import mask_token_rows, ratio_rows, sampling_rows, work_rows
+
+TUNED = ("predictions", "confusion", "mistakes", "attention", "neighbours")  # figures of a classifier
+TOGETHER = (("random", 0.75), ("block", 0.5), ("block", 0.75), ("grid", 0.75))  # kinds of masks in one figure
+
+
+def parts(summary: Summary) -> set[str]:
+    """The labels of the figures and tables that depend on which runs there are.
+
+    A fine-tuned study on the student's images has all of them: what is missing there has yet to run. Any other study has
+    what its own runs can fill.
+    """
+    default, scratch = summary.find("random", 0.75), summary.find(None)
+    n_tuned = sum(bool(case.values("accuracy")) for case in summary.all_cases.values())
+    paired = any(case is not default and case.beats(default, "accuracy") for case in summary.cases.values())
+    held = {
+        **{f"fig-{name}": summary.fine_tuned for name in TUNED},
+        "curves-tuned": summary.fine_tuned,
+        "curves-scratch": bool(scratch.values("accuracy")),
+        "fig-samplings": len(summary.kinds) > 1,
+        "tab-tokens": summary.fine_tuned and len(mask_token_rows(summary)) > 1,
+        "tab-sampling": summary.fine_tuned and len(sampling_rows(summary)) > 1,
+        "fig-accuracy": n_tuned > 1,
+        "tab-ratio": len(ratio_rows(summary)) > 1,
+        "tab-work": len(work_rows(summary)) > 1,
+        "tab-claims": any(claim.verdict != "not run" for claim in claims(summary)),
+        "tab-sensitivity": paired,
+        "tab-chance": summary.fine_tuned,
+    }
+    return {label for label, there in held.items() if there or summary.whole}
+
+
+PREDICTIONS = """\
+### Predictions
+
+[Figure 4](#fig-predictions) shows the predictions of the fine-tuned default case for the first ten test images."""
+
+CONFUSION = """\
+### Mistakes
+
+[Figure 7](#fig-confusion) shows which classes the fine-tuned default case confuses."""
+
+MISTAKES = "[Figure 8](#fig-mistakes) shows the misclassified test images with the highest confidence."
+
+CLAIMS = """\
+A claim about several cases, or about every epoch, needs all its comparisons and is contradicted by one; \
+[Table 8](#tab-claims) shows
+the comparison that decides. FLOPs are counted, so they need no interval.
+
+**How much could be found.** *Could find* is the smallest difference that the paired t test at 5 % would find with a \
+probability of
+80 %, if the seeds scatter as these do, in the unit of the measured difference (noncentral t distribution,
+[Cohen](#ref-cohen1988), [Faul et al.](#ref-faul2007)). An undecided claim says nothing about smaller differences.
+
+**How many claims.** *p* is the p-value of the paired t test. For a claim that needs several comparisons it is their largest
+(intersection–union rule, [Berger](#ref-berger1982)); for one that is contradicted by any of them, the smallest times \
+their number.
+*Holm* is p corrected for the number of claims ([Holm](#ref-holm1979)): of all verdicts that a difference exists \
+whose corrected
+p-value is below 5 %, even one is wrong with a probability of at most 5 %."""
+
+MASKS = {
+    "random": "*Random* masks are drawn uniformly without replacement.",
+    "block": "*Block* masks are unions of rectangles as in BEiT\n([Bao et al.](#ref-bao2022)); the last rectangle is "
+    "trimmed so that the count is exact.",
+    "grid": "*Grid* masks keep the same one of every\n2 × 2 patches.",
+}
+
+
+def masks(summary: Summary) -> str:
+    """The kinds of masks."""
+    runs = [case.pretrained for case in summary.all_cases.values() if case.pretrained]
+    told = [text for kind, text in MASKS.items() if summary.whole or any(run.mask_strategy == kind for run in runs)]
+    told.append("Every mask of a kind hides the same number of patches.")
+    if summary.whole or any(run.mask_tokens_in_encoder for run in runs):
+        told.append(
+            "In the ablation *mask tokens in the encoder*, mask tokens\nreplace the masked patches in the encoder, "
+            "too, and "
+            "not only in the decoder."
+        )
+    return f"**Masks.** {' '.join(told)}"
+
+
+def curves(summary: Summary) -> str:
+    """The passage on the learning curves."""
+    there = parts(summary)
+    tuned = ", and its loss and accuracy in fine-tuning" if "curves-tuned" in there else ""
+    scratch = " compared with\ntraining from scratch" if "curves-scratch" in there else ""
+    return (
+        f"### Learning curves\n\n[Figure 3](#fig-curves) shows the loss of the default case in "
+        f"pre-training{tuned}{scratch}. "
+        "With several seeds, a line is their mean and the band is their range."
+    )
+
+
+def curves_caption(summary: Summary) -> str:
+    """The caption of the learning curves."""
+    there = parts(summary)
+    if "curves-tuned" not in there:
+        return "Pre-training loss, 75 % random masking."
+    scratch = ", from pre-trained weights and from scratch with the same recipe" if "curves-scratch" in there else ""
+    return (
+        "Left: pre-training loss, 75 % random masking. Middle and right: training loss and test accuracy of "
+        f"fine-tuning{scratch}."
+    )
+
+
+def curves_alt(summary: Summary) -> list[str]:
+    """The alternative text of each panel of the learning curves."""
+    there = parts(summary)
+    which = ", pre-trained and from scratch" if "curves-scratch" in there else ""
+    tuned = [f"Fine-tuning loss by epoch{which}.", f"Test accuracy by epoch{which}."]
+    return ["Pre-training loss by epoch.", *(tuned if "curves-tuned" in there else [])]
+
+
+def sampling(summary: Summary) -> str:
+    """The passage on the kinds of masks, or on the accuracies alone where there is one kind."""
+    if summary.whole:
+        return (
+            "### Mask sampling\n\n[Figure 5](#fig-samplings) shows the same test images under each kind of mask. We "
+            "compare "
+            "two choices: mask tokens in the encoder\n([Table 2](#tab-tokens)), and the kind of mask "
+            "([Table 3](#tab-sampling), [Figure 6](#fig-accuracy))."
+        )
+    said = {
+        "fig-samplings": "[Figure 5](#fig-samplings) shows the same test images under each kind of mask.",
+        "tab-tokens": "[Table 2](#tab-tokens) compares an encoder with mask tokens to one without.",
+        "tab-sampling": "[Table 3](#tab-sampling) compares the kinds of masks.",
+        "fig-accuracy": "[Figure 6](#fig-accuracy) shows the accuracy of every case.",
+    }
+    told = {label: text for label, text in said.items() if label in parts(summary)}
+    heading = "Accuracy" if told.keys() == {"fig-accuracy"} else "Mask sampling"
+    return f"### {heading}\n\n{' '.join(told.values())}" if told else ""
+
+
+def samplings(summary: Summary) -> dict[str, dict[str, Path]]:
+    """What the figure of the kinds of masks lets a reader choose: folders of runs by kind; first several kinds together."""
+    kinds = summary.kinds
+    together = {label: kinds[label] for label in (label_of(*masks) for masks in TOGETHER) if label in kinds}
+    if len(together) < 2 and not summary.whole:
+        together = kinds
+    return {"kinds of masks": together, **{label: {label: folder} for label, folder in kinds.items()}}
+
+
+def sampling_sources(summary: Summary) -> list[str]:
+    """The runs that the figure of the kinds of masks shows, one of each kind."""
+    found = [summary.find(*masks) for masks in dict.fromkeys([*TOGETHER, *KINDS])]
+    return [case.sources("pretrain")[0] for case in found if case.label in summary.kinds]
+
+
+def features(summary: Summary) -> str:
+    """The passage on frozen features and the reconstruction error."""
+    if not summary.fine_tuned:
+        return "### Reconstruction error\n\n[Table 4](#tab-features) lists the error on masked pixels of test images."
+    return (
+        "### Frozen features and reconstruction error\n\nFine-tuning can compensate for poor features. "
+        "[Table 4](#tab-features) therefore measures the encoder before fine-tuning: with a\nlinear probe and k nearest "
+        "neighbours ([Wu et al.](#ref-wu2018)) on its frozen features, and by its reconstruction error."
+    )
+
+
+def features_caption(summary: Summary) -> str:
+    """The caption of the table of frozen features."""
+    if not summary.fine_tuned:
+        return "Every case: error on masked pixels of test images."
+    return "Every case before fine-tuning: probes of the frozen encoder (%), and error on masked pixels of test images."
+
+
+def ratio_and_work(summary: Summary) -> str:
+    """The passage on the masking ratio and on equal compute."""
+    there = parts(summary)
+    ratio = (
+        "[Table 5](#tab-ratio) and [Figure 11](#fig-ratio) vary the ratio of random masks, as figure 5 of "
+        "[He et al.](#ref-he2021) does."
+    )
+    work = (
+        "Block-wise masks\nof 50 % leave twice as many patches visible as random masks of 75 %, so an epoch costs more. "
+        "[Table 6](#tab-work) compares the two at\nequal compute: random 75 % is trained for more epochs, until both have "
+        "used the same number of FLOPs."
+    )
+    told = {"tab-ratio": ("Masking ratio", ratio), "tab-work": ("Equal compute", work)}
+    shown = [words for label, words in told.items() if label in there]
+    heading = "Masking ratio and equal compute" if len(shown) > 1 else "".join(name for name, _ in shown)
+    return f"### {heading}\n\n{' '.join(text for _, text in shown)}" if shown else ""
+
+
+def chance(summary: Summary) -> str:
+    """The passage on other seeds and other test images."""
+    there = parts(summary)
+    sensitivity = (
+        "[Table 9](#tab-sensitivity) lists the difference from random 75 % for each seed, and the standard deviation over "
+        "seeds. A single\ndifference that is small compared with this deviation could have had the other sign with another "
+        "seed. The verdicts use the\ninterval of the mean."
+    )
+    images = "[Table 10](#tab-chance) compares the two kinds of chance: other seeds, and other test images."
+    said = {"tab-sensitivity": sensitivity, "tab-chance": images}
+    told = " ".join(text for label, text in said.items() if label in there)
+    return f"## Sensitivity to the seed and to the test images\n\n{told}" if told else ""
+
+
+def references_left_out(summary: Summary) -> set[str]:
+    """The labels of the references that this report does not cite."""
+    there = parts(summary)
+    cited = {
+        "ref-krizhevsky2009": summary.compared,
+        "ref-bao2022": "ref-bao2022" in masks(summary),
+        "ref-wu2018": summary.fine_tuned,
+        **dict.fromkeys(("ref-cohen1988", "ref-faul2007", "ref-holm1979", "ref-berger1982"), "tab-claims" in there),
+        **dict.fromkeys(("ref-wilson1927", "ref-efron1993"), "tab-chance" in there),
+    }
+    return {label for label, is_cited in cited.items() if not is_cited}

@@ -1,0 +1,85 @@
+"""Which parts a report has, by the runs of its study."""
+
+import shutil
+from pathlib import Path
+
+import fake_study
+import pytest
+
+from mae_core.report import narrative, parts, tables
+from mae_core.report.summary import Summary
+from mae_core.study.parameters import ReportParameters
+from mae_core.study.results import read_json, write_json
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """A function that writes a fake study, on images of one's own or not, and reads it."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(*cases, own=True, tuned=True, **more):
+        shutil.rmtree("outputs", ignore_errors=True)
+        fake_study.write(cases={case: (fake_study.CASES | fake_study.SWEEP)[case] for case in cases}, **more)
+        for path in list(Path("outputs").rglob("parameters.json")):
+            if own:
+                write_json(path, read_json(path) | {"dataset": "folder", "data_dir": "some/birds"})
+            if not tuned and path.parent.name == "finetune":
+                shutil.rmtree(path.parent)
+        return Summary.read(ReportParameters(study="fake"))
+
+    return write
+
+
+def test_a_study_on_the_students_images_has_every_part(written):
+    every = parts.parts(written(*fake_study.CASES, own=False))
+    assert parts.parts(written("random-75", own=False)) == every
+    assert parts.parts(written(*fake_study.CASES, *fake_study.SWEEP)) == every
+    assert len(tables.sampling_rows(written("random-75", own=False))) == 4
+
+
+def test_one_case_of_own_images_is_compared_with_nothing(written):
+    summary = written("random-75")
+    there = {"curves-tuned", "tab-chance"} | {f"fig-{name}" for name in parts.TUNED}
+    assert parts.parts(summary) == there
+    told = " ".join([narrative.introduction(summary), narrative.abstract(summary), narrative.finetuning(summary)])
+    assert "claim" not in told.lower()
+    assert "From scratch" not in told
+    assert narrative.discussion(summary) == narrative.sensitivity(summary) == parts.sampling(summary) == ""
+
+
+def test_what_two_kinds_of_masks_add(written):
+    summary = written("random-75", "block-75")
+    there = parts.parts(summary)
+    assert there >= {"fig-samplings", "tab-sampling", "fig-accuracy", "tab-claims", "tab-sensitivity"}
+    assert not there & {"tab-tokens", "tab-ratio", "tab-work", "curves-scratch"}
+    assert [row[0] for row in tables.sampling_rows(summary)] == ["random", "block"]
+    assert "Grid" not in parts.masks(summary)
+    assert "BEiT" in parts.masks(summary)
+    assert list(parts.samplings(summary)["kinds of masks"]) == ["random 75 %", "block 75 %"]
+
+
+def test_ratios_alone_stand_in_one_figure(written):
+    summary = written("random-75", "random-50")
+    assert parts.parts(summary) >= {"fig-samplings", "tab-ratio"}
+    assert list(parts.samplings(summary)["kinds of masks"]) == ["random 50 %", "random 75 %"]
+    assert parts.ratio_and_work(summary).startswith("### Masking ratio\n")
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_study_that_pre_trains_only_speaks_of_no_accuracy(written, own):
+    summary = written("random-75", "grid-75", own=own, tuned=False, seeds=(0, 1))
+    assert parts.parts(summary) == {"fig-samplings", "tab-claims"}
+    main = {row[0]: row[1:] for row in tables.main_rows(summary)}
+    assert main["minutes"] == ["1.2", "1.2"]
+    assert set(main) == {"quantity", "test loss", "PSNR (dB)", "FLOPs", "minutes", "images/s", "memory (MiB)"}
+    assert tables.feature_columns(summary) == ["case", "loss", "PSNR (dB)"]
+    for rows, columns in (
+        (tables.cost_rows(summary), tables.cost_columns(summary)),
+        (tables.feature_rows(summary), tables.feature_columns(summary)),
+        (tables.recipe_rows(summary), tables.recipe_columns(summary)),
+    ):
+        assert {len(row) for row in rows} == {len(columns)}
+    told = [narrative.main_caption(summary), narrative.introduction(summary), narrative.discussion(summary)]
+    told += [narrative.main_notes(summary), parts.curves(summary), parts.features(summary), narrative.finetuning(summary)]
+    assert "accurac" not in " ".join(told)
+    assert "± is the half-width" in narrative.main_notes(summary)
