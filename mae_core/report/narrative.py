@@ -62,8 +62,8 @@ def intervals(summary: Summary) -> str:
     number_of = f"{most}" if most == least else f"{least} to {most}"
     return (
         f"± is the half-width of the 95 % interval of the mean over the {number_of} seeds that a case finished ("
-        f"{t_distribution(summary)}); differences are paired by seed. It covers the choice of seeds; [Table "
-        f"10](#tab-chance) adds the test images."
+        f"{t_distribution(summary)}); differences are paired by seed. It covers the choice of seeds; "
+        f"[Table 10](#tab-chance) adds the test images."
     )
 
 
