@@ -11,21 +11,10 @@ UNPACK = ROOT.parent / "shared" / "data" / "unpack_cifar10.py"
 TINY = {"width": 24, "depth": 1, "decoder_width": 24, "train_images": 512, "epochs": 2, "threads": 1}
 
 
-LONGEST = [
-    "workflow",
-    "gpu",
-    "notebooks",
-    "places",
-    "checkpoint",
-    "survival",
-    "reproduce",
-    "benchmarks",
-    "wheel",
-    "pages",
-    "runs",
-    "replicas",
-    "input",
-]
+LONGEST = (
+    "processes", "places", "workflow", "gpu", "notebooks", "checkpoint", "survival", "reproduce", "benchmarks", "wheel",
+    "own_images", "pages", "runs", "replicas", "folder", "input", "step",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

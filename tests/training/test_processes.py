@@ -68,17 +68,18 @@ def test_the_parts_of_all_processes_are_the_batch(monkeypatch, size):
 def test_any_number_of_processes_gives_the_same_losses(tiny, capfd, stage):
     kind, train = {"pretrain": (PretrainParameters, pretrain), "finetune": (FinetuneParameters, finetune)}[stage]
     losses, weights = {}, {}
-    for n in (1, 2, 4):
+    numbers = (1, 2, 4) if stage == "pretrain" else (1, 2)
+    for n in numbers:
         run = kind.check({**tiny, **ONE_STEP, "case": f"n{n}", "epochs": 6, "processes": n})
         model = train(run)
         losses[n] = read_json(run.folder / stage / "history.json")["train_loss"]  # one step an epoch
         weights[n] = load_tensors(run.folder / stage / "weights.safetensors")[0]
         assert all(weights[n][name].equal(tensor) for name, tensor in model.state_dict().items())
     printed = capfd.readouterr().out
-    assert printed.count("cpu in float32") == 3, "one process prints"
-    assert "4 processes, each with a part of the batch" in printed
+    assert printed.count("cpu in float32") == len(numbers), "one process prints"
+    assert f"{numbers[-1]} processes, each with a part of the batch" in printed
     assert losses[1][-1] < losses[1][0]
-    for n in (2, 4):
+    for n in numbers[1:]:
         assert losses[n] == pytest.approx(losses[1], rel=1e-5)
         for name, tensor in weights[n].items():
             torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=1e-4)
