@@ -164,9 +164,8 @@ def joined(device: torch.device) -> Iterator[Team]:
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, rank, size = next(iter(dist.rendezvous("env://")))
-    store.set(f"pulse {rank}", "0")  # before all have met, so that each finds the other's
+    pulse = Pulse(store.clone(), Team(rank, size))  # before all meet, so that each finds the other's signs
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
-    pulse = Pulse(store.clone(), Team(rank, size))
     pulse.start()
     with contextlib.ExitStack() as stack:
         stack.callback(dist.destroy_process_group)
@@ -190,10 +189,11 @@ class Pulse(threading.Thread):
         self.store, self.team, self.over, self.asked = store, team, threading.Event(), threading.Event()
         self.watched = (team.rank + 1) % team.size
         self.here = socket.gethostname()
+        store.set(f"process {team.rank}", f"{os.getpid()} {self.here}")
+        store.set(f"pulse {team.rank}", "0")
 
     def run(self) -> None:
         count, seen, seen_at = 0, "", time.monotonic()
-        self.store.set(f"process {self.team.rank}", f"{os.getpid()} {self.here}")
         while not self.over.wait(BEAT):
             count += 1
             try:

@@ -190,8 +190,11 @@ def pulse(monkeypatch):
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(os, "kill", lambda pid, number: done.append((pid, number)))
     monkeypatch.setattr(threading, "excepthook", lambda about: None)
-    made = Pulse(dist.HashStore(), Team(0, 2))
-    made.store.set("pulse 1", "0")
+    store = dist.HashStore()
+    Pulse(store, Team(1, 2))  # never started: its process hangs from the start
+    store.set("process 1", "1234 here")
+    made = Pulse(store, Team(0, 2))
+    made.here = "here"
     made.start()
     yield made, done
     made.over.set()
@@ -208,7 +211,6 @@ def beat(store, seconds):
 def test_a_process_that_hangs_is_ended_and_ends_the_others(pulse, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     made, done = pulse
-    made.store.set("process 1", f"1234 {made.here}")
     beat(made.store, 1.0)
     assert not done
     made.join(5)
@@ -219,7 +221,7 @@ def test_a_process_that_hangs_is_ended_and_ends_the_others(pulse, tmp_path, monk
 def test_a_process_that_hangs_from_the_start_is_noticed_too(pulse):
     made, done = pulse
     made.join(5)
-    assert done == [1]
+    assert done == [(1234, signal.SIGKILL), 1]
 
 
 def test_a_process_that_has_ended_in_order_is_not_missed(pulse):
