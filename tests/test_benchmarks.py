@@ -201,6 +201,7 @@ def test_the_command_writes_what_it_measured(monkeypatch, tmp_path, capsys):
     assert "**Ours in detail**" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_processes_race_one_of_two_threads(monkeypatch, tmp_path):
     words = ["benchmarks", "--tiny", "--tasks", "processes", "--blocks", "1", "--seconds", "0.05", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", words)

@@ -112,6 +112,7 @@ def test_a_run_on_a_full_disk_ends_with_one_sentence(small_disk, few_shapes_dir)
     assert not list(small_disk.glob("outputs/**/*.json"))
 
 
+@pytest.mark.slow
 def test_outputs_may_be_a_link_to_another_file_system_and_a_clock_may_be_set_back(tmp_path, few_shapes_dir):
     """Weights that seem to come from the future repeat no run, for their date is corrected before they are used."""
     checkout = Checkout(tmp_path / "project", few_shapes_dir, LESS)
@@ -132,6 +133,7 @@ def test_outputs_may_be_a_link_to_another_file_system_and_a_clock_may_be_set_bac
         shutil.rmtree(scratch)
 
 
+@pytest.mark.slow
 def test_two_gpus_are_shared_by_the_runs_of_a_study(tmp_path, few_shapes_dir, monkeypatch):
     """A stand-in tells of two GPUs; each of three runs notes which one it saw, and when. They compute on the CPU."""
     for name, text in (("bin/nvidia-smi", TWO_GPUS), ("spy/sitecustomize.py", SPY)):

@@ -120,6 +120,7 @@ def started(run):
         child.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "stopped"])
 def test_however_it_ends_one_process_goes_on(tiny, how):
     whole, cut = (
@@ -160,6 +161,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         processes.train(PretrainParameters(processes=3), "pretrain")
 
 
+@pytest.mark.slow
 def test_torchrun_starts_a_run_of_a_study(tiny, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     content = {"study": "small", "seeds": [0], "shared": {**tiny, "batch_size": 64}, "cases": {"random-75": {}}}

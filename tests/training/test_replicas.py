@@ -155,6 +155,7 @@ def test_fast_and_plain_training_have_the_same_curve_on_cifar10(tiny, cifar10_di
     assert curves[0][-1] < 0.7 * curves[0][0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_run_has_the_same_curve(tiny):
     curves = []
