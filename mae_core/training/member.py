@@ -2,17 +2,19 @@
 
 import json
 import os
+import signal
 import sys
 from typing import Any
-
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.training import runs
 
 
 def main() -> None:
     """Train; an error goes to the launcher, which tells it once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until training has begun, Ctrl-C ends it without a word
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    from mae_core.study.parameters import FinetuneParameters, PretrainParameters
+    from mae_core.training import runs
+
     stage, values = sys.argv[1:]
     kind: Any = {"pretrain": PretrainParameters, "finetune": FinetuneParameters}[stage]
     code = 0

@@ -128,6 +128,7 @@ def train(run: PretrainParameters | FinetuneParameters, stage: str) -> None:
         except SignalException:
             raise StoppedError("stopped: run again to start, or to continue from the last checkpoint") from None
         except errors.ChildFailedError as error:
+            print()  # the progress bar has not ended its line
             raise reason(error, run.processes) from None
         finally:
             if threading.current_thread() is threading.main_thread():  # the launcher leaves its own handlers behind
