@@ -186,6 +186,7 @@ def test_flops_are_those_of_the_published_model():
     assert of["mask tokens"] == pytest.approx(3 * (depth + 4) * products, rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_it_measured(monkeypatch, tmp_path, capsys):
     words = ["benchmarks", "--tiny", "--tasks", "ours", "--blocks", "1", "--seconds", "0.05", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", words)

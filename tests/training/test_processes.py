@@ -64,7 +64,7 @@ def test_the_parts_of_all_processes_are_the_batch(monkeypatch, size):
     assert weights[1:] == [length / 10 for length in lengths]
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize("stage", ["pretrain", pytest.param("finetune", marks=pytest.mark.slow)])
 def test_any_number_of_processes_gives_the_same_losses(tiny, capfd, stage):
     kind, train = {"pretrain": (PretrainParameters, pretrain), "finetune": (FinetuneParameters, finetune)}[stage]
     losses, weights = {}, {}

@@ -139,6 +139,7 @@ def test_weights_that_share_a_gradient_get_it_once_each(workers):
     assert summed.first.grad.tolist() == summed.second.grad.tolist() == pytest.approx(images.mean(0).tolist())
 
 
+@pytest.mark.slow
 def test_fast_and_plain_training_have_the_same_curve_on_cifar10(tiny, cifar10_dir, monkeypatch):
     """Same seed, bfloat16 copies against float32: every epoch's loss within 1 %."""
     monkeypatch.setattr(reconstruction, "reconstruction_metrics", lambda *words: {})  # of all test images: not needed here

@@ -226,6 +226,7 @@ def test_fine_tuning_at_another_resolution_starts_from_the_pre_trained_weights(t
     assert open_run(run.folder, torch.device("cpu")).classifier is None  # it would be asked about images of 32 pixels
 
 
+@pytest.mark.slow
 def test_positions_resized_to_twice_the_grid_and_back_cost_less_than_a_point(tiny):
     more = {"augment": "crop-flip", "epochs": 5, "width": 48, "decoder_width": 48, "train_images": 2000}
     run = FinetuneParameters.check({**tiny, **more, "probes": False, "precision": "float32"})
