@@ -63,7 +63,8 @@ def reserved(stage):
     values = study.shared | getattr(study, stage)
     n_processes, device = values.get("processes", 1), values.get("device", "auto")
     threads = n_processes * values.get("threads", 0) or workflow.cores
-    return threads, n_processes if device in ("cuda", "mps") or (device == "auto" and GPUS > 0) else 0
+    has_gpu = GPUS > 0 or workflow.nodes is not None  # on a cluster, jobs run elsewhere: they ask for GPUs
+    return threads, n_processes if device in ("cuda", "mps") or (device == "auto" and has_gpu) else 0
 
 
 if workflow.nodes is None and "gpu" not in workflow.global_resources:
