@@ -36,9 +36,11 @@ def code(notebook: str | Path) -> str:
 
 @functools.cache  # called repeatedly with the same text
 def imports(source: str) -> frozenset[Path]:
-    """The package's modules that Python source code imports."""
+    """The package's modules that Python source code imports, or starts by their names, as ``python -m`` does."""
     modules = set()
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and re.fullmatch(rf"{PACKAGE.name}(\.\w+)+", str(node.value)):
+            modules.add(str(node.value))
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE.name:
             modules.add(node.module)
             modules |= {f"{node.module}.{alias.name}" for alias in node.names}
