@@ -556,7 +556,9 @@ def test_the_records_are_those_of_the_published_results():
     (pretrained, _), (tuned, _) = (run("night", stage) for stage in ("pretrain", "finetune"))
     accuracy = f"{tuned['last_epoch_accuracy']:.2f} %"
     assert tuned["last_epoch_accuracy"] > 84.4
-    assert best[1] == accuracy
+    folder = ROOT.joinpath("outputs", "night", best[5].strip("`").split()[1], "seed0", "finetune")
+    assert best[1] == f"{json.loads((folder / 'metrics.json').read_text(encoding='utf-8'))['last_epoch_accuracy']:.2f} %"
+    assert json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["commit"].startswith(best[4])
     total, first, second = (int(number.replace(",", "")) for number in re.findall(r"\d,\d{3}", cpu[1].split(";")[0]))
     assert total == first + second
     trained = pretrained["train_seconds"] + tuned["train_seconds"]
