@@ -186,7 +186,6 @@ def test_a_run_whose_first_checkpoint_does_not_fit_is_not_started(project):
     assert third.obstacle(68) is None
 
 
-@pytest.mark.slow
 def test_a_rehearsal_does_all_parts_and_repeats_none(project, monkeypatch):
     """Tests, a race and a run, each in a process; one of the two races is enough here."""
     monkeypatch.delitem(gpu.SHARES, "pretrain")

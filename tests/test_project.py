@@ -106,7 +106,7 @@ def test_no_data_are_committed_and_only_small_weights():
     files = done.stdout.split()
     weights = [f for f in files if f.endswith((".safetensors", ".pt", ".pth", ".pkl", ".tar.gz"))]
     assert {Path(f).name for f in weights} <= {KEPT}
-    assert all((ROOT / f).stat().st_size < 3e6 for f in weights if (ROOT / f).exists())
+    assert all((ROOT / f).stat().st_size < 1.5e6 for f in weights if (ROOT / f).exists())
     assert not [f for f in files if "batches-py" in f]
 
 
