@@ -44,7 +44,8 @@ def write_features(weights: str, folder: Path, out: Path, pool: Pool = "mean", d
         weights: of an encoder, as :func:`~mae_core.study.foreign.find_encoder` opens them.
         folder: images, or a subfolder of images for each class. They are cut to squares, and resized for the model.
         out: ``.npz`` (read with ``numpy.load``) or ``.parquet``; arrays or columns ``name``, ``label`` and ``vector``.
-        pool: the mean of the patches' tokens, or the class token.
+        pool: the mean of the patches' tokens, or the class token. The mean is what the head reads in a classifier that
+            was fine-tuned with ``pooling: mean``: the norm then follows it.
 
     Raises:
         ParameterError: for weights or a name that cannot be used.
@@ -83,7 +84,7 @@ def features(weights: str, folder: Path, pool: Pool, device: torch.device) -> Fe
     for part in batches(len(names), device):
         pixels_BHWC = np.stack([decoded(root / name, encoder.config.image_size) for name in names[part]])
         images_BCHW = to_unit(torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).to(device))
-        vectors.append(pooled(encoder(images_BCHW), pool).cpu())
+        vectors.append(pooled(encoder, images_BCHW, pool, found.pools_mean).cpu())
     labels = [Path(name).parent.name for name in names]
     return Features(names, labels, torch.cat(vectors).numpy())
 
@@ -96,9 +97,13 @@ def decoded(path: Path, side: int) -> np.ndarray:
         raise MissingDataError(f"{path} cannot be decoded ({error}): repair it, or move it elsewhere") from error
 
 
-def pooled(tokens_BTD: Tensor, pool: Pool) -> Tensor:
-    """One vector an image, (B, D): the class token, or the mean of the others."""
-    return tokens_BTD[:, 0] if pool == "class" else tokens_BTD[:, 1:].mean(dim=1)
+def pooled(encoder: Encoder, images_BCHW: Tensor, pool: Pool, norm_last: bool) -> Tensor:
+    """One vector an image, (B, D): the class token, or the mean of the others, before the norm if that comes last."""
+    if pool == "class":
+        return encoder(images_BCHW, wanted=slice(1))[:, 0]
+    if norm_last:
+        return encoder.norm(encoder.run_blocks(encoder.embed_tokens(images_BCHW), slice(1, None)).mean(dim=1))
+    return encoder(images_BCHW, wanted=slice(1, None)).mean(dim=1)
 
 
 def write_npz(path: Path, found: Features) -> None:

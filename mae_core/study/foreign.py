@@ -48,6 +48,7 @@ class Found:
         shape: parameters of the model as far as they are known.
         variants: the variants of the model that can express it.
         grid_size: patches along one side of its images.
+        pools_mean: whether it comes from a classifier whose last norm follows the mean of the patches.
     """
 
     path: str
@@ -55,6 +56,7 @@ class Found:
     shape: dict[str, Any]
     variants: tuple[str, ...]
     grid_size: int
+    pools_mean: bool = False
 
     def check(self, config: ModelConfig) -> None:
         """Raise ParameterError, with the value to set, if a run's model has another shape; the grid may differ."""
@@ -145,7 +147,7 @@ def own(given: str, path: Path) -> Found:
     shape = {name: about.get(name, getattr(ModelConfig, name)) for name in SHAPE}
     encoder = {name.removeprefix("encoder."): t.float() for name, t in tensors.items() if name.startswith("encoder.")}
     grid_size = about.get("image_size", ModelConfig.image_size) // about["patch_size"]
-    return Found(given, encoder, shape, (about["variant"],), grid_size)
+    return Found(given, encoder, shape, (about["variant"],), grid_size, about.get("pooling") == "mean")
 
 
 def foreign(given: str, path: Path, theirs: dict[str, Tensor]) -> Found:

@@ -11,8 +11,8 @@ from mae_core import cli
 from mae_core.data.images import to_unit
 from mae_core.errors import MissingDataError, OutputError, ParameterError
 from mae_core.evaluation.features import write_features
-from mae_core.model.mae import MaskedAutoencoder
-from mae_core.study.parameters import PretrainParameters
+from mae_core.model.mae import Classifier, MaskedAutoencoder
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.tensors import save_tensors
 
 
@@ -60,6 +60,19 @@ def test_every_image_has_its_name_its_class_and_its_vector(weights, pictures, tm
         assert found["label"].tolist() == ["a", "a", "a", "b", "b", "b"]
         np.testing.assert_allclose(found["vector"], expected(encoder, pixels, pool), rtol=1e-5, atol=1e-5)
         assert found["vector"].dtype == np.float32
+
+
+def test_the_mean_is_what_the_head_of_a_classifier_reads(pictures, tmp_path):
+    run = FinetuneParameters(width=24, depth=1, pooling="mean")
+    torch.manual_seed(0)
+    model = Classifier(run.model).eval()
+    torch.nn.init.normal_(model.encoder.norm.weight)  # otherwise the norm's place would make little difference
+    save_tensors(tmp_path / "c.safetensors", model.state_dict(), run.flat())
+    found = write_features(str(tmp_path / "c.safetensors"), pictures[0], tmp_path / "out.npz")
+    images = to_unit(torch.from_numpy(np.stack(list(pictures[1].values()))).permute(0, 3, 1, 2))
+    with torch.no_grad():
+        scores = model.head(torch.from_numpy(found.vectors_nD))
+        torch.testing.assert_close(scores, model(images), rtol=1e-5, atol=1e-5)
 
 
 def test_images_without_classes_have_no_label(weights, pictures, tmp_path):
