@@ -14,7 +14,6 @@ from typing import Any
 
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mae_core.errors import OutputError, ParameterError
@@ -33,6 +32,7 @@ from mae_core.study.card import card
 from mae_core.study.finished import Model
 from mae_core.study.parameters import PretrainParameters
 from mae_core.study.results import read_json, synchronize, write_json
+from mae_core.study.tensors import write_tensors
 
 SCALED = {"mean": [0.5] * 3, "std": [0.5] * 3}  # as images.to_unit: [0, 1] becomes [-1, 1]
 WEIGHTS, WEIGHTS_OF_TRANSFORMERS = "model.safetensors", "transformers.safetensors"
@@ -60,7 +60,7 @@ def export(source: Path, folder: Path) -> Model:
             write_json(unfinished / "preprocessor_config.json", preprocessing(model.config.image_size))
         (unfinished / "README.md").write_text(card(model, folder.name), encoding="utf-8")
         for name, tensors in weights(model).items():
-            save_file(tensors, unfinished / name, metadata={"format": "pt"})
+            write_tensors(unfinished / name, tensors, {"format": "pt"})
     return model
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import stat
 import zlib
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,17 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) 
         try:
             # One entry only: safetensors writes several in random order, but equal weights must give equal bytes.
             told = json.dumps({"about": note, "crc32": checksum(tensors, note)})
-            save_file(tensors, temporary, metadata={"mae_core": told})
+            write_tensors(temporary, tensors, {"mae_core": told})
         except SafetensorError as error:
             raise OSError(str(error)) from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write safetensors that others may read as they may read any new file: the library lets only the owner."""
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(mode)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

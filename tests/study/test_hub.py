@@ -293,7 +293,7 @@ def test_an_earlier_export_is_replaced_as_a_whole(finished, tmp_path):
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 
-@pytest.mark.parametrize("failing", ["save_file", "write_json", "card"])
+@pytest.mark.parametrize("failing", ["write_tensors", "write_json", "card"])
 def test_a_failed_export_leaves_what_was_there(finished, tmp_path, monkeypatch, failing):
     out = tmp_path / "out"
     hub.export(finished, out)

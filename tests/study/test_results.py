@@ -24,6 +24,12 @@ def test_equal_content_gives_equal_bytes(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_others_may_read_weights_as_any_new_file(tmp_path):
+    (tmp_path / "any").touch()
+    save_tensors(tmp_path / "w.safetensors", {"a": torch.ones(2)}, {})
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_tensors_and_their_note_come_back(tmp_path):
     tensors = {"w": torch.randn(3, 2), "step": torch.tensor(7), "bits": torch.tensor([1, 2], dtype=torch.uint8)}
     save_tensors(tmp_path / "w.safetensors", tensors, {"epoch": 3, "history": {"loss": [0.5]}})
