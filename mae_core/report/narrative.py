@@ -2,6 +2,7 @@
 
 import datetime
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -574,5 +575,20 @@ def reproduce(summary: Summary) -> str:
         f"`make report STUDY={summary.name}` runs what is missing and prints this report; with `AGAIN=1`, it trains "
         f"all cases again. The parameters are in `params/{summary.name}.yaml`; the files of each run are in "
         f"`outputs/{summary.name}/<case>/seed<k>/`. The last run used {told['device']} ({told['platform']}, "
-        f"{told['precision']} matrix products) and {versions}. MD5 of the data: `{told['data_md5']}`.{left_out(summary)}"
+        f"{told['precision']} matrix products) and {versions}. {machines(summary)}MD5 of the data: `{told['data_md5']}`."
+        f"{left_out(summary)}"
     )
+
+
+def machines(summary: Summary) -> str:
+    """How many runs each kind of machine trained, by its precision; empty if all ran on one kind."""
+    kinds = Counter(
+        (told["device"].split(",")[0], told["precision"])
+        for case in summary.all_cases.values()
+        for stage in ("pretrain", "finetune")
+        for told in case.read(stage, "provenance").values()
+    )
+    if len(kinds) < 2:
+        return ""
+    told = ", ".join(f"{n} {device} ({precision})" for (device, precision), n in sorted(kinds.items()))
+    return f"Trainings by machine and precision of matrix products: {told}. "

@@ -479,6 +479,22 @@ def test_every_kind_of_masks_is_a_line_with_its_intervals():
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["2", "4", "8"]
 
 
+def test_other_machines_than_the_last_are_told():
+    fake_study.write(seeds=(0, 1))
+    assert "Trainings by machine" not in narrative.reproduce(read_again())
+    for stage in ("pretrain", "finetune"):
+        path = Path(f"outputs/fake/block-50/seed1/{stage}/provenance.json")
+        write_json(path, read_json(path) | {"device": "Old CPU, 2 threads", "precision": "float32"})
+    summary = read_again()
+    runs = len(tables.provenance_rows(summary))
+    device, precision = (
+        summary.cases["random-75"].read("pretrain", "provenance")[0][name] for name in ("device", "precision")
+    )
+    told = {"2 Old CPU (float32)", f"{runs - 2} {device.split(',')[0]} ({precision})"}
+    text = narrative.reproduce(summary)
+    assert set(text.split("precision of matrix products: ")[1].split(". MD5")[0].split(", ")) == told
+
+
 # Other studies ------------------------------------------------------------------------------------------------------
 
 
