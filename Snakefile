@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mae_core import gpus
 from mae_core.errors import ParameterError
+from mae_core.study.checkout import keep_committed
 from mae_core.study.sources import code, sources
 from mae_core.study.study import Study, flat_yaml
 from snakemake.exceptions import WorkflowError
@@ -52,6 +53,9 @@ LENGTHS = ends(study.lengths, study.all_seeds)
 REPEATED = ends(study.cases, study.more_seeds)
 OTHERS = [str(path) for name in study.beside for path in sorted(Path("outputs", name).glob("*/seed*/*/metrics.json"))]
 MORE = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT + LENGTHS + REPEATED + OTHERS if Path(path).exists()}
+
+# A pull makes the code newer than committed results. They stay as they are: `--forceall` (make report AGAIN=1) trains anew.
+keep_committed(Path(OUT), {*sources("notebooks/pretrain.ipynb"), *sources("notebooks/finetune.ipynb")})
 
 # Training jobs share the machine: each reserves its threads and, where there are GPUs, one of them; the others wait.
 # Which one is settled by the run itself (mae_core/gpus.py), on a cluster by its scheduler.

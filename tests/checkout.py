@@ -22,6 +22,13 @@ STUDY = {
 }  # fmt: skip
 
 
+def git(folder, *words):
+    names = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
+    return subprocess.run(
+        ["git", "-C", folder, *names, *words], check=True, capture_output=True, encoding="utf-8"
+    ).stdout.strip()
+
+
 class Checkout:
     """A copy of the project's files with its own study."""
 

@@ -1,15 +1,17 @@
 """A whole study with Snakemake: from its file to the report, and what runs again after a change."""
 
+import copy
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
 import pytest
-from checkout import STUDY, Checkout
+from checkout import STUDY, Checkout, git
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,6 +122,27 @@ def test_a_change_of_the_package_runs_what_imports_it(checkout, module, rules):
     path.write_text(before, encoding="utf-8")
     assert set(plan) == rules
     assert checkout.planned() == {}
+
+
+def test_after_a_pull_committed_results_are_printed_as_they_are(checkout, tmp_path):
+    """A clone that knows nothing of the runs gets newer code: only results that differ from the commit are made again."""
+    folder = tmp_path / "clone"
+    shutil.copytree(checkout.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("*.safetensors", ".snakemake"))
+    clone = copy.copy(checkout)
+    clone.folder = folder
+    (folder / ".gitignore").write_text("__pycache__/\n.snakemake/\n*.ipynb\n.compared\n.reported\n", encoding="utf-8")
+    for words in ("init --quiet", "add .", "commit --quiet --message published"):
+        git(folder, *words.split())
+    os.utime(folder / "mae_core" / "model" / "masking.py")
+    assert not {"pretrain", "finetune"} & set(clone.planned())
+    assert clone.planned("--forceall")["finetune"] == {"random-75", "block-50", "scratch"}
+    changed = folder / "outputs" / "tiny" / "scratch" / "seed0" / "finetune" / "metrics.json"
+    changed.write_text(changed.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    future = time.time() + 60
+    os.utime(folder / "mae_core" / "model" / "masking.py", (future, future))
+    plan = clone.planned()
+    assert plan["finetune"] == {"scratch"}
+    assert "pretrain" not in plan
 
 
 def test_a_notebook_that_was_only_run_or_saved_runs_nothing_again(checkout):

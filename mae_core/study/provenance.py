@@ -12,6 +12,7 @@ import torch
 
 from mae_core import devices
 from mae_core.data import images
+from mae_core.study import checkout
 from mae_core.study.foreign import weights_file
 from mae_core.study.parameters import RunParameters
 from mae_core.study.sources import PACKAGE, sources
@@ -59,25 +60,20 @@ def code() -> str:
 def commit() -> dict[str, Any]:
     """The current commit, and whether tracked files match it; both None outside a git checkout.
 
-    If git refuses to read a checkout, its sentence is under ``commit_missing``. It refuses one of another user, for its
-    configuration could start programs; this very checkout is declared safe, because its code is running already.
+    If git refuses to read a checkout, its sentence is under ``commit_missing``.
     """
-    folder = PACKAGE.parent.resolve()
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(folder), "-c", f"safe.directory={folder}", *words]
-        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
-
     try:
-        head = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/mae_core", ":/notebooks", ":/params")
+        head = checkout.git("rev-parse", "HEAD")
+        changed = checkout.git(
+            "status", "--porcelain", "--untracked-files=no", "--", ":/mae_core", ":/notebooks", ":/params"
+        )
     except OSError:
         reason = "git is not installed"
     except subprocess.CalledProcessError as error:
         reason = next(iter(error.stderr.splitlines()), "git failed").removeprefix("fatal: ")
     else:
         return {"commit": head, "clean": changed == ""}
-    inside = any((parent / ".git").exists() for parent in (folder, *folder.parents))
+    inside = any((parent / ".git").exists() for parent in (checkout.ROOT, *checkout.ROOT.parents))
     return {"commit": None, "clean": None} | ({"commit_missing": reason} if inside else {})
 
 

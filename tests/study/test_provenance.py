@@ -6,17 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from checkout import git
 
 from mae_core.study import provenance
 
 NOBODY = 65534
-
-
-def git(folder, *words):
-    names = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
-    return subprocess.run(
-        ["git", "-C", folder, *names, *words], check=True, capture_output=True, encoding="utf-8"
-    ).stdout.strip()
 
 
 @pytest.fixture
@@ -27,7 +21,7 @@ def checkout(tmp_path, monkeypatch):
     git(tmp_path, "init", "--quiet")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "--quiet", "--message", "first")
-    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "mae_core")
+    monkeypatch.setattr("mae_core.study.checkout.ROOT", tmp_path)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     return tmp_path
 
@@ -59,7 +53,7 @@ def test_another_users_repository_around_the_project_is_not_trusted(checkout, mo
     """Its configuration could start programs, and none of its code runs here. The provenance has git's reason."""
     (checkout / "inside" / "mae_core").mkdir(parents=True)
     give_away(checkout)
-    monkeypatch.setattr(provenance, "PACKAGE", checkout / "inside" / "mae_core")
+    monkeypatch.setattr("mae_core.study.checkout.ROOT", checkout / "inside")
     told = provenance.commit()
     assert told["commit"] is None
     assert told["commit_missing"] == f"detected dubious ownership in repository at '{checkout}'"
