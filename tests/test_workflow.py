@@ -172,8 +172,9 @@ def test_sweep_and_more_seeds_run_on_request_only(checkout):
     assert "No rule to produce sweep" in checkout.snakemake("sweep", "-n", check=False)  # a study without one
 
 
-def test_lengths_run_on_request_only_and_with_all_seeds(checkout):
-    checkout.write(STUDY | {"lengths": {"random-75-2epochs": {"epochs": 2}}, "more_seeds": [1]})
+def test_lengths_run_on_request_only_and_with_their_own_seeds(checkout):
+    lengths = {"random-75-2epochs": {"epochs": 2}}
+    checkout.write(STUDY | {"lengths": lengths, "more_seeds": [1, 2], "sweep_seeds": [0, 1]})
     usual, lengths = checkout.planned(), checkout.snakemake("lengths", "-n")
     checkout.write(STUDY)
     assert set(usual) == {"table", "ablations", "report", "render", "all"}

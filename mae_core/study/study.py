@@ -51,9 +51,8 @@ class Study(Checked):
     finetune: Settings = Field({}, description="parameters of fine-tuning")
     cases: Cases = Field(min_length=1, description="name of each case: its pre-training parameters; null: from scratch")
     sweep: Cases = Field({}, description="additional cases, run on request: make sweep")
-    lengths: Cases = Field(
-        {}, description="cases of other pre-training lengths, run on request with all seeds: make lengths"
-    )
+    lengths: Cases = Field({}, description="cases of other pre-training lengths, run on request: make lengths")
+    sweep_seeds: Seeds = Field((), description="seeds of the cases in sweep and lengths, some of all; empty: seeds")
     beside: Names = Field((), description="other studies that the report compares with, as far as they have run")
 
     @classmethod
@@ -88,6 +87,8 @@ class Study(Checked):
         if len(set(self.all_seeds)) < len(self.all_seeds):
             seeds, more = list(self.seeds), list(self.more_seeds)
             raise ParameterError(f"seeds is {seeds} and more_seeds is {more}: list each seed once")
+        if others := set(self.sweep_seeds) - set(self.all_seeds):
+            raise ParameterError(f"sweep_seeds has {min(others)}: choose among seeds and more_seeds")
         groups = {"cases": self.cases, "sweep": self.sweep, "lengths": self.lengths}
         for (one, first), (other, second) in itertools.combinations(groups.items(), 2):
             for case in first.keys() & second.keys():

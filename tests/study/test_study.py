@@ -101,7 +101,7 @@ def test_the_sweep_is_part_of_the_laptop_study_and_runs_on_request():
     ratios = {name: study.run(name, 0, "pretrain").mask_ratio for name in study.sweep}
     assert ratios == {"random-25": 0.25, "random-50": 0.5, "random-90": 0.9, "random-75-longer": 0.75}
     assert not study.sweep.keys() & study.cases.keys()
-    assert (study.seeds, study.more_seeds) == ((0,), (1, 2))
+    assert (study.seeds, study.more_seeds, study.sweep_seeds) == ((0,), tuple(range(1, 10)), (0, 1, 2))
     assert study.run("scratch", 2, "finetune").seed == 2
     usual, longer = (study.run(name, 0, "pretrain") for name in ("random-75", "random-75-longer"))
     block50, work = study.run("block-50", 0, "pretrain"), {}
@@ -116,6 +116,7 @@ def test_the_sweep_is_part_of_the_laptop_study_and_runs_on_request():
     [
         (lambda s: s.update(more_seeds=[0]), "list each seed once"),
         (lambda s: s.update(more_seeds=1), "more_seeds is 1"),
+        (lambda s: s.update(sweep_seeds=[0, 7]), "sweep_seeds has 7: choose among seeds and more_seeds"),
         (lambda s: s.update(sweep={"random-75": {}}), "random-75 is under both cases and sweep"),
         (lambda s: s.update(sweep=["random-50"]), "sweep is .*: it must be a mapping"),
         (lambda s: s.update(sweep={"a/b": {}}), "sweep is 'a/b'"),
