@@ -78,6 +78,13 @@ def test_a_published_study_is_printed_without_its_notebooks_and_weights(checkout
     words = [sys.executable, "-m", "mae_core", "render", "outputs/tiny/report.ipynb", "report/tiny"]
     subprocess.run(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, check=True)
     assert {path: path.read_bytes() for path in pages} == pages
+    page = folder / "report" / "tiny" / "notebooks" / "block-50-seed0-finetune.html"
+    page.unlink()  # as of a run of `mae-core train`, which has no notebook
+    subprocess.run(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, check=True)
+    index = (folder / "report" / "tiny" / "index.html").read_text(encoding="utf-8")
+    assert "block-50/seed0/finetune" in index
+    assert f'href="notebooks/{page.name}"' not in index
+    assert f'href="notebooks/{page.name}"' in pages[folder / "report" / "tiny" / "index.html"].decode()
     (folder / "report" / "tiny" / "notebooks" / "ablations.html").unlink()
     done = subprocess.run(
         words, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, capture_output=True, encoding="utf-8"

@@ -148,12 +148,12 @@ def write_figures(notebook: Path, folder: Path) -> None:
 
 
 def write_report(report: Path, folder: Path, results: Path | None = None) -> None:
-    """Write the report as HTML and PDF, with a page for the executed notebook of every run that it names.
+    """Write the report as HTML and PDF, with a page for the executed notebook of every run that it names and that has one.
 
     Args:
         report: the executed report notebook, ``outputs/<study>/report.ipynb``.
         folder: gets ``index.html``, ``report.pdf``, ``figures/`` and ``notebooks/``.
-        results: folder of the runs, if it is not the report's own; runs without a notebook there get no link.
+        results: folder of the runs, if it is not the report's own; what has no notebook there gets no link.
 
     Raises:
         ExportError: if a notebook contains an error, or something that is not allowed in a report.
@@ -167,8 +167,8 @@ def write_report(report: Path, folder: Path, results: Path | None = None) -> Non
         if not notebook.exists() and (folder / page(source)).exists():
             restyle(folder / page(source))  # a published study keeps its executed notebooks as pages only
             continue
-        if not notebook.exists() and results:
-            without.add(source)
+        if not notebook.exists() and (results or (run and notebook.with_name("metrics.json").exists())):
+            without.add(source)  # mae-core train has no notebook
             continue
         try:
             write_html(notebook, folder / page(source), show_code=True, back="../index.html")
