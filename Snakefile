@@ -48,8 +48,7 @@ FINISHED = ends(study.cases, study.seeds)
 
 # Runs on request and other studies are not inputs of the report, which shows those that exist. Only `sweep`, `lengths` and
 # `seeds` train the former.
-SWEPT = ends(study.sweep, study.sweep_seeds or study.seeds)
-LENGTHS = ends(study.lengths, study.sweep_seeds or study.seeds)
+SWEPT, LENGTHS = (ends(cases, study.sweep_seeds or study.seeds) for cases in (study.sweep, study.lengths))
 REPEATED = ends(study.cases, study.more_seeds)
 OTHERS = [str(path) for name in study.beside for path in sorted(Path("outputs", name).glob("*/seed*/*/metrics.json"))]
 MORE = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT + LENGTHS + REPEATED + OTHERS if Path(path).exists()}

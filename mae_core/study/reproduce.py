@@ -14,13 +14,11 @@ from typing import Any, Self
 from mae_core import devices
 from mae_core.data import images
 from mae_core.errors import ParameterError
-from mae_core.study import provenance
+from mae_core.study import checkout, provenance
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.results import metric_rows, read_json
 from mae_core.study.study import STAGES
 from mae_core.study.tensors import tensors_sha256
-
-ROOT = Path(__file__).parents[2]
 
 # Run with the code of the published commit, so it uses only names that exist at every commit.
 SCRIPT = """
@@ -109,21 +107,18 @@ def checked_out(commit: str | None, clean: bool | None) -> Iterator[Path]:
     """A folder with the package at ``commit``: this work tree if it is unchanged at that commit, else a temporary one."""
     here = provenance.commit()
     if commit is None or (here["commit"] == commit and here["clean"] and clean):
-        yield ROOT
+        yield checkout.ROOT
         return
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "code"
-        done = subprocess.run(
-            ["git", "-C", ROOT, "worktree", "add", "--quiet", "--detach", tree, commit],
-            capture_output=True,
-            encoding="utf-8",
-        )
-        if done.returncode:
-            raise ParameterError(f"commit {commit} is not in this repository ({done.stderr.strip()})")
+        try:
+            checkout.git("worktree", "add", "--quiet", "--detach", str(tree), commit)
+        except subprocess.CalledProcessError as error:
+            raise ParameterError(f"commit {commit} is not in this repository ({error.stderr.strip()})") from error
         try:
             yield tree
         finally:
-            subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", tree], check=True)
+            checkout.git("worktree", "remove", "--force", str(tree))
 
 
 def provide_weights(published: Published, path: Path, place: Path) -> None:
