@@ -377,6 +377,29 @@ def correction(summary: Summary) -> str:
     return f"{text}; not: {', '.join(lost)}." if lost else f"{text}."
 
 
+def precision(summary: Summary) -> str:
+    """That cases which are compared with the same seed were trained in different precisions; empty if none were."""
+    kinds: dict[int, dict[str, list[str]]] = {}  # seed -> precision -> cases
+    for case in summary.all_cases.values():
+        for stage in ("pretrain", "finetune"):
+            for seed, told in case.read(stage, "provenance").items():
+                labels = kinds.setdefault(seed, {}).setdefault(told["precision"], [])
+                labels += [] if case.label in labels else [case.label]
+    seeds_of: dict[str, list[str]] = {}
+    for seed, found in sorted(kinds.items()):
+        *fewer, most = sorted(found, key=lambda name: len(found[name]))
+        words = [f"{' and '.join(found[name])} in {name}" for name in fewer]
+        if words:
+            seeds_of.setdefault(f"{', '.join(words)}, the others in {most}", []).append(str(seed))
+    if not seeds_of:
+        return ""
+    listed = [f"{words} ({'seeds' if len(n) > 1 else 'seed'} {' and '.join(n)})" for words, n in seeds_of.items()]
+    return (
+        f" Some cases that we compare were trained in different precisions: {'; '.join(listed)}. Their differences "
+        "contain what the precision changes, which this study does not measure."
+    )
+
+
 def over_images(summary: Summary) -> str:
     """What the intervals over test images mean, and where they are missing."""
     default, n = summary.find("random", 0.75), summary.find("random", 0.75).n_test

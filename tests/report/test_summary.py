@@ -495,6 +495,23 @@ def test_other_machines_than_the_last_are_told():
     assert set(text.split("precision of matrix products: ")[1].split(". MD5")[0].split(", ")) == told
 
 
+def test_cases_of_one_seed_in_different_precisions_are_told():
+    fake_study.write(seeds=(0, 1, 2, 3))
+    assert narrative.precision(read_again()) == ""
+    for case in ("random-50", "random-25"):
+        for seed in (1, 2):
+            for stage in ("pretrain", "finetune"):
+                path = Path(f"outputs/fake/{case}/seed{seed}/{stage}/provenance.json")
+                write_json(path, read_json(path) | {"precision": "float64"})
+    for path in Path("outputs/fake").glob("*/seed3/*/provenance.json"):  # a whole seed in another precision is no trouble
+        write_json(path, read_json(path) | {"precision": "float64"})
+    (usual,) = {told["precision"] for told in read_again().cases["random-75"].read("finetune", "provenance").values()} - {
+        "float64"
+    }
+    text = narrative.precision(read_again())
+    assert f": random 25 % and random 50 % in float64, the others in {usual} (seeds 1 and 2). " in text
+
+
 # Other studies ------------------------------------------------------------------------------------------------------
 
 
