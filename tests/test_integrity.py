@@ -553,13 +553,14 @@ def test_the_records_are_those_of_the_published_results():
         folder = ROOT / "outputs" / name / case / "seed0" / stage
         return [json.loads((folder / f"{file}.json").read_text(encoding="utf-8")) for file in ("metrics", "provenance")]
 
-    (pretrained, _), (tuned, _) = (run("night", stage) for stage in ("pretrain", "finetune"))
+    (pretrained, _), (tuned, origin) = (run("night", stage) for stage in ("pretrain", "finetune"))
     accuracy = f"{tuned['last_epoch_accuracy']:.2f} %"
     assert tuned["last_epoch_accuracy"] > 84.4
     total, first, second = (int(number.replace(",", "")) for number in re.findall(r"\d,\d{3}", cpu[1].split(";")[0]))
     assert total == first + second
     trained = pretrained["train_seconds"] + tuned["train_seconds"]
-    assert cpu[1].endswith(f"(2137d54), on a shared machine: {trained:,.0f} s, {accuracy}")
+    assert cpu[1].endswith(f"Published run, on a shared machine: {trained:,.0f} s, {accuracy}")
+    assert origin["commit"].startswith(cpu[4])
     (pretrained, origin), (tuned, _) = (run("speedrun", stage) for stage in ("pretrain", "finetune"))
     assert tuned["last_epoch_accuracy"] > 84.4
     wall = pretrained["wall_seconds"] + tuned["wall_seconds"]

@@ -53,17 +53,19 @@ def count(n: int, noun: str) -> str:
 
 def intervals(summary: Summary) -> str:
     """The meaning of ±, or why there are no intervals."""
-    if len(summary.seeds) < 2:
+    numbers = {len(case.values("accuracy")) for case in summary.all_cases.values()} - {0}
+    several = numbers - {1}
+    if not several:
         return (
-            "There is one seed, so there are no intervals: how much the accuracies and the order of the cases depend on "
-            "the seed is unknown."
+            f"{'No case has more than' if len(summary.seeds) > 1 else 'There is'} one seed, so there are no intervals: how "
+            "much the accuracies and the order of the cases depend on the seed is unknown."
         )
-    most = max(len(case.values("accuracy")) for case in summary.all_cases.values())
-    least = min(len(case.values("accuracy")) for case in summary.all_cases.values() if case.values("accuracy"))
+    least, most = min(several), max(several)
     number_of = f"{most}" if most == least else f"{least} to {most}"
+    single = "; a case with one seed has none" if 1 in numbers else ""
     return (
         f"± is the half-width of the 95 % interval of the mean over the {number_of} seeds that a case finished ("
-        f"{t_distribution(summary)}); differences are paired by seed. It covers the choice of seeds; "
+        f"{t_distribution(summary)}{single}); differences are paired by seed. It covers the choice of seeds; "
         f"[Table 10](#tab-chance) adds the test images."
     )
 
@@ -160,7 +162,7 @@ def main_notes(summary: Summary) -> str:
     """The notes below the main table."""
     of_pretraining = "images a second and peak memory: pre-training (all three: medians over the seeds). "
     if not summary.fine_tuned:
-        flops = "FLOPs: one image's forward pass, relative to random 75 %; minutes: with data and evaluation; "
+        flops = f"FLOPs: one image's forward pass, relative to {summary.default.label}; minutes: with data and evaluation; "
         return flops + of_pretraining + plus_minus(summary)
     models = "Student: ViT-T/2 on CIFAR-10. Paper: ViT-L on ImageNet-1k, [He et al.](#ref-he2021). "
     return (
@@ -288,29 +290,30 @@ def abstract_alone(summary: Summary) -> str:
         "We pre-train a masked autoencoder (MAE, [He et al.](#ref-he2021)) at small scale, so that every number comes from "
         f"a run that anyone with the images can reproduce. On {dataset(summary)}"
     )
-    default, scratch = summary.find("random", 0.75), summary.find(None)
+    default, scratch = summary.default, summary.find(None)
     ours, theirs, quality = default.estimate("accuracy"), scratch.estimate("accuracy"), default.estimate("psnr")
     if not ours:
         told = f", masked pixels of test images are reconstructed with {number(quality)} dB (PSNR)" if quality else ""
-        return f"{text}{told or ', nothing has been pre-trained with random masks of 75 %'}; no classifier was fine-tuned."
+        classifier = "its classifier was not" if summary.fine_tuned else "no classifier was"
+        return f"{text}{told or ', nothing has been pre-trained'}; {classifier} fine-tuned."
     against = f", against {number(theirs)} % from scratch with the same recipe" if theirs else ""
     top5 = f" (top-5: {number(found)} %)" if (found := default.estimate("top5")) else ""
     verdicts = [claim.verdict.split(" (")[0] for claim in shown(summary)]
     told = ", ".join(f"{verdicts.count(word)} {word}" for word in VERDICTS if word in verdicts)
     judged = f"Claims about the method: {told} ([Table 8](#tab-claims)). " if "tab-claims" in parts(summary) else ""
     return (
-        f"{text}, an encoder pre-trained with 75 % random masking reaches {number(ours)} % test accuracy{top5} after "
+        f"{text}, an encoder pre-trained with {default.masking} reaches {number(ours)} % test accuracy{top5} after "
         f"fine-tuning{against}. {judged}{intervals(summary)}"
     )
 
 
 def model(summary: Summary) -> str:
     """A description of the model."""
-    run = summary.find("random", 0.75).pretrained
+    run = summary.default.pretrained
     if not run:
         return "The default case has not been pre-trained."
     position = "learned" if run.model.learned_positions else "fixed sine-cosine"
-    told = summary.find("random", 0.75).read("pretrain", "metrics").values()
+    told = summary.default.read("pretrain", "metrics").values()
     counted = {f" Encoder and decoder together have {m['n_parameters']:,} parameters." for m in told if "n_parameters" in m}
     return (
         f"{data(summary)}**Model.** Images of {run.image_size}×{run.image_size} pixels are cut into patches of "
@@ -325,7 +328,7 @@ def model(summary: Summary) -> str:
 
 def resized(summary: Summary) -> str:
     """Both sizes and what became of the positions where fine-tuning had images of another size; empty if it had not."""
-    case = summary.find("random", 0.75)
+    case = summary.default
     told = [m["positions"] for m in case.read("finetune", "metrics").values() if "positions" in m]
     positions = f" Before fine-tuning, positions were {told[0]}." if told else ""
     first, tuned = (case.pretrained and case.pretrained.image_size), finetuned(summary).image_size
@@ -348,7 +351,7 @@ def reconstruction_caption(case: Case) -> str:
 def rule(summary: Summary) -> str:
     """The rule by which claims are judged."""
     published_ones = (
-        f"Every difference that the student or the paper interprets is larger than {MATTERS:g} points. Losses, PSNR and "
+        f"Every difference of theirs that we repeat is larger than {MATTERS:g} points. Losses, PSNR and "
         "memory have no such bound, because neither says which difference of them would matter."
     )
     return (
@@ -377,32 +380,33 @@ def correction(summary: Summary) -> str:
     return f"{text}; not: {', '.join(lost)}." if lost else f"{text}."
 
 
-def precision(summary: Summary) -> str:
-    """That cases which are compared with the same seed were trained in different precisions; empty if none were."""
-    kinds: dict[int, dict[str, list[str]]] = {}  # seed -> precision -> cases
-    for case in summary.all_cases.values():
-        for stage in ("pretrain", "finetune"):
-            for seed, told in case.read(stage, "provenance").items():
-                labels = kinds.setdefault(seed, {}).setdefault(told["precision"], [])
-                labels += [] if case.label in labels else [case.label]
-    seeds_of: dict[str, list[str]] = {}
-    for seed, found in sorted(kinds.items()):
-        *fewer, most = sorted(found, key=lambda name: len(found[name]))
-        words = [f"{' and '.join(found[name])} in {name}" for name in fewer]
-        if words:
-            seeds_of.setdefault(f"{', '.join(words)}, the others in {most}", []).append(str(seed))
-    if not seeds_of:
-        return ""
-    listed = [f"{words} ({'seeds' if len(n) > 1 else 'seed'} {' and '.join(n)})" for words, n in seeds_of.items()]
+def unlike(summary: Summary) -> str:
+    """What differs, beside the masks, between cases that are compared by seed; empty if nothing does."""
+    told = [f"{name}, {stage} ({words})" for name, stage, words in summary.other_recipes()]
+    more = f" These cases differ from the others in more than their masks: {'; '.join(told)}." if told else ""
+    found: dict[str, list[str]] = {}  # sentence -> seeds
+    for stage, words in (("pretrain", "pre-training"), ("finetune", "fine-tuning")):
+        kinds: dict[int, dict[str, list[str]]] = {}  # seed -> precision -> cases
+        for case in summary.all_cases.values():
+            for seed, provenance in case.read(stage, "provenance").items():
+                kinds.setdefault(seed, {}).setdefault(provenance["precision"], []).append(case.label)
+        for seed, cases in sorted(kinds.items()):
+            *fewer, most = sorted(cases, key=lambda name: len(cases[name]))
+            if fewer:
+                those = ", ".join(f"{' and '.join(cases[name])} in {name}" for name in fewer)
+                found.setdefault(f"{words} of {those}, of the others in {most}", []).append(str(seed))
+    if not found:
+        return more
+    listed = [f"{words} ({'seeds' if len(n) > 1 else 'seed'} {' and '.join(n)})" for words, n in found.items()]
     return (
-        f" Some cases that we compare were trained in different precisions: {'; '.join(listed)}. Their differences "
+        f"{more} Some cases that we compare were trained in different precisions: {'; '.join(listed)}. Their differences "
         "contain what the precision changes, which this study does not measure."
     )
 
 
 def over_images(summary: Summary) -> str:
     """What the intervals over test images mean, and where they are missing."""
-    default, n = summary.find("random", 0.75), summary.find("random", 0.75).n_test
+    default, n = summary.default, summary.default.n_test
     shown_n = f", for {n:,} images" if n else ""
     several = " With several seeds it is the widest that their mean allows." if len(summary.seeds) > 1 else ""
     text = (
@@ -420,21 +424,26 @@ def over_images(summary: Summary) -> str:
 
 
 def lengths(summary: Summary) -> str:
-    """Whether more pre-training changes the order of masks."""
+    """Whether more pre-training changes the order of masks, of those that ran at every length."""
     found = summary.lengths()
-    orders = {epochs: order(list(cases.values()), list(cases)) for epochs, cases in found.items()}
-    told = "; ".join(f"after {epochs} epochs, {', '.join(labels)}" for epochs, labels in orders.items())
-    same = len({tuple(labels) for labels in orders.values()}) == 1
+    labels = [
+        label for label in (label_of(*masks) for masks in LENGTHENED) if all(label in cases for cases in found.values())
+    ]
+    if len(labels) < 2 or not all(cases[label].values("accuracy") for cases in found.values() for label in labels):
+        return "No two kinds of masks have run at every length with the same seed, so we cannot compare their order."
+    orders = {epochs: order([cases[label] for label in labels], labels) for epochs, cases in found.items()}
+    told = "; ".join(f"after {epochs} epochs, {', '.join(names)}" for epochs, names in orders.items())
+    same = len({tuple(names) for names in orders.values()}) == 1
     text = f"Best first: {told}. The order of the means is {'the same at every length' if same else 'not the same'}."
     (short, first), *_, (long, last) = found.items()
-    base, changes = label_of(*LENGTHENED[0]), []
-    for label in (label_of(*masks) for masks in LENGTHENED[1:]):
-        if all(name in cases for name in (base, label) for cases in (first, last)):
+    base, *others = labels
+    if base == label_of(*LENGTHENED[0]):
+        changes = []
+        for label in others:
             before, after = (cases[label].beats(cases[base], "accuracy") for cases in (first, last))
             if before and after:
                 change = estimate([b - a for a, b in zip(before.values, after.values, strict=True)])
                 changes.append(f"of {label} by {measured(change, 'accuracy')}")
-    if changes:
         text += f" From {short} to {long} epochs, the difference from {base} changes: {', '.join(changes)}."
     seeds = {len(case.values("accuracy")) for cases in found.values() for case in cases.values()}
     return f"{text} With one seed, this may be chance." if seeds == {1} else text
@@ -467,7 +476,7 @@ def sensitivity(summary: Summary) -> str:
     """How much the order of the cases depends on the seed; empty where there is one case to order."""
     if "tab-sensitivity" not in parts(summary):
         return ""
-    default = summary.find("random", 0.75)
+    default = summary.default
     others = [case for case in summary.cases.values() if case is not default and case.beats(default, "accuracy")]
     if not others:
         return "No two cases have run with the same seed."
@@ -488,12 +497,12 @@ def sensitivity(summary: Summary) -> str:
     differences = {case.label: found.values for case in others if (found := case.beats(default, "accuracy"))}
     repeated = {label: values for label, values in differences.items() if len(values) > 1}
     if not repeated:
-        return "No case shares several seeds with random 75 %, so the variation over seeds is unknown."
+        return f"No case shares several seeds with {default.label}, so the variation over seeds is unknown."
     turned = [label for label, values in repeated.items() if not (min(values) > 0 or max(values) < 0)]
     if turned:
-        return f"{named}The sign of the difference from random 75 % depends on the seed for {', '.join(turned)}."
+        return f"{named}The sign of the difference from {default.label} depends on the seed for {', '.join(turned)}."
     return (
-        f"{named}The difference from random 75 % has the same sign with every seed for "
+        f"{named}The difference from {default.label} has the same sign with every seed for "
         f"{'the only case' if len(repeated) == 1 else f'all {len(repeated)} cases'} with several seeds."
     )
 
@@ -516,8 +525,8 @@ def discussion(summary: Summary) -> str:
     block50, block75, grid = summary.find("block", 0.5), summary.find("block", 0.75), summary.find("grid", 0.75)
     verdicts = [claim.verdict for claim in claims(summary)]
     paragraphs = []
-    if gain := default.beats(scratch, "accuracy"):
-        probe = default.beats(scratch, "linear")
+    if gain := summary.default.beats(scratch, "accuracy"):
+        probe = summary.default.beats(scratch, "linear")
         also = f", and a linear probe of the frozen encoder by {measured(probe, 'linear')}" if probe else ""
         paragraphs.append(
             f"**Pre-training** changes the accuracy by {measured(gain, 'accuracy')} compared with training from "

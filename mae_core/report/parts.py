@@ -16,7 +16,7 @@ def parts(summary: Summary) -> set[str]:
     A fine-tuned study on the student's images has all of them: what is missing there has yet to run. Any other study has
     what its own runs can fill.
     """
-    default, scratch = summary.find("random", 0.75), summary.find(None)
+    default, scratch = summary.default, summary.find(None)
     n_tuned = sum(bool(case.values("accuracy")) for case in summary.all_cases.values())
     paired = any(case is not default and case.beats(default, "accuracy") for case in summary.cases.values())
     held = {
@@ -63,7 +63,9 @@ probability of
 their number.
 *Holm* is p corrected for the number of claims ([Holm](#ref-holm1979)): of all verdicts that a difference exists \
 whose corrected
-p-value is below 5 %, even one is wrong with a probability of at most 5 %."""
+p-value is below 5 %, even one is wrong with a probability of at most 5 %. This holds for one look at the results. Whoever \
+adds seeds
+and judges again has more chances of a wrong verdict, so verdicts are final only with the last planned seed."""
 
 MASKS = {
     "random": "*Random* masks are drawn uniformly without replacement.",
@@ -103,10 +105,10 @@ def curves_caption(summary: Summary) -> str:
     """The caption of the learning curves."""
     there = parts(summary)
     if "curves-tuned" not in there:
-        return "Pre-training loss, 75 % random masking."
+        return f"Pre-training loss, {summary.default.masking}."
     scratch = ", from pre-trained weights and from scratch with the same recipe" if "curves-scratch" in there else ""
     return (
-        "Left: pre-training loss, 75 % random masking. Middle and right: training loss and test accuracy of "
+        f"Left: pre-training loss, {summary.default.masking}. Middle and right: training loss and test accuracy of "
         f"fine-tuning{scratch}."
     )
 
@@ -194,9 +196,9 @@ def chance(summary: Summary) -> str:
     """The passage on other seeds and other test images."""
     there = parts(summary)
     sensitivity = (
-        "[Table 9](#tab-sensitivity) lists the difference from random 75 % for each seed, and the standard deviation over "
-        "seeds. A single\ndifference that is small compared with this deviation could have had the other sign with another "
-        "seed. The verdicts use the\ninterval of the mean."
+        f"[Table 9](#tab-sensitivity) lists the difference from {summary.default.label} for each seed, and the standard "
+        "deviation over seeds. A single difference that is small compared with this deviation could have had the other "
+        "sign with another seed. The verdicts use the interval of the mean."
     )
     images = "[Table 10](#tab-chance) compares the two kinds of chance: other seeds, and other test images."
     said = {"tab-sensitivity": sensitivity, "tab-chance": images}

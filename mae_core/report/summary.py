@@ -120,6 +120,12 @@ class Case:
         return f"{label_of(run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder)}{pixels}{epochs}"
 
     @property
+    def masking(self) -> str:
+        """How the case masks, within a sentence."""
+        run = self.pretrained
+        return f"{100 * run.mask_ratio:g} % {run.mask_strategy} masking" if run else "75 % random masking"
+
+    @property
     def of_other_length(self) -> bool:
         """Whether the number of pre-training epochs differs from the study's usual one."""
         return self.pretrained is not None and self.usual_epochs not in (None, self.pretrained.epochs)
@@ -197,6 +203,13 @@ class Summary:
                 return case
         return NOT_RUN
 
+    @cached_property
+    def default(self) -> Case:
+        """The case that others are compared with: random 75 %, or on images of one's own without it, the first trained."""
+        usual = self.find("random", 0.75)
+        trained = [case for case in self.all_cases.values() if case.pretrained]
+        return trained[0] if trained and not usual.pretrained and not self.compared else usual
+
     def equal_work(self) -> Case:
         """The case of random 75 % whose compute is that of block 50 %, within 5 %, or NOT_RUN."""
         work = self.find("block", 0.5).work
@@ -212,6 +225,23 @@ class Summary:
         found = {ratio: self.find("random", ratio) for ratio in sorted(ran)}
         found = {ratio: case for ratio, case in found.items() if case.values("accuracy")}
         return dict(zip(found, shared_seeds(list(found.values())), strict=True))
+
+    def other_recipes(self) -> list[tuple[str, str, str]]:
+        """Case, stage and first differing parameter of each case whose recipe is not the default case's, except for masks.
+
+        What a study file sets for a case on purpose counts, too: a comparison of such cases is not one of masks alone.
+        """
+        found = []
+        for case in self.all_cases.values():
+            for stage, words in (("pretrain", "pre-training"), ("finetune", "fine-tuning")):
+                recipe, values = (
+                    next((DEFAULTS[stage] | p for p in one.read(stage, "parameters").values()), {})
+                    for one in (self.default, case)
+                )
+                free = NOT_THE_RECIPE | SWEPT if stage == "pretrain" else NOT_THE_RECIPE
+                if recipe and values and (told := difference(values, recipe, free)):
+                    found.append((case.label, words, told))
+        return found
 
     @property
     def seeds(self) -> list[int]:

@@ -87,7 +87,7 @@ def main_rows(summary: Summary) -> list[list[str]]:
     Times, speed and memory are medians; minutes are those of all stages, images/s and memory those of pre-training. Rows
     without a number stay only where the report is whole.
     """
-    base, cases = summary.find("random", 0.75), summary.cases.values()
+    base, cases = summary.default, summary.cases.values()
 
     def published_for(numbers: dict[tuple[str, float, bool], float]) -> list[str]:
         theirs = [published.look_up(numbers, case.pretrained) for case in cases]
@@ -147,7 +147,7 @@ def cost_columns(summary: Summary) -> list[str]:
 
 def cost_rows(summary: Summary) -> list[list[str]]:
     """The cost of every case's two stages: FLOPs; medians of minutes, images per second and memory."""
-    base = summary.find("random", 0.75)
+    base = summary.default
     return [
         [
             case.label,
@@ -199,8 +199,8 @@ def work_rows(summary: Summary) -> list[list[str]]:
 
 
 def sensitivity_rows(summary: Summary) -> list[list[str]]:
-    """Difference in accuracy from random 75 %. Columns: case, one per seed, standard deviation over seeds."""
-    base, rows = summary.find("random", 0.75), []
+    """Difference in accuracy from the default case. Columns: case, one per seed, standard deviation over seeds."""
+    base, rows = summary.default, []
     theirs = base.values("accuracy")
     for case in summary.cases.values():
         if case is base:
@@ -215,9 +215,10 @@ def sensitivity_rows(summary: Summary) -> list[list[str]]:
 def chance_rows(summary: Summary) -> list[list[str]]:
     """Two kinds of chance: other seeds and other test images.
 
-    Columns: case, accuracy, half its intervals over seeds and over images; difference from random 75 %, half its intervals.
+    Columns: case, accuracy, half its intervals over seeds and over images; difference from the default case, and its half
+    intervals.
     """
-    base, rows = summary.find("random", 0.75), []
+    base, rows = summary.default, []
     for case in summary.cases.values():
         mean, change = case.estimate("accuracy"), None if case is base else case.beats(base, "accuracy")
         rows.append(
@@ -283,7 +284,7 @@ def probability(value: float | None) -> str:
 
 def recipe_rows(summary: Summary) -> list[list[str]]:
     """Model and recipe of the default case, without parts that are off. Columns: parameter, value in each stage."""
-    default = summary.find("random", 0.75)
+    default = summary.default
     names: list[str] = [
         "dataset", "augment", "variant", "patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth",
         "decoder_heads", "epochs", "warmup_epochs", "batch_size", "base_lr", "beta2", "weight_decay",

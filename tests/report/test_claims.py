@@ -255,8 +255,8 @@ def test_a_ratio_of_flops_above_one_supports_its_claim(flops, measured, verdict)
 
 @pytest.mark.parametrize(("first", "second"), [([[1.0, 2.0]] * 2, [[1.0]] * 2), ([[1.0], [1.0, 2.0]], [[1.0], [1.0, 2.0]])])
 def test_histories_of_different_lengths_are_not_compared(first, second):
-    with pytest.raises(ValueError, match=r"shorter|longer"):
-        throughout(*(told({}, {}, curves=dict(enumerate(curves))) for curves in (first, second)))
+    claim = throughout(*(told({}, {}, curves=dict(enumerate(curves))) for curves in (first, second)))
+    assert (claim.measured, claim.verdict) == ("–", "not run")
 
 
 def scattered():

@@ -7,6 +7,7 @@ import fake_study
 import pytest
 
 from mae_core.report import narrative, parts, tables
+from mae_core.report.claims import shown
 from mae_core.report.summary import Summary
 from mae_core.study.parameters import ReportParameters
 from mae_core.study.results import read_json, write_json
@@ -63,6 +64,26 @@ def test_ratios_alone_stand_in_one_figure(written):
     assert parts.parts(summary) >= {"fig-samplings", "tab-ratio"}
     assert list(parts.samplings(summary)["kinds of masks"]) == ["random 50 %", "random 75 %"]
     assert parts.ratio_and_work(summary).startswith("### Masking ratio\n")
+
+
+def test_own_images_without_random_75_have_another_default_case(written):
+    summary = written("block-75", "grid-75", "scratch", seeds=(0, 1, 2))
+    assert summary.default is summary.cases["block-75"]
+    abstract = narrative.abstract(summary)
+    assert "an encoder pre-trained with 75 % block masking reaches 83.00 ± " in abstract
+    assert "no classifier" not in abstract
+    assert "pre-training loss, 75 % block masking." in parts.curves_caption(summary)
+    assert [row[0] for row in tables.recipe_rows(summary)][:2] == ["dataset", "augment"]
+    claims = {claim.statement: claim.verdict for claim in shown(summary)}
+    assert claims["Pre-training beats training from scratch"] == "supported"
+    assert "from block 75 %" in parts.chance(summary)
+    assert [row[0] for row in tables.sensitivity_rows(summary)] == ["grid 75 %", "from scratch"]
+    assert written("block-75", "grid-75", own=False).default.pretrained is None  # the student's case has yet to run
+
+
+def test_a_case_with_one_seed_each_has_no_interval(written):
+    summary = written("random-75", "block-75", seeds=(0, 1), skip=(("random-75", 1), ("block-75", 0)))
+    assert narrative.intervals(summary).startswith("No case has more than one seed, so there are no intervals")
 
 
 @pytest.mark.parametrize("own", [True, False])

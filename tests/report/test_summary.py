@@ -291,7 +291,9 @@ def test_what_is_compared_has_the_same_seeds():
     assert not [
         cell for rows in (tables.ratio_rows, tables.work_rows) for row in rows(summary) for cell in row if "±" in cell
     ]
-    assert "1 to 3 seeds that a case finished" in narrative.intervals(summary)
+    assert "over the 3 seeds that a case finished (Student's t; a case with one seed has none)" in narrative.intervals(
+        summary
+    )
     assert narrative.plus_minus(summary) == "± is explained in the [abstract](#abstract)."
     assert not [row[1] for row in tables.cost_rows(summary) if "±" in row[1]]  # a count
     told = verdicts(summary)
@@ -456,6 +458,20 @@ def test_the_text_says_whether_the_order_changes_with_the_length_and_by_how_much
     assert "one seed" not in text
 
 
+def test_only_kinds_that_ran_at_every_length_have_an_order():
+    some = [name for name in LENGTHS if name not in ("random-75-2epochs", "grid-75-2epochs")]
+    text = narrative.lengths(lengthened(skip=some, accuracy=(84, 0, 82, 0, 0, 0)))
+    assert "Best first: after 2 epochs, random 75 %, grid 75 %; after 4 epochs, random 75 %, grid 75 %. " in text
+    assert "the same at every length" in text
+    assert "block" not in text
+
+
+def test_lengths_without_a_shared_seed_have_no_order():
+    usual = [(name, seed) for name in ("random-75", "block-50", "grid-75") for seed in (0, 1)]
+    text = narrative.lengths(lengthened(skip=[*usual, *((name, 2) for name in LENGTHS)]))
+    assert text.startswith("No two kinds of masks have run at every length with the same seed")
+
+
 def test_an_order_that_stays_is_called_the_same_and_one_seed_chance():
     text = narrative.lengths(lengthened(accuracy=(80, 81, 79, 85, 88, 84), seeds=(0,)))
     assert "The order of the means is the same at every length." in text
@@ -497,7 +513,7 @@ def test_other_machines_than_the_last_are_told():
 
 def test_cases_of_one_seed_in_different_precisions_are_told():
     fake_study.write(seeds=(0, 1, 2, 3))
-    assert narrative.precision(read_again()) == ""
+    assert narrative.unlike(read_again()) == ""
     for case in ("random-50", "random-25"):
         for seed in (1, 2):
             for stage in ("pretrain", "finetune"):
@@ -508,8 +524,27 @@ def test_cases_of_one_seed_in_different_precisions_are_told():
     (usual,) = {told["precision"] for told in read_again().cases["random-75"].read("finetune", "provenance").values()} - {
         "float64"
     }
-    text = narrative.precision(read_again())
-    assert f": random 25 % and random 50 % in float64, the others in {usual} (seeds 1 and 2). " in text
+    text = narrative.unlike(read_again())
+    those = "random 25 % and random 50 % in float64"
+    assert f": pre-training of {those}, of the others in {usual} (seeds 1 and 2); fine-tuning of {those}, of" in text
+
+
+def test_pre_training_and_fine_tuning_in_different_precisions_are_no_difference_of_cases():
+    fake_study.write(seeds=(0,))
+    for path in Path("outputs/fake").glob("*/seed0/finetune/provenance.json"):
+        write_json(path, read_json(path) | {"precision": "float64"})
+    assert narrative.unlike(read_again()) == ""
+
+
+def test_a_case_of_another_recipe_is_told_beside_the_verdicts():
+    fake_study.write(seeds=(0, 1))
+    assert narrative.unlike(read_again()) == ""
+    for seed in (0, 1):
+        path = Path(f"outputs/fake/scratch/seed{seed}/finetune/parameters.json")
+        write_json(path, read_json(path) | {"base_lr": 0.5})
+    summary = read_again()
+    assert not summary.left_out
+    assert "more than their masks: from scratch, fine-tuning (base_lr is 0.5 there, and " in narrative.unlike(summary)
 
 
 # Other studies ------------------------------------------------------------------------------------------------------
