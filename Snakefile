@@ -111,7 +111,8 @@ localrules:
 
 # Images of one's own are decoded before the first run: one that cannot be read starts nothing.
 onstart:
-    if any(values.get("dataset") == "folder" for values in (study.shared, study.pretrain, study.finetune)):
+    parts = (study.shared, study.pretrain, study.finetune, *study.all_cases.values())
+    if any((values or {}).get("dataset") == "folder" for values in parts):
         from mae_core.study.prepare import prepare_images  # imports torch
 
         try:

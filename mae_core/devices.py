@@ -17,6 +17,8 @@ from torch import nn
 
 from mae_core.errors import DeviceMemoryError, Explained
 
+DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice for this machine, if nobody has set another yet
+
 
 def choose_device(name: str = "auto") -> torch.device:
     """The device to train on: ``cpu``, ``cuda``, ``mps``, or with ``auto`` the best available.
@@ -96,8 +98,8 @@ def set_up(threads: int = 0, deterministic: bool = False) -> None:
     """
     if not gc.get_freeze_count():
         gc.freeze()
-    if threads:
-        torch.set_num_threads(threads)
+    if (threads or DEFAULT_THREADS) != torch.get_num_threads():  # an earlier run in this process may have set its own
+        torch.set_num_threads(threads or DEFAULT_THREADS)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first matrix product
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it unwritten
@@ -107,6 +109,11 @@ def set_up(threads: int = 0, deterministic: bool = False) -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, value in ((mmap_threshold, 1 << 30), (trim_threshold, (1 << 31) - 1), (top_pad, 64 << 20)):
             mallopt(parameter, value)
+
+
+def n_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_memory(device: torch.device) -> int:

@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from pathlib import Path
 from mae_core import locks
 from mae_core.errors import ParameterError
 
+VARIABLE = "CUDA_VISIBLE_DEVICES"
+AT_FIRST: dict[str, str | None] = {}  # the variable before this process took its first GPU
 WAIT_SECONDS = 1.0  # between two looks for a free GPU
 
 
@@ -24,7 +27,7 @@ def visible() -> dict[str, str]:
 
     If a scheduler or a person has set this variable, it names them; otherwise these are all of the machine.
     """
-    there, given = installed(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    there, given = installed(), os.environ.get(VARIABLE)
     if given is None:
         return {uuid: uuid for parts in there for uuid in parts}
     gpus: dict[str, str] = {}
@@ -67,18 +70,40 @@ def claimed(device: str, count: int = 1) -> Iterator[None]:
     Raises:
         ParameterError: if there are some GPUs, but fewer than ``count``.
     """
-    gpus = visible() if device in ("auto", "cuda") else {}
-    if not gpus:
-        yield
-        return
-    if count > len(gpus):
-        raise ParameterError(f"processes is {count}: each needs a GPU of its own, and there are {len(gpus)} here")
-    with contextlib.ExitStack() as locked:
-        names = free(gpus, count, locked)
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names)
-        places = [str([*gpus].index(name) + 1) for name in names]
-        print(f"takes GPU {', '.join(places)} of {len(gpus)} ({', '.join(names)})")
-        yield
+    before = os.environ.get(VARIABLE)
+    if count > 1:  # several processes start CUDA anew, whatever GPU an earlier run in this one took
+        show(AT_FIRST.get(VARIABLE, before))
+    gpus = visible() if device in ("auto", "cuda") and torch_has_cuda() else {}
+    try:
+        if not gpus:
+            yield
+            return
+        if count > len(gpus):
+            raise ParameterError(f"processes is {count}: each needs a GPU of its own, and there are {len(gpus)} here")
+        with contextlib.ExitStack() as locked:
+            names = free(gpus, count, locked)
+            AT_FIRST.setdefault(VARIABLE, before)
+            show(",".join(names))
+            places = [str([*gpus].index(name) + 1) for name in names]
+            print(f"takes GPU {', '.join(places)} of {len(gpus)} ({', '.join(names)})")
+            yield
+    finally:
+        if count > 1:
+            show(before)
+
+
+def torch_has_cuda() -> bool:
+    """Whether torch, if this process has imported it, was built for CUDA: else it uses no GPU, whatever is there."""
+    torch = sys.modules.get("torch")
+    return torch is None or torch.backends.cuda.is_built()
+
+
+def show(names: str | None) -> None:
+    """Show CUDA these GPUs alone, or with None all."""
+    if names is None:
+        os.environ.pop(VARIABLE, None)
+    else:
+        os.environ[VARIABLE] = names
 
 
 def free(gpus: dict[str, str], count: int, locked: contextlib.ExitStack) -> list[str]:

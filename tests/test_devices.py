@@ -76,3 +76,17 @@ def test_memory_and_name_are_told():
     assert "thread" in devices.describe(cpu)
     with pytest.raises(ValueError, match=r"device is 'mps'|device is 'cuda'"):
         devices.choose_device("cuda" if not torch.cuda.is_available() else "mps")
+
+
+def test_a_run_without_a_number_of_threads_has_them_all_again(monkeypatch):
+    monkeypatch.setattr(devices, "DEFAULT_THREADS", 2)
+    devices.set_up(1)
+    assert torch.get_num_threads() == 1
+    devices.set_up()
+    assert torch.get_num_threads() == 2
+
+
+def test_a_system_that_does_not_tell_a_processs_cores_has_all_of_the_machine(monkeypatch):
+    assert devices.n_cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert devices.n_cores() == os.cpu_count()

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import shutil
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -17,7 +18,7 @@ from mae_core.evaluation.classification import class_attention
 from mae_core.evaluation.reconstruction import reconstruct
 from mae_core.explore import trained as on_disk
 from mae_core.explore.explorer import OWN, Explorer, explorer
-from mae_core.explore.pictures import hidden_patches, mask_of, own_picture, paint
+from mae_core.explore.pictures import comparison, hidden_patches, mask_of, own_picture, paint
 from mae_core.explore.trained import FULL, KEPT, ExploreParameters, images_to_show, keep, trained_models
 from mae_core.model.masking import sample_mask
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
@@ -329,3 +330,48 @@ def test_a_transparent_picture_is_on_white_and_16_bits_are_scaled():
     assert (opened(Image.new("RGBA", (16, 16), (0, 0, 0, 0))) == 255).all()
     deep = Image.fromarray(np.full((16, 16), 257 * 100, np.uint16))
     assert (opened(deep) == 100).all()
+
+
+@pytest.fixture
+def odd(tmp_path, monkeypatch):
+    """The parameters to explore a model of images of one's own with 7 × 7 patches, one of them for testing."""
+    monkeypatch.chdir(tmp_path)
+    for i in range(12):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (30, 30), (20 * i, 40, 60)).save(tmp_path / "photos" / f"{i}.png")
+    few = {"study": "odd", "dataset": "folder", "data_dir": "photos", "image_size": 28, "batch_size": 4, "epochs": 1}
+    pretrain(PretrainParameters(**few, width=24, depth=1, decoder_width=24, threads=1))
+    return ExploreParameters(study="odd", dataset="folder", data_dir="photos", device="cpu")
+
+
+def test_a_model_with_an_odd_number_of_patches_in_a_row_has_no_grid_masks(odd):
+    view = explorer(odd)
+    before = list(view.hidden)
+    view.answer(None, {"ask": "mask", "how": "grid", "ratio": 0.75}, [])
+    assert view.hidden == before
+    assert view.message.startswith("Grid masking needs an even number")
+    figure = comparison(view.models, view.images.images_nCHW[0])
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["random", "block"]
+
+
+def test_a_few_images_have_as_many_neighbours(odd):
+    (Path("photos") / "11.png").unlink()
+    for i in range(4, 11):
+        (Path("photos") / f"{i}.png").unlink()
+    view = explorer(odd)
+    view.find_neighbours()
+    assert len(view.neighbours) == 3
+
+
+def test_a_name_of_a_class_is_no_markup(run):
+    view = explorer(run)
+    view.images = dataclasses.replace(view.images, classes=('5" <b>disk',) * 10)
+    view.image = 1
+    assert "5&quot; &lt;b&gt;disk" in view.still()["text/html"]
+
+
+def test_a_device_that_is_not_there_is_explained(run):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(ParameterError, match="device is 'cuda': this machine has none"):
+        explorer(run.model_copy(update={"device": "cuda"}))

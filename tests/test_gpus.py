@@ -36,6 +36,8 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(gpus, "AT_FIRST", {})
+    monkeypatch.setattr("torch.backends.cuda.is_built", lambda: True)
 
     def tell(text):
         path = tmp_path / "nvidia-smi"
@@ -156,3 +158,30 @@ def test_where_locks_are_not_possible_it_is_the_first_gpu_and_a_sentence(machine
     with contextlib.ExitStack() as locked:
         assert gpus.free({"1": "one", "2": "two"}, 1, locked) == ["1"]
     assert not victim.exists()
+
+
+def test_several_processes_have_all_gpus_though_a_run_before_took_one(machine, capsys):
+    machine(TWO)
+    with gpus.claimed("auto"):
+        pass
+    with gpus.claimed("auto", 2):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa-11,GPU-bbbb-22"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa-11"  # CUDA in this process may have started with it
+    with gpus.claimed("auto"):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa-11"
+
+
+def test_what_a_scheduler_gave_holds_for_several_processes_after_a_run_of_one(machine, monkeypatch):
+    machine(TWO)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with gpus.claimed("auto"):
+        pass
+    with pytest.raises(ParameterError, match="there are 1 here"):
+        gpus.claimed("auto", 2).__enter__()
+
+
+def test_a_torch_without_cuda_takes_no_gpu(machine, monkeypatch):
+    machine(TWO)
+    monkeypatch.setattr("torch.backends.cuda.is_built", lambda: False)
+    with gpus.claimed("auto", 3):
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ

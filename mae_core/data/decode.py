@@ -1,6 +1,7 @@
 """Any picture as a square of RGB pixels: upright, on white, resized and centre-cropped."""
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +31,24 @@ def decode(source: Path | bytes, side: int) -> np.ndarray:
             shrink = min(file.size) / (2 * side)
             if shrink > 1:
                 file.draft(None, (int(file.width / shrink), int(file.height / shrink)))  # for JPEG; others ignore it
-            upright = as_rgb(ImageOps.exif_transpose(file))
+            upright = as_rgb(turned(file))
     except Image.UnidentifiedImageError as error:
         raise ValueError("it is no image in a format that can be read") from error
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise ValueError(f"it has more than {most:,} pixels: make it smaller") from error
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, OverflowError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, OverflowError, struct.error) as error:
         raise ValueError(str(error).split("\n")[0] or type(error).__name__) from error
     return np.asarray(ImageOps.fit(upright, (side, side), Image.Resampling.LANCZOS))
+
+
+def turned(picture: Image.Image) -> Image.Image:
+    """A picture as its EXIF block says that it was held; as it is where this block is damaged."""
+    picture.load()  # so that damaged pixels are not taken for a damaged block
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # Pillow raises whatever the bytes of the block lead to
+        return picture
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:

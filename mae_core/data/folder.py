@@ -12,6 +12,7 @@ from tqdm import tqdm
 from mae_core.data.decode import decode
 from mae_core.data.layout import Listing, list_images, printable
 from mae_core.data.store import Stored, Write, prepared, stored
+from mae_core.devices import n_cores
 from mae_core.errors import MissingDataError
 
 VERSION = 1  # of what decode makes of a picture; another one prepares all images again
@@ -80,8 +81,3 @@ def digest_of(names: tuple[str, ...], digests: list[str]) -> str:
     """MD5 of all names with the MD5s of their contents."""
     lines = sorted(os.fsencode(name) + b" " + digest.encode() for name, digest in zip(names, digests, strict=True))
     return hashlib.md5(b"\0".join(lines)).hexdigest()
-
-
-def n_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

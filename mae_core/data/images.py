@@ -43,6 +43,7 @@ class Split:
         classes: name of each label.
         file: the memory-mapped file of the images, if they are still in it.
         place: where the images are, and why, in words.
+        chosen_n: places of this split's images in the file, where it holds others, too; None: all, in order.
     """
 
     images_nCHW: Tensor
@@ -50,6 +51,7 @@ class Split:
     classes: tuple[str, ...]
     file: Stored | None = None
     place: str = "images in memory"
+    chosen_n: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels_n)
@@ -78,15 +80,20 @@ class Split:
 
     def read(self, part: slice | Tensor) -> Tensor:
         """A copy of some images, on the host; in pinned memory if they go to a CUDA device."""
-        images_BCHW = self.images_nCHW[part.cpu() if isinstance(part, Tensor) else part].clone()
+        part = part.cpu() if isinstance(part, Tensor) else part
+        images_BCHW = self.images_nCHW[part if self.chosen_n is None else self.chosen_n[part]].clone()
         if self.file:
             self.file.release()
         return images_BCHW.pin_memory() if self.labels_n.is_cuda else images_BCHW
 
     def only(self, part: slice | Tensor) -> Self:
-        """The split with some of its images; with indices, these are copied into memory."""
-        file = self.file if isinstance(part, slice) else None
-        return replace(self, images_nCHW=self.images_nCHW[part], labels_n=self.labels_n[part], file=file)
+        """The split with some of its images; those in a memory-mapped file stay there."""
+        labels_n = self.labels_n[part]
+        if self.chosen_n is not None:
+            return replace(self, labels_n=labels_n, chosen_n=self.chosen_n[part])
+        if self.file and isinstance(part, Tensor):
+            return replace(self, labels_n=labels_n, chosen_n=part)
+        return replace(self, images_nCHW=self.images_nCHW[part], labels_n=labels_n)
 
     @property
     def is_resident(self) -> bool:
@@ -95,10 +102,13 @@ class Split:
 
     def on(self, device: torch.device) -> Self:
         """The split with all images in the device's memory."""
-        images_nCHW = self.images_nCHW.to(device, copy=self.file is not None)
+        if self.chosen_n is not None:
+            images_nCHW = self.images_nCHW[self.chosen_n].to(device)
+        else:
+            images_nCHW = self.images_nCHW.to(device, copy=self.file is not None)
         if self.file:
             self.file.release()
-        return replace(self, images_nCHW=images_nCHW, labels_n=self.labels_n.to(device), file=None)
+        return replace(self, images_nCHW=images_nCHW, labels_n=self.labels_n.to(device), file=None, chosen_n=None)
 
 
 def place(splits: Sequence[Split], data_on: str, device: torch.device) -> list[Split]:
@@ -107,7 +117,8 @@ def place(splits: Sequence[Split], data_on: str, device: torch.device) -> list[S
     Args:
         data_on: ``device``, ``host``, or ``auto``: on the device if they take at most half of its available memory.
     """
-    needed, available = sum(split.images_nCHW.numel() for split in splits), available_memory(device)
+    needed = sum(len(split) * split.images_nCHW[0].numel() for split in splits)
+    available = available_memory(device)
     fits = needed <= MOST * available
     if data_on == "device" or (data_on == "auto" and fits):
         told = "images in memory" if device.type == "cpu" else "images on the device"

@@ -33,8 +33,14 @@ def features(
     that He et al. 2021 put before the probe (appendix A.1).
     """
     train_nD, test_nD = (class_scores(PatchMean(encoder), split, run, device) for split in (train, test))
-    mean_D, deviation_D = train_nD.mean(0), train_nD.std(0) + 1e-6
+    mean_D, deviation_D = moments(train_nD)
     return (train_nD - mean_D) / deviation_D, (test_nD - mean_D) / deviation_D
+
+
+def moments(features_nD: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and positive standard deviation of features: (D,) each."""
+    correction = min(1, len(features_nD) - 1)  # one image alone has a deviation of 0, and not none
+    return features_nD.mean(0), features_nD.std(0, correction=correction) + 1e-6
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -126,22 +127,32 @@ class Explorer(anywidget.AnyWidget):
             self.find_neighbours()
 
     def mask(self, how: str, ratio: float = 0.75) -> None:
-        """Draw a new mask; ``how`` and ``ratio`` as in :func:`~mae_core.explore.pictures.hidden_patches`."""
+        """Draw a new mask; ``how`` and ``ratio`` as in :func:`~mae_core.explore.pictures.hidden_patches`.
+
+        Where there is no such mask, as grid masks of an odd number of patches, the old one stays, with a message.
+        """
         self.draws += 1
-        self.hidden = pictures.hidden_patches(how, ratio, self.about["grid"], self.draws, self.hidden)
+        try:
+            self.hidden = pictures.hidden_patches(how, ratio, self.about["grid"], self.draws, self.hidden)
+        except ValueError as error:
+            self.say(str(error))
 
     def open_own(self, content: bytes) -> None:
         """Show a picture from the bytes of a file; what is no image leaves everything as it is, with a message."""
         try:
             self.own = pictures.own_picture(content, self.about["side"])
         except ParameterError as error:
-            self.message = ""  # the page hears of changes only
-            self.message = f"{str(error)[0].upper()}{str(error)[1:]}."
+            self.say(str(error))
             return
         if self.image == OWN:
             self.neighbours = []
             self.paint()
         self.image = OWN
+
+    def say(self, sentence: str) -> None:
+        """Show a message, even if it is the one that is there."""
+        self.message = ""  # the page hears of changes only
+        self.message = f"{sentence[0].upper()}{sentence[1:]}."
 
     def find_neighbours(self) -> None:
         """Look for the nearest training images, by the features of the first model's pre-trained encoder."""
@@ -152,12 +163,12 @@ class Explorer(anywidget.AnyWidget):
             if train is None:
                 return
             train_nD = class_scores(encoder, train, trained.run, trained.device)
-            mean_D, deviation_D = train_nD.mean(0), train_nD.std(0) + 1e-6
+            mean_D, deviation_D = probes.moments(train_nD)
             self.features = train, (train_nD - mean_D) / deviation_D, mean_D, deviation_D
         train, train_nD, mean_D, deviation_D = self.features
         with torch.no_grad():
             query_1D = (encoder(to_unit(self.pixels_CHW[None]).to(trained.device)) - mean_D) / deviation_D
-        ids = probes.nearest(train_nD, query_1D, N_FOUND)[1][0].tolist()
+        ids = probes.nearest(train_nD, query_1D, min(N_FOUND, len(train_nD)))[1][0].tolist()
         names = [train.classes[train.labels_n[i]] if train.classes else "" for i in ids]
         found = [(name, train.images_nCHW[i].permute(1, 2, 0).numpy()) for name, i in zip(names, ids, strict=True)]
         self.neighbours = []  # the page hears of changes only
@@ -194,7 +205,7 @@ class Explorer(anywidget.AnyWidget):
             tiles += [tile(case["name"] + quality, case["painted"]), tile("error", case["error"])]
         png = base64.b64encode(pictures.still(tiles)).decode()
         alt = f"{self.told}: original, masked, reconstructions"
-        html = f'<img class="mae-still" alt="{alt}" src="data:image/png;base64,{png}">'
+        html = f'<img class="mae-still" alt="{escape(alt)}" src="data:image/png;base64,{png}">'
         return {"text/html": html, "text/plain": ""}
 
     def show(self) -> None:

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 
-from mae_core import devices
 from mae_core.data import Dataset, folder_of
 from mae_core.data.images import Split, load
 from mae_core.data.layout import check_layout
-from mae_core.errors import MissingDataError, ParameterError
+from mae_core.errors import MissingDataError, OutputError, ParameterError
 from mae_core.evaluation import N_PICTURES
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
-from mae_core.study.checked import Name, Seed
+from mae_core.study.checked import Name, Seed, UserPath
 from mae_core.study.parameters import OUTPUTS, Device, FinetuneParameters, Parameters, PretrainParameters, check_data_dir
 from mae_core.study.results import FULL, KEPT, load_sheet, read_json
 from mae_core.study.tensors import load_tensors, save_tensors
-from mae_core.training.runs import pretrain
+from mae_core.training.runs import choose_device, pretrain
 
 SEEN = {
     "cifar10": "ten classes of CIFAR-10",
@@ -36,7 +36,7 @@ class ExploreParameters(Parameters):
     cases: list[Name] = Field([], description="cases to open; empty: all that have weights")
     seed: Seed = Field(0, description="seed of the runs to open")
     dataset: Dataset = Field("cifar10", description="images to show; without its files, the study's own pictures")
-    data_dir: str = Field("data", description="folder that contains the data set")
+    data_dir: UserPath = Field("data", description="folder that contains the data set")
     train: bool = Field(
         False, description="true: open a small model instead; it is trained on dataset if it is not there yet"
     )
@@ -98,6 +98,7 @@ def keep(folder: Path) -> Path:
 
     Raises:
         ParameterError: if it holds no weights, or damaged ones.
+        OutputError: if the copy cannot be written.
     """
     try:
         if not (folder / FULL).is_file():
@@ -105,7 +106,12 @@ def keep(folder: Path) -> Path:
         tensors, about = load_tensors(folder / FULL)
     except ValueError as error:
         raise ParameterError(str(error)) from error
-    save_tensors(folder / KEPT, {name: tensor.bfloat16() for name, tensor in tensors.items()}, about)
+    try:
+        save_tensors(folder / KEPT, {name: tensor.bfloat16() for name, tensor in tensors.items()}, about)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"{folder / KEPT} cannot be written ({error}): check its permissions and the free space"
+        ) from error
     return folder / KEPT
 
 
@@ -151,7 +157,7 @@ def trained_models(run: ExploreParameters) -> list[Trained]:
     Raises:
         ParameterError: if no such run has weights; the message names what is there.
     """
-    device = devices.choose_device(run.device)
+    device = choose_device(run.device)
     if run.train:
         folders = [small_model(run)]
     else:
@@ -230,6 +236,6 @@ def at_hand(run: ExploreParameters, image_size: int) -> bool:
     if run.dataset == "folder":
         try:
             check_layout(Path(run.data_dir))
-        except MissingDataError:
+        except (MissingDataError, OSError):
             return False
     return (Path(run.data_dir) / folder_of(run.dataset, image_size)).is_dir()

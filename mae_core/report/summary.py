@@ -234,6 +234,8 @@ class Summary:
         found = []
         for case in self.all_cases.values():
             for stage, words in (("pretrain", "pre-training"), ("finetune", "fine-tuning")):
+                recipe: dict[str, Any]
+                values: dict[str, Any]
                 recipe, values = (
                     next((DEFAULTS[stage] | p for p in one.read(stage, "parameters").values()), {})
                     for one in (self.default, case)

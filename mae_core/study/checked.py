@@ -1,17 +1,19 @@
 """Pydantic models whose validation errors are sentences that say what to change."""
 
 import difflib
+import os.path
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, get_args
 
 from annotated_types import Ge, Le
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from mae_core.errors import ParameterError
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # safe as a folder name
 Name = Annotated[str, Field(pattern=NAME)]
+UserPath = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the home folder
 Seed = Annotated[int, Field(ge=0, le=2**31, strict=True)]
 NAME_RULE = "a name consists of letters, digits, '-', '_' and '.', and starts with a letter or digit"
 KINDS = {

@@ -113,10 +113,11 @@ class Model:
                 f"without mask_tokens_in_encoder, gives a model that it can express."
             )
         if not self.kind:
-            sentences.append("ViTForImageClassification reads the class token, not the mean: only timm opens the folder.")
+            only = ": only timm opens the folder" if self.for_timm else ""
+            sentences.append(f"ViTForImageClassification reads the class token, not the mean{only}.")
         if not self.for_timm:
+            only = ": only transformers opens the folder" if self.kind else ""
             sentences.append(
-                f"timm's LayerNorm has the epsilon {EPS_OF_TIMM:g}, while norm_eps is {self.config.norm_eps:g}: only "
-                f"transformers opens the folder."
+                f"timm's LayerNorm has the epsilon {EPS_OF_TIMM:g}, while norm_eps is {self.config.norm_eps:g}{only}."
             )
         return sentences

@@ -193,5 +193,14 @@ def check_replaceable(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ParameterError(f"{folder} is a file: name a new folder")
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if there and not ("config.json" in there and there <= FILES and "mae_core" in read_json(folder / "config.json")):
+    if there and not ("config.json" in there and there <= FILES and is_ours(folder / "config.json")):
         raise ParameterError(f"{folder} holds something else than an earlier export: name a new folder, or empty this one")
+
+
+def is_ours(config: Path) -> bool:
+    """Whether a config.json is that of an export of this package."""
+    try:
+        told = read_json(config)
+    except ValueError:
+        return False
+    return isinstance(told, dict) and "mae_core" in told

@@ -18,7 +18,7 @@ from mae_core.data import Augmentation, Dataset, Place, folder_of
 from mae_core.data.layout import check_layout
 from mae_core.errors import MissingDataError, ParameterError
 from mae_core.model.config import Attention, ModelConfig, Pooling, Strategy, Variant, check_grid, count_kept
-from mae_core.study.checked import Checked, Name, Seed
+from mae_core.study.checked import Checked, Name, Seed, UserPath
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -80,7 +80,7 @@ class RunParameters(Parameters):
     case: Name = Field("random-75", description="name of the case within the study")
     seed: Seed = Field(0, description="random seed of weights, image order, augmentation and masks")
     dataset: Dataset = Field("shapes", description="data set to train on")
-    data_dir: str = Field("data", description="folder that contains the data set")
+    data_dir: UserPath = Field("data", description="folder that contains the data set")
     data_on: Place = Field("auto", description="where images are; host: come batch by batch; auto: device, if they fit")
     train_images: int = Field(0, description="use only the first N training images; 0: all", ge=0)
     holdout: int = Field(0, description="hold out N training images and evaluate them instead of the test images", ge=0)
@@ -163,7 +163,9 @@ class PretrainParameters(RunParameters):
 class FinetuneParameters(RunParameters):
     """Parameters of one fine-tuning run, or of the same recipe from scratch."""
 
-    weights: str = Field("auto", description="of pre-training: a path; auto: this case's, if there; empty: from scratch")
+    weights: UserPath = Field(
+        "auto", description="of pre-training: a path; auto: this case's, if there; empty: from scratch"
+    )
     probes: bool = Field(True, description="also evaluate the frozen encoder with a linear probe and k-NN")
     epochs: int = Field(2, description="passes over the training images", ge=1, le=100000)
     warmup_epochs: float = Field(1.0, description="epochs of linear learning-rate warm-up", ge=0)
@@ -240,6 +242,10 @@ def check_data_dir(dataset: str, data_dir: str, image_size: int = 32, needs_clas
             check_layout(Path(data_dir), needs_classes)
         except MissingDataError as error:
             raise ParameterError(str(error)) from error
+        except OSError as error:
+            raise ParameterError(
+                f"data_dir is {data_dir!r}: it cannot be read ({error.strerror or error}): check its name and permissions"
+            ) from error
         return
     inside = Path(os.path.abspath(data_dir)).is_relative_to(Path.cwd())  # a link inside may point elsewhere,
     inside = inside and ".." not in Path(data_dir).parts  # but the path must not go up

@@ -13,19 +13,18 @@ def prepare_images(study: Study) -> None:
     Raises:
         ParameterError: if an image cannot be decoded, a class is empty, a link leads out, or a batch exceeds the data.
     """
-    runs = {
-        (run.data_dir, run.image_size, run.train_images, run.holdout): run
-        for case in study.cases
-        for stage in study.stages(case)
-        if (run := study.run(case, study.seeds[0], stage)).dataset == "folder"
-    }
-    for (data_dir, image_size, limit, holdout), run in runs.items():
+    largest: dict[tuple[str, int, int, int], int] = {}  # batch of each kind of data
+    for case in (*study.cases, *study.sweep, *study.lengths):
+        for stage in study.stages(case):
+            run = study.run(case, study.seeds[0], stage)
+            if run.dataset == "folder":
+                kind = (run.data_dir, run.image_size, run.train_images, run.holdout)
+                largest[kind] = max(largest.get(kind, 0), run.batch_size)
+    for (data_dir, image_size, limit, holdout), batch_size in largest.items():
         try:
             train = load("folder", Path(data_dir), True, limit, image_size, holdout)
             load("folder", Path(data_dir), False, 0, image_size, holdout)
         except MissingDataError as error:
             raise ParameterError(str(error)) from error
-        if run.batch_size > len(train):
-            raise ParameterError(
-                f"batch_size is {run.batch_size}: there are only {len(train)} training images in {data_dir}"
-            )
+        if batch_size > len(train):
+            raise ParameterError(f"batch_size is {batch_size}: there are only {len(train)} training images in {data_dir}")

@@ -21,11 +21,15 @@ from mae_core.study.tensors import tensors_sha256
 PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "papermill", "nbconvert", "matplotlib", "snakemake", "typst")
 
 
-def collect(run: RunParameters, device: torch.device, weights: Path) -> dict[str, Any]:
-    """The information, besides the commit, to repeat a run with the final ``weights`` and to check the result."""
+def collect(run: RunParameters, device: torch.device, weights: Path, data_md5: str) -> dict[str, Any]:
+    """The information, besides the commit, to repeat a run with the final ``weights`` and to check the result.
+
+    Args:
+        data_md5: checksum of the data when they were loaded; the files may have changed since.
+    """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    data, result = images.checksum(run.dataset, run.data_dir, run.image_size), tensors_sha256(weights)
-    return {"finished": now} | machine(run, device) | {"versions": versions(), "data_md5": data, "weights_sha256": result}
+    found = {"versions": versions(), "data_md5": data_md5, "weights_sha256": tensors_sha256(weights)}
+    return {"finished": now} | machine(run, device) | found
 
 
 def machine(run: RunParameters, device: torch.device) -> dict[str, str]:

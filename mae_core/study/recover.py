@@ -37,16 +37,18 @@ def orphans(study: str, folder: Path) -> list[psutil.Process]:
     found = []
     for process, words, where in processes():
         papermill = any(Path(word).name == "papermill" for word in words[:3])
-        lost_kernel = "ipykernel_launcher" in words and process.ppid() == 1 and not jupyter_is_first()
+        lost_kernel = "ipykernel_launcher" in words and is_lost(process)
         ours = lost_kernel or (papermill and any(word.startswith(f"outputs/{study}/") for word in words))
         if ours and where == folder:
             found.append(process)
     return found
 
 
-def jupyter_is_first() -> bool:
-    """Whether process 1 is a Jupyter server, as in a container, so that its kernels are not orphans."""
-    return any("jupyter" in word for word in psutil.Process(1).cmdline()[:3])
+def is_lost(kernel: psutil.Process) -> bool:
+    """Whether a kernel has outlived the process that started it, which jupyter_client names in the kernel's environment."""
+    with contextlib.suppress(psutil.Error):
+        return kernel.environ().get("JPY_PARENT_PID") not in (None, "", str(kernel.ppid()))
+    return False
 
 
 def end(lost: list[psutil.Process]) -> int:

@@ -63,7 +63,7 @@ class Study(Checked):
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", "it is not text")
             raise ParameterError(f"the study file {path} cannot be read: {reason}") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
             raise ParameterError(f"the study file {path} is not YAML: {error}") from error
         study = cls.check(content)
         check_file(path, study)
@@ -157,7 +157,7 @@ class UniqueKeys(yaml.SafeLoader):
     """YAML's safe loader, but it rejects duplicate keys instead of keeping the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"{key!r} appears twice", node.start_mark)

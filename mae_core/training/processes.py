@@ -30,6 +30,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mae_core import errors as explained
 from mae_core import gpus
+from mae_core.devices import n_cores
 from mae_core.errors import Explained, ProcessError, StoppedError
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 
@@ -92,7 +93,7 @@ def leads() -> bool:
 def threads(wanted: int) -> int:
     """CPU threads of this process; 0 as ``wanted`` shares the cores among the processes of this machine."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if started() else 1
-    return wanted if wanted or here == 1 else max(1, len(os.sched_getaffinity(0)) // here)
+    return wanted if wanted or here == 1 else max(1, n_cores() // here)
 
 
 def train(run: PretrainParameters | FinetuneParameters, stage: str) -> None:
@@ -108,7 +109,7 @@ def train(run: PretrainParameters | FinetuneParameters, stage: str) -> None:
     }
     environment = {
         "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "GLOO_SOCKET_IFNAME": "lo",
+        "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "15",
         "PYTHONUNBUFFERED": "1",
     }

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae_core import devices, gpus
-from mae_core.data.images import Split, load, place, to_unit
+from mae_core.data.images import Split, checksum, load, place, to_unit
 from mae_core.errors import Explained, MissingDataError, OutputError, ParameterError, StoppedError
 from mae_core.evaluation import N_PICTURES, classification, flops, probes, reconstruction
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
@@ -47,7 +47,7 @@ def pretrain(run: PretrainParameters, watch: Watch | None = None) -> MaskedAutoe
         return trained_together(run, "pretrain", MaskedAutoencoder)
     with recorded(run, "pretrain") as record:
         device = record.device
-        train, test = load_both(run, device)
+        train, test = load_both(run, record)
         model = new_model(MaskedAutoencoder, run, device)
         task, watching = objective.reconstruction(run), bind(watch, model, test)
         record.history, record.metrics = fit(model, task, train, run, record.folder, device, watch=watching)
@@ -77,7 +77,7 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
         return trained_together(run, "finetune", Classifier)
     with recorded(run, "finetune") as record:
         device = record.device
-        train, test = load_both(run, device)
+        train, test = load_both(run, record)
         model = new_model(Classifier, run, device, n_classes=len(train.classes))
         if run.weights:
             record.metrics |= load_encoder(model, run)
@@ -140,7 +140,7 @@ def probe(encoder: Encoder, train: Split, test: Split, run: FinetuneParameters, 
         "knn": probes.knn(train_nD, train.labels_n, test_nD, test.labels_n),
     }
     pictured = slice(N_PICTURES)
-    _, ids_mk = probes.nearest(train_nD, test_nD[pictured], N_NEIGHBOURS)
+    _, ids_mk = probes.nearest(train_nD, test_nD[pictured], min(N_NEIGHBOURS, len(train_nD)))
     record.metrics["neighbours"] = {
         "classes": list(test.classes),
         "true": test.labels_n[pictured].tolist(),
@@ -178,8 +178,10 @@ def load_encoder(model: Classifier, run: FinetuneParameters) -> dict[str, str]:
     return {"positions": change} if change else {}
 
 
-def load_both(run: PretrainParameters | FinetuneParameters, device: torch.device) -> tuple[Split, Split]:
+def load_both(run: PretrainParameters | FinetuneParameters, record: "Record") -> tuple[Split, Split]:
     """Training images, and the test or held-out ones, with labels on the device, and images there or on the host.
+
+    The record gets the checksum of the data.
 
     Raises:
         ParameterError: if the data set is missing or unfit.
@@ -189,7 +191,9 @@ def load_both(run: PretrainParameters | FinetuneParameters, device: torch.device
             load(run.dataset, run.data_dir, first, limit, run.image_size, run.holdout)
             for first, limit in ((True, run.train_images), (False, 0))
         )
-        train, test = place([train, test], run.data_on, device)
+        if record.leads:
+            record.data_md5 = checksum(run.dataset, run.data_dir, run.image_size)
+        train, test = place([train, test], run.data_on, record.device)
         return train, test
     except MissingDataError as error:
         raise ParameterError(f"dataset is {run.dataset!r}: {error}") from error
@@ -202,6 +206,7 @@ class Record:
     folder: Path
     device: torch.device
     leads: bool = True  # False: this process only helps another one, which records the run
+    data_md5: str = ""  # of the data when they were loaded
     history: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # one list per curve
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)  # final numbers
     sheets: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)  # rows of images, see results.save_sheet
@@ -256,7 +261,7 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
                 if record.predictions:
                     results.save_predictions(unfinished / "predictions.png", *record.predictions)
                 save_tensors(unfinished / "weights.safetensors", record.weights, run.flat())
-                source = provenance.collect(run, record.device, unfinished / "weights.safetensors")
+                source = provenance.collect(run, record.device, unfinished / "weights.safetensors", record.data_md5)
                 results.write_json(unfinished / "provenance.json", commit | source | wall)
                 results.write_json(unfinished / "metrics.json", record.metrics | wall)
     except KeyboardInterrupt:

@@ -83,3 +83,18 @@ def test_what_cannot_be_decoded_is_told_with_its_reason(broken, reason):
     with pytest.raises(ValueError, match=reason) as error:
         decode(broken, 24)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP"])
+def test_a_damaged_exif_block_costs_the_orientation_and_not_the_picture(form):
+    picture, exif = halves(), Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "camera"
+    whole = content(picture, form, exif=exif)
+    place = whole.index(b"Exif\0\0") + 6 if form == "JPEG" else whole.index(b"EXIF") + 8
+    upright = decode(content(picture, form), 24)
+    damaged = 0
+    for i in range(place, place + 40):
+        for byte in (0x00, 0x03, 0x0C, 0xFF):
+            pixels = decode(whole[:i] + bytes([byte]) + whole[i + 1 :], 24)
+            damaged += np.array_equal(pixels, upright)
+    assert damaged > 10

@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import crop, hflip, pad
 from torchvision.transforms.v2.functional import resize as torchvision_resize
 
-from mae_core.data.images import augment, batches, checksum, load, resize, to_unit
+from mae_core.data.images import augment, batches, checksum, held_out, load, place, resize, to_unit
 from mae_core.data.shapes import Shapes, draw_shapes
 from mae_core.errors import MissingDataError, ParameterError
 
@@ -168,3 +169,29 @@ def test_a_damaged_file_is_told_as_such_and_an_unwritable_folder_too(tmp_path, d
         MissingDataError, match=r"shapes-2-batches-py/ cannot be created there \([A-Za-z ]+\): check its permissions"
     ):
         load("shapes", tmp_path / "file")
+
+
+def test_images_held_out_of_a_file_stay_in_it(tmp_path):
+    for name in ("train", "test"):
+        for label in ("cat", "dog"):
+            (tmp_path / name / label).mkdir(parents=True)
+            for i in range(6):
+                Image.new("RGB", (16, 16), (20 * i, 40, 100 * (label == "dog"))).save(tmp_path / name / label / f"{i}.png")
+    whole = load("folder", tmp_path, image_size=16)
+    kept, held = (load("folder", tmp_path, train, limit, 16, holdout=5) for train, limit in ((True, 4), (False, 0)))
+    assert [len(split) for split in (kept, held)] == [4, 5]
+    held_n, kept_n = held_out(12, 5)
+    for split, wanted_n in ((kept, kept_n[:4]), (held, held_n)):
+        assert split.file is not None
+        assert split.labels_n.equal(whole.labels_n[wanted_n])
+        on_host, on_device = (
+            place([split], "host", torch.device("cpu"))[0],
+            place([split], "device", torch.device("cpu"))[0],
+        )
+        assert "a memory-mapped file" in on_host.place
+        assert not on_host.is_resident
+        assert on_device.is_resident
+        for part in (slice(1, 3), torch.tensor([3, 0])):
+            assert on_host.take(part).equal(whole.images_nCHW[wanted_n][part])
+            assert on_device.take(part).equal(on_host.take(part))
+            assert next(on_host.stream([part])).equal(on_host.take(part))

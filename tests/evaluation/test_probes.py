@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from mae_core.data.images import Split
-from mae_core.evaluation.probes import features, knn, linear_probe, nearest
+from mae_core.evaluation.probes import features, knn, linear_probe, moments, nearest
 from mae_core.model.config import ModelConfig
 from mae_core.model.mae import Encoder
 from mae_core.study.parameters import FinetuneParameters
@@ -137,3 +137,11 @@ def test_the_defaults_are_the_papers():
 def test_no_gradient_is_kept():
     train, test = overlapping(0), overlapping(1)
     assert not nearest(train[0].requires_grad_(), test[0], 3)[0].requires_grad
+
+
+def test_one_training_image_is_enough_for_a_deviation():
+    mean_D, deviation_D = moments(torch.tensor([[1.0, 2.0]]))
+    assert mean_D.tolist() == [1.0, 2.0]
+    assert deviation_D.tolist() == pytest.approx([1e-6, 1e-6])
+    several_nD = torch.randn(5, 3)
+    assert moments(several_nD)[1].equal(several_nD.std(0) + 1e-6)

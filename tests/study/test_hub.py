@@ -347,3 +347,27 @@ def test_what_is_no_finished_run_is_refused(finished, tmp_path):
     with pytest.raises(ParameterError, match=r"is not what provenance.json beside it describes"):
         hub.export(finished, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_no_library_can_express_is_refused_without_naming_one(tmp_path):
+    _, path = saved(run_of(FinetuneParameters, "vit", norm_eps=0.1, pooling="mean"), tmp_path / "run")
+    with pytest.raises(ParameterError, match="cannot be exported") as refused:
+        hub.export(path, tmp_path / "out")
+    assert "only" not in str(refused.value)
+    assert "reads the class token, not the mean. timm's LayerNorm has the epsilon" in str(refused.value)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '"mae_core"'])
+def test_a_damaged_config_is_no_earlier_export(tmp_path, content):
+    _, path = saved(run_of(FinetuneParameters, "vit"), tmp_path / "run")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ParameterError, match="holds something else than an earlier export"):
+        hub.export(path, tmp_path / "out")
+
+
+def test_a_copy_that_cannot_be_written_is_told(tmp_path):
+    saved(run_of(FinetuneParameters, "vit"), tmp_path)
+    (tmp_path / "weights.bfloat16.safetensors").mkdir()
+    with pytest.raises(OutputError, match=r"weights.bfloat16.safetensors cannot be written"):
+        keep(tmp_path)

@@ -8,7 +8,13 @@ import pytest
 
 from mae_core.errors import ParameterError
 from mae_core.explore.trained import ExploreParameters
-from mae_core.study.parameters import FinetuneParameters, PretrainParameters, ReportParameters, enter_project
+from mae_core.study.parameters import (
+    FinetuneParameters,
+    PretrainParameters,
+    ReportParameters,
+    check_data_dir,
+    enter_project,
+)
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 KINDS = {
@@ -198,3 +204,16 @@ def test_a_notebook_looks_for_garbage_less_often():
     enter_project()
     assert gc.get_threshold()[0] >= 10_000
     gc.set_threshold(*before)
+
+
+def test_a_path_can_start_at_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = FinetuneParameters(data_dir="~/pets", weights="~/weights.safetensors")
+    assert (run.data_dir, run.weights) == (f"{tmp_path}/pets", f"{tmp_path}/weights.safetensors")
+    with pytest.raises(ParameterError, match=r"outside the project it must already contain shapes"):
+        check_data_dir("shapes", PretrainParameters(data_dir="~/none").data_dir)
+
+
+def test_a_folder_that_cannot_be_read_is_explained():
+    with pytest.raises(ParameterError, match=r"it cannot be read \(File name too long\): check its name and permissions"):
+        check_data_dir("folder", 300 * "x")

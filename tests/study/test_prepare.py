@@ -53,3 +53,13 @@ def test_a_batch_larger_than_the_data_starts_nothing(study):
 def test_a_study_of_other_images_needs_no_preparation(study, tmp_path):
     prepare_images(study(dataset="shapes", data_dir="nowhere", image_size=32))
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_largest_batch_and_the_sweep_count(study, tmp_path):
+    content = {"study": "own", "seeds": [0], "shared": {"dataset": "folder", "data_dir": "pets", "image_size": 16}}
+    content |= {"cases": {"random-75": {}}, "pretrain": {"batch_size": 7}, "finetune": {"batch_size": 4}}
+    with pytest.raises(ParameterError, match="batch_size is 7: there are only 6"):
+        prepare_images(Study.check(content))
+    swept = content | {"pretrain": {"batch_size": 4}, "sweep": {"random-50": {"mask_ratio": 0.5, "batch_size": 8}}}
+    with pytest.raises(ParameterError, match="batch_size is 8: there are only 6"):
+        prepare_images(Study.check(swept))

@@ -230,3 +230,16 @@ def test_fine_tuning_may_have_images_of_another_size(smoke):
     assert sizes == {"pretrain": 32, "finetune": 48}
     smoke["cases"]["random-75"]["image_size"] = 64  # of a case, it is that of both stages
     assert Study.check(smoke).run("random-75", 0, "finetune").image_size == 64
+
+
+def test_values_that_yaml_merges_are_no_duplicates_and_an_impossible_date_is_explained(smoke, tmp_path):
+    path = tmp_path / "merged.yaml"
+    text = (
+        "study: merged\nseeds: [0]\nshared: &usual\n  dataset: shapes\n"
+        "pretrain:\n  <<: *usual\n  epochs: 3\ncases: {random-75: {}}\n"
+    )
+    path.write_text(text, encoding="utf-8")
+    assert Study.read(path).pretrain == {"dataset": "shapes", "epochs": 3}
+    path.write_text(text.replace("epochs: 3", "epochs: 2024-02-30"), encoding="utf-8")
+    with pytest.raises(ParameterError, match="is not YAML: day is out of range"):
+        Study.read(path)

@@ -1,10 +1,12 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from mae_core.data.images import load
+from mae_core.data.images import checksum, load
 from mae_core.errors import BusyError, ParameterError
 from mae_core.explore.trained import open_run
 from mae_core.model.mae import Classifier, MaskedAutoencoder
@@ -242,3 +244,37 @@ def test_positions_resized_to_twice_the_grid_and_back_cost_less_than_a_point(tin
     trained, again = accuracy(positions), accuracy(resize_positions(resize_positions(positions, 16), 8))
     assert accuracy(torch.zeros_like(positions)) < trained - 10  # they count for much
     assert abs(again - trained) <= 1
+
+
+def test_the_checksum_is_of_the_data_that_were_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i in range(12):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (16, 16), (20 * i, 40, 60)).save(tmp_path / "photos" / f"{i}.png")
+    before = checksum("folder", "photos", 16)
+
+    def add_one(*_):
+        Image.new("RGB", (16, 16), "white").save(tmp_path / "photos" / "later.png")
+
+    few = {"dataset": "folder", "data_dir": "photos", "image_size": 16, "batch_size": 4, "epochs": 1, "warmup_epochs": 0.0}
+    pretrain(PretrainParameters(**few, width=24, depth=1, decoder_width=24, threads=1), watch=add_one)
+    told = read_json(Path("outputs/notebook/random-75/seed0/pretrain/provenance.json"))
+    assert told["data_md5"] == before != checksum("folder", "photos", 16)
+
+
+def test_a_handful_of_images_is_enough_for_probes_and_neighbours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "test"):
+        for label in ("cat", "dog"):
+            (tmp_path / "pets" / part / label).mkdir(parents=True)
+            for i in range(2):
+                Image.new("RGB", (16, 16), (90 * i, 40, 100 * (label == "dog"))).save(
+                    tmp_path / "pets" / part / label / f"{i}.png"
+                )
+    few = {"dataset": "folder", "data_dir": "pets", "image_size": 16, "batch_size": 1, "epochs": 1, "warmup_epochs": 0.0}
+    tiny = {"width": 24, "depth": 1, "threads": 1, "weights": ""}
+    for train_images in (0, 1):
+        finetune(FinetuneParameters(**few, **tiny, train_images=train_images))
+        told = read_json(Path("outputs/notebook/random-75/seed0/finetune/metrics.json"))
+        assert 0 <= told["probes"]["linear"] <= 100
+        assert {len(labels) for labels in told["neighbours"]["labels"]} == {train_images or 4}
