@@ -45,6 +45,7 @@ def ends(cases, seeds):
 
 
 FINISHED = ends(study.cases, study.seeds)
+FIGURES = "mae_core/report/templates/mae/figures.mplstyle"
 
 # Runs on request and other studies are not inputs of the report, which shows those that exist. Only `sweep`, `lengths` and
 # `seeds` train the former.
@@ -94,9 +95,11 @@ def pretrained(wildcards):
     return study.run(wildcards.case, int(wildcards.seed), "finetune").weights or []
 
 
-# A notebook is not an input: Jupyter changes the file when it saves outputs. A change of its code counts as a parameter.
-def notebook(name):
-    return {"notebook": f"notebooks/{name}.ipynb", "code": zlib.crc32(code(f"notebooks/{name}.ipynb").encode())}
+# A notebook is not an input: Jupyter changes the file when it saves outputs. A change of its code counts as a parameter, and
+# so does one of its text where that is printed.
+def notebook(name, printed=False):
+    path = f"notebooks/{name}.ipynb"
+    return {"notebook": path, "code": zlib.crc32(code(path, printed).encode())}
 
 
 wildcard_constraints:
@@ -217,13 +220,14 @@ rule ablations:
     input:
         FINISHED,
         sources("notebooks/ablations.ipynb"),
+        FIGURES,
     output:
         touch(f"{OUT}/.compared"),
     log:
         notebook=f"{OUT}/ablations.ipynb",
         text=f"{OUT}/ablations.log.txt",
     params:
-        **notebook("ablations"),
+        **notebook("ablations", printed=True),
         flat=COMPARED,
         more=MORE,
     shell:
@@ -234,13 +238,14 @@ rule report:
     input:
         FINISHED,
         sources("notebooks/report.ipynb"),
+        FIGURES,
     output:
         touch(f"{OUT}/.reported"),
     log:
         notebook=f"{OUT}/report.ipynb",
         text=f"{OUT}/report.log.txt",
     params:
-        **notebook("report"),
+        **notebook("report", printed=True),
         flat=COMPARED,
         more=MORE,
     shell:

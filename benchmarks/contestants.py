@@ -209,7 +209,7 @@ def tune(model: nn.Module, peer: Contestant) -> None:
     The allocator keeps freed memory (glibc only). Training on a CPU uses explicit attention (transformers computes its
     softmax in float32). Evaluation casts the whole model to the precision of the matrix products.
     """
-    devices.set_up()
+    devices.set_up(peer.threads)
     if peer.task == "evaluate":
         model.to(getattr(torch, peer.precision))
     elif devices.choose_device(peer.device).type == "cpu":

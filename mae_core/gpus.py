@@ -18,7 +18,7 @@ from mae_core import locks
 from mae_core.errors import ParameterError
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
-AT_FIRST: dict[str, str | None] = {}  # the variable before this process took its first GPU
+TAKEN: dict[str | None, str | None] = {}  # what this process has set the variable to, and what it was given before
 WAIT_SECONDS = 1.0  # between two looks for a free GPU
 
 
@@ -70,9 +70,10 @@ def claimed(device: str, count: int = 1) -> Iterator[None]:
     Raises:
         ParameterError: if there are some GPUs, but fewer than ``count``.
     """
-    before = os.environ.get(VARIABLE)
+    now = os.environ.get(VARIABLE)
+    given, taken = TAKEN.get(now, now), now in TAKEN
     if count > 1:  # several processes start CUDA anew, whatever GPU an earlier run in this one took
-        show(AT_FIRST.get(VARIABLE, before))
+        show(given)
     gpus = visible() if device in ("auto", "cuda") and torch_has_cuda() else {}
     try:
         if not gpus:
@@ -82,14 +83,14 @@ def claimed(device: str, count: int = 1) -> Iterator[None]:
             raise ParameterError(f"processes is {count}: each needs a GPU of its own, and there are {len(gpus)} here")
         with contextlib.ExitStack() as locked:
             names = free(gpus, count, locked)
-            AT_FIRST.setdefault(VARIABLE, before)
             show(",".join(names))
+            TAKEN.setdefault(",".join(names), given)
             places = [str([*gpus].index(name) + 1) for name in names]
             print(f"takes GPU {', '.join(places)} of {len(gpus)} ({', '.join(names)})")
             yield
     finally:
-        if count > 1:
-            show(before)
+        if count > 1 and taken:  # CUDA in this process keeps the GPU of the earlier run
+            show(now)
 
 
 def torch_has_cuda() -> bool:

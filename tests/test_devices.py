@@ -44,15 +44,6 @@ def test_what_is_loaded_by_the_first_call_stays():
     assert abs(gc.get_freeze_count() - frozen) < 1000  # frozen objects may have ended meanwhile
 
 
-def test_threads_are_set():
-    before = torch.get_num_threads()
-    devices.set_up(threads=1)
-    assert torch.get_num_threads() == 1
-    devices.set_up(threads=0)
-    assert torch.get_num_threads() == 1
-    torch.set_num_threads(before)
-
-
 def test_the_order_of_additions_is_fixed_on_request():
     try:
         devices.set_up(deterministic=True)

@@ -36,7 +36,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(gpus, "AT_FIRST", {})
+    monkeypatch.setattr(gpus, "TAKEN", {})
     monkeypatch.setattr("torch.backends.cuda.is_built", lambda: True)
 
     def tell(text):
@@ -160,7 +160,7 @@ def test_where_locks_are_not_possible_it_is_the_first_gpu_and_a_sentence(machine
     assert not victim.exists()
 
 
-def test_several_processes_have_all_gpus_though_a_run_before_took_one(machine, capsys):
+def test_several_processes_have_all_gpus_though_a_run_before_took_one(machine, monkeypatch):
     machine(TWO)
     with gpus.claimed("auto"):
         pass
@@ -169,6 +169,16 @@ def test_several_processes_have_all_gpus_though_a_run_before_took_one(machine, c
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa-11"  # CUDA in this process may have started with it
     with gpus.claimed("auto"):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa-11"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")  # by hand, between two runs
+    with pytest.raises(ParameterError, match="there are 1 here"):
+        gpus.claimed("auto", 2).__enter__()
+
+
+def test_after_a_run_of_several_processes_the_model_opens_on_one_of_their_gpus(machine):
+    machine(TWO)
+    with gpus.claimed("cuda", 2):
+        pass
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa-11,GPU-bbbb-22"
 
 
 def test_what_a_scheduler_gave_holds_for_several_processes_after_a_run_of_one(machine, monkeypatch):

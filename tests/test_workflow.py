@@ -168,6 +168,24 @@ def test_a_notebook_that_was_only_run_or_saved_runs_nothing_again(checkout):
     assert edited["pretrain"] == {"random-75", "block-50"}
 
 
+def test_a_change_of_printed_text_or_of_the_figures_style_prints_again_and_trains_nothing(checkout):
+    path = checkout.folder / "notebooks" / "report.ipynb"
+    before = path.read_text(encoding="utf-8")
+    notebook = nbformat.reads(before, as_version=4)
+    next(cell for cell in notebook.cells if cell.cell_type == "markdown").source += "\n\nMore."
+    path.write_text(nbformat.writes(notebook), encoding="utf-8")
+    edited = checkout.planned()
+    path.write_text(before, encoding="utf-8")
+    assert set(edited) == {"report", "render", "all"}
+    style = checkout.folder / "mae_core" / "report" / "templates" / "mae" / "figures.mplstyle"
+    before = style.read_text(encoding="utf-8")
+    style.write_text(before + "# changed\n", encoding="utf-8")
+    restyled = checkout.planned()
+    style.write_text(before, encoding="utf-8")
+    assert set(restyled) == {"ablations", "report", "render", "all"}
+    assert checkout.planned() == {}
+
+
 def test_sweep_and_more_seeds_run_on_request_only(checkout):
     checkout.write(STUDY | {"sweep": {"random-50": {"mask_ratio": 0.5}}, "more_seeds": [1]})
     usual, sweep, seeds = checkout.planned(), checkout.planned("sweep"), checkout.planned("seeds")

@@ -47,6 +47,8 @@ def turned(picture: Image.Image) -> Image.Image:
     picture.load()  # so that damaged pixels are not taken for a damaged block
     try:
         return ImageOps.exif_transpose(picture)
+    except MemoryError:
+        raise
     except Exception:  # Pillow raises whatever the bytes of the block lead to
         return picture
 

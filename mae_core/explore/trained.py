@@ -38,7 +38,7 @@ class ExploreParameters(Parameters):
     dataset: Dataset = Field("cifar10", description="images to show; without its files, the study's own pictures")
     data_dir: UserPath = Field("data", description="folder that contains the data set")
     train: bool = Field(
-        False, description="true: open a small model instead; it is trained on dataset if it is not there yet"
+        False, description="true: open a small model instead; it is trained on dataset, which is downloaded if missing"
     )
     epochs: int = Field(2, description="training epochs of the small model", ge=1, le=1000)
     device: Device = Field("auto", description="where to compute; auto: cuda if available, else mps, else cpu")

@@ -53,7 +53,7 @@ class Claim:
 
 
 def claims(summary: Summary) -> list[Claim]:
-    """All claims of the student's report, the paper's claims that it builds on, and one of our own."""
+    """All claims of the student's report, the paper's claims that it builds on, and two of our own."""
     default, scratch = summary.find("random", 0.75), summary.find(None)
     tokens = summary.find("random", 0.75, mask_tokens=True)
     block50, block75, grid = summary.find("block", 0.5), summary.find("block", 0.75), summary.find("grid", 0.75)

@@ -77,9 +77,12 @@ def t_distribution(summary: Summary) -> str:
 
 def plus_minus(summary: Summary) -> str:
     """Where ± is explained, or its meaning if the abstract has none; empty without intervals."""
-    if len(summary.seeds) > 1 and not summary.fine_tuned:
+    quantity = "accuracy" if summary.fine_tuned else "loss"
+    if all(len(case.values(quantity)) < 2 for case in summary.all_cases.values()):
+        return ""
+    if not summary.fine_tuned:
         return f"± is the half-width of the 95 % interval of the mean over the seeds ({t_distribution(summary)})."
-    return "± is explained in the [abstract](#abstract)." if len(summary.seeds) > 1 else ""
+    return "± is explained in the [abstract](#abstract)."
 
 
 def dataset(summary: Summary) -> str:
@@ -206,7 +209,7 @@ def finetuning(summary: Summary) -> str:
     if not summary.fine_tuned:
         return ""
     alone = "curves-scratch" not in parts(summary)
-    scratch = "" if alone else "*From scratch* is the same recipe with random initial weights. "
+    scratch = "" if alone or not same_recipe(summary) else "*From scratch* is the same recipe with random initial weights. "
     run, off, images = finetuned(summary), FinetuneParameters(), evaluated(summary)
     read = "the mean of its patch tokens" if run.pooling == "mean" else "its class token"
     values = {name: getattr(run, name) for name in PARTS if getattr(run, name) != getattr(off, name)}
@@ -278,10 +281,16 @@ def abstract(summary: Summary) -> str:
     corrected = f"After a correction for their number, {lasting} of {decided} tested verdicts remain. " if decided else ""
     return (
         f"{text}, an encoder pre-trained with 75 % random masking reaches {number(ours)} % {evaluated(summary)} "
-        f"accuracy after fine-tuning, against {number(scratch)} % from scratch with the same recipe. We judge "
+        f"accuracy after fine-tuning, against {number(scratch)} % from scratch{same_recipe(summary)}. We judge "
         f"{len(verdicts)} claims, most of them from the report and the paper: {told} ([Table 8](#tab-claims)). "
         f"{corrected}{intervals(summary)}"
     )
+
+
+def same_recipe(summary: Summary) -> str:
+    """That training from scratch has the default case's recipe; empty if it has another."""
+    others = {label for label, _, _ in summary.other_recipes()}
+    return "" if summary.find(None).label in others else " with the same recipe"
 
 
 def abstract_alone(summary: Summary) -> str:
@@ -296,7 +305,7 @@ def abstract_alone(summary: Summary) -> str:
         told = f", masked pixels of test images are reconstructed with {number(quality)} dB (PSNR)" if quality else ""
         classifier = "its classifier was not" if summary.fine_tuned else "no classifier was"
         return f"{text}{told or ', nothing has been pre-trained'}; {classifier} fine-tuned."
-    against = f", against {number(theirs)} % from scratch with the same recipe" if theirs else ""
+    against = f", against {number(theirs)} % from scratch{same_recipe(summary)}" if theirs else ""
     top5 = f" (top-5: {number(found)} %)" if (found := default.estimate("top5")) else ""
     verdicts = [claim.verdict.split(" (")[0] for claim in shown(summary)]
     told = ", ".join(f"{verdicts.count(word)} {word}" for word in VERDICTS if word in verdicts)
@@ -315,14 +324,17 @@ def model(summary: Summary) -> str:
     position = "learned" if run.model.learned_positions else "fixed sine-cosine"
     told = summary.default.read("pretrain", "metrics").values()
     counted = {f" Encoder and decoder together have {m['n_parameters']:,} parameters." for m in told if "n_parameters" in m}
+    sees = "the visible patches only"
+    if run.mask_tokens_in_encoder:
+        sees = "all patches, with a mask token in place of each masked one"
     return (
         f"{data(summary)}**Model.** Images of {run.image_size}×{run.image_size} pixels are cut into patches of "
         f"{run.patch_size}×{run.patch_size}, which gives {run.model.n_patches} patches. The encoder has "
         f"{count(run.depth, 'pre-norm block')} of width {run.width} with "
         f"{count(run.heads, 'head')}, a class token and {position} positions; the decoder has "
-        f"{count(run.decoder_depth, 'block')} of width {run.decoder_width}.{''.join(counted)} The encoder sees the "
-        "visible patches only; the decoder gets its output, with a learned mask token in place of each masked "
-        f"patch, and predicts pixels.{resized(summary)}"
+        f"{count(run.decoder_depth, 'block')} of width {run.decoder_width}.{''.join(counted)} The encoder sees "
+        f"{sees}; the decoder gets its output, with a learned mask token in place of each masked "
+        f"patch, and predicts {'normalized ' * run.norm_pix}pixels.{resized(summary)}"
     )
 
 
@@ -351,8 +363,8 @@ def reconstruction_caption(case: Case) -> str:
 def rule(summary: Summary) -> str:
     """The rule by which claims are judged."""
     published_ones = (
-        f"Every difference of theirs that we repeat is larger than {MATTERS:g} points. Losses, PSNR and "
-        "memory have no such bound, because neither says which difference of them would matter."
+        f"Every difference of the student's and the paper's that we repeat is larger than {MATTERS:g} points. Losses, PSNR "
+        "and memory have no such bound, because neither source says which difference of them would matter."
     )
     return (
         "We judge each claim that one case is better than another by the 95 % interval of their difference, paired by "
@@ -530,8 +542,8 @@ def discussion(summary: Summary) -> str:
         also = f", and a linear probe of the frozen encoder by {measured(probe, 'linear')}" if probe else ""
         paragraphs.append(
             f"**Pre-training** changes the accuracy by {measured(gain, 'accuracy')} compared with training from "
-            f"scratch{also}. Verdict on the claim that it helps: {verdicts[0]}; that it helps after every epoch of "
-            f"fine-tuning: {verdicts[1]}."
+            f"scratch{also}. Verdict on the claim that it helps: {verdicts[0]}"
+            f"{'' if verdicts[1] == 'not run' else f'; that it helps after every epoch of fine-tuning: {verdicts[1]}'}."
         )
     change, ratio = tokens.beats(default, "accuracy"), tokens.ratio(default, "flops")
     if change and ratio:

@@ -106,7 +106,7 @@ def curves_caption(summary: Summary) -> str:
     there = parts(summary)
     if "curves-tuned" not in there:
         return f"Pre-training loss, {summary.default.masking}."
-    scratch = ", from pre-trained weights and from scratch with the same recipe" if "curves-scratch" in there else ""
+    scratch = ", from pre-trained weights and from scratch" if "curves-scratch" in there else ""
     return (
         f"Left: pre-training loss, {summary.default.masking}. Middle and right: training loss and test accuracy of "
         f"fine-tuning{scratch}."

@@ -100,6 +100,10 @@ class Case:
         """Names of the runs that finished a stage and have the file, as figures and tables give them."""
         return [f"{self.name}/seed{seed}/{stage}" for seed in self.finished(stage, file)]
 
+    def of(self, seeds: set[int]) -> "Case":
+        """The case with only some of its seeds."""
+        return replace(self, folders={k: folder for k, folder in self.folders.items() if k in seeds})
+
     def beats(self, other: "Case", quantity: str) -> Estimate | None:
         """The difference of a quantity from another case, paired by seed; None without a shared seed."""
         return paired_difference(self.values(quantity), other.values(quantity))
@@ -123,7 +127,9 @@ class Case:
     def masking(self) -> str:
         """How the case masks, within a sentence."""
         run = self.pretrained
-        return f"{100 * run.mask_ratio:g} % {run.mask_strategy} masking" if run else "75 % random masking"
+        if run is None:
+            return "75 % random masking"
+        return f"{100 * run.mask_ratio:g} % {run.mask_strategy} masking{' and mask tokens' * run.mask_tokens_in_encoder}"
 
     @property
     def of_other_length(self) -> bool:
@@ -181,7 +187,7 @@ class Summary:
     def lengths(self) -> dict[int, dict[str, Case]]:
         """Random 75 %, block 50 % and grid 75 % by epochs of pre-training, shortest first; empty without two lengths.
 
-        A length counts if at least two of the kinds have run. All have the seeds that they share.
+        A length counts if at least two of the kinds have run. All have the seeds that the kinds of every length share.
         """
         found: dict[int, dict[str, Case]] = {}
         for masks in LENGTHENED:
@@ -191,8 +197,11 @@ class Summary:
         found = {epochs: found[epochs] for epochs in sorted(found) if len(found[epochs]) > 1}
         if len(found) < 2:
             return {}
-        same = iter(shared_seeds([case for cases in found.values() for case in cases.values()]))
-        return {epochs: {label: next(same) for label in cases} for epochs, cases in found.items()}
+        always = set.intersection(*(set(cases) for cases in found.values()))
+        seeds = shared_by(
+            [case for cases in found.values() for label, case in cases.items() if label in always or not always]
+        )
+        return {epochs: {label: case.of(seeds) for label, case in cases.items()} for epochs, cases in found.items()}
 
     def find(self, strategy: str | None, ratio: float = 0.0, mask_tokens: bool = False) -> Case:
         """The case of usual length with these masks (None: from scratch), or NOT_RUN."""
@@ -332,9 +341,14 @@ def masks_of(run: PretrainParameters | None) -> tuple[str, float, bool] | None:
 
 def shared_seeds(cases: list[Case]) -> list[Case]:
     """The cases with only the seeds that all of them (except those that have not run) finished."""
+    shared = shared_by(cases)
+    return [case.of(shared) for case in cases]
+
+
+def shared_by(cases: list[Case]) -> set[int]:
+    """The seeds that all cases finished, except those that have not run."""
     finished = [set(case.values("accuracy")) for case in cases if case.values("accuracy")]
-    shared = set.intersection(*finished) if finished else set()
-    return [replace(case, folders={k: folder for k, folder in case.folders.items() if k in shared}) for case in cases]
+    return set.intersection(*finished) if finished else set()
 
 
 # Parameters that may differ between compared runs: names, and how a run is computed.

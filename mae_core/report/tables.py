@@ -215,7 +215,7 @@ def sensitivity_rows(summary: Summary) -> list[list[str]]:
 def chance_rows(summary: Summary) -> list[list[str]]:
     """Two kinds of chance: other seeds and other test images.
 
-    Columns: case, accuracy, half its intervals over seeds and over images; difference from the default case, and its half
+    Columns: case, accuracy, half its intervals over seeds and over images; difference from the default case, half its
     intervals.
     """
     base, rows = summary.default, []

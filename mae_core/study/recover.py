@@ -45,9 +45,9 @@ def orphans(study: str, folder: Path) -> list[psutil.Process]:
 
 
 def is_lost(kernel: psutil.Process) -> bool:
-    """Whether a kernel has outlived the process that started it, which jupyter_client names in the kernel's environment."""
-    with contextlib.suppress(psutil.Error):
-        return kernel.environ().get("JPY_PARENT_PID") not in (None, "", str(kernel.ppid()))
+    """Whether the process that started a kernel has ended; jupyter_client names it in the kernel's environment."""
+    with contextlib.suppress(psutil.Error, KeyError, ValueError):
+        return not psutil.pid_exists(int(kernel.environ()["JPY_PARENT_PID"]))
     return False
 
 

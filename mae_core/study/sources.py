@@ -28,10 +28,10 @@ def sources(path: str | Path) -> list[str]:
     return sorted(str(module.relative_to(PACKAGE.parent)) for module in found)
 
 
-def code(notebook: str | Path) -> str:
-    """The code cells of a notebook, joined: what remains the same if it is only run or saved."""
+def code(notebook: str | Path, text: bool = False) -> str:
+    """The code cells of a notebook, joined: what remains the same if it is only run or saved; with ``text``, all cells."""
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return "\n".join("".join(cell["source"]) for cell in cells if text or cell["cell_type"] == "code")
 
 
 @functools.cache  # called repeatedly with the same text

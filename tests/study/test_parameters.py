@@ -1,5 +1,6 @@
 import ast
 import gc
+import re
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -217,3 +218,18 @@ def test_a_path_can_start_at_the_home_folder(monkeypatch, tmp_path):
 def test_a_folder_that_cannot_be_read_is_explained():
     with pytest.raises(ParameterError, match=r"it cannot be read \(File name too long\): check its name and permissions"):
         check_data_dir("folder", 300 * "x")
+
+
+def test_the_documented_messages_are_those_of_the_code():
+    rows = (NOTEBOOKS.parent / "docs" / "reliability.md").read_text(encoding="utf-8").split("| an unknown name |", 1)[1]
+    told = re.findall(r"\| `([^`]+)` \|$", f"|{rows.split(chr(10) * 2, 1)[0]}", re.M)
+    wrong = [
+        {"mask_ration": 0.5}, {"epochs": 2.5}, {"mask_ratio": 1.5}, {"base_lr": "1e-3"}, {"mask_strategy": "blok"},
+        {"heads": 5}, {"patch_size": 5}, {"mask_strategy": "grid", "mask_ratio": 0.5}, {"warmup_epochs": 9.0, "epochs": 3},
+        {"study": "../x"},
+    ]  # fmt: skip
+    assert len(told) >= len(wrong)
+    for values in wrong:
+        with pytest.raises(ParameterError) as refused:
+            PretrainParameters.check(values)
+        assert str(refused.value) in told
