@@ -156,8 +156,7 @@ def main_caption(summary: Summary) -> str:
     theirs = either(summary, ", with the student's and the paper's")
     return (
         f"Results of every case: test accuracy (%) after fine-tuning in the last epoch{theirs}; in the best epoch; "
-        f"probes of "
-        "the frozen encoder (%); and cost."
+        "probes of the frozen encoder (%); and cost."
     )
 
 
@@ -170,9 +169,8 @@ def main_notes(summary: Summary) -> str:
     models = "Student: ViT-T/2 on CIFAR-10. Paper: ViT-L on ImageNet-1k, [He et al.](#ref-he2021). "
     return (
         f"{either(summary, models)}*Best epoch* is chosen on the test images and is therefore too high. The probes "
-        f"read the "
-        "mean patch token of the encoder before fine-tuning; from scratch, that is a random encoder. FLOPs: one image's "
-        f"forward pass in pre-training; minutes: both stages, with data and evaluation; "
+        "read the mean patch token of the encoder before fine-tuning; from scratch, that is a random encoder. FLOPs: one "
+        "image's forward pass in pre-training; minutes: both stages, with data and evaluation; "
         f"{of_pretraining}{plus_minus(summary)}"
     )
 
@@ -348,8 +346,7 @@ def resized(summary: Summary) -> str:
         return positions
     return (
         f" This is the size in pre-training, {first}×{first} pixels; in fine-tuning, and for all accuracies after it, "
-        f"images "
-        f"have {tuned}×{tuned} pixels.{positions}"
+        f"images have {tuned}×{tuned} pixels.{positions}"
     )
 
 

@@ -49,29 +49,25 @@ CONFUSION = """\
 MISTAKES = "[Figure 8](#fig-mistakes) shows the misclassified test images with the highest confidence."
 
 CLAIMS = """\
-A claim about several cases, or about every epoch, needs all its comparisons and is contradicted by one; \
-[Table 8](#tab-claims) shows
-the comparison that decides. FLOPs are counted, so they need no interval.
+A claim about several cases, or about every epoch, needs all its comparisons and is contradicted by one;
+[Table 8](#tab-claims) shows the comparison that decides. FLOPs are counted, so they need no interval.
 
-**How much could be found.** *Could find* is the smallest difference that the paired t test at 5 % would find with a \
-probability of
-80 %, if the seeds scatter as these do, in the unit of the measured difference (noncentral t distribution,
+**How much could be found.** *Could find* is the smallest true difference that the paired t test at 5 % finds with a
+probability of 80 %, if the seeds scatter as these do, in the unit of the measured difference (noncentral t distribution,
 [Cohen](#ref-cohen1988), [Faul et al.](#ref-faul2007)). An undecided claim says nothing about smaller differences.
 
-**How many claims.** *p* is the p-value of the paired t test. For a claim that needs several comparisons it is their largest
-(intersection–union rule, [Berger](#ref-berger1982)); for one that is contradicted by any of them, the smallest times \
-their number.
-*Holm* is p corrected for the number of claims ([Holm](#ref-holm1979)): of all verdicts that a difference exists \
-whose corrected
-p-value is below 5 %, even one is wrong with a probability of at most 5 %. This holds for one look at the results. Whoever \
-adds seeds
-and judges again has more chances of a wrong verdict, so verdicts are final only with the last planned seed."""
+**How many claims.** *p* is the p-value of the paired t test. For a claim that needs several comparisons, it is the largest
+of their p-values (intersection–union rule, [Berger](#ref-berger1982)). For a claim that a comparison contradicts, it is the
+smallest p-value of those that point against it, times the number of comparisons. *Holm* is p corrected for the number of
+claims ([Holm](#ref-holm1979)): among all verdicts with a corrected p below 5 %, the probability of any error is at most 5 %.
+This holds for one look at the results. Whoever adds seeds and judges again has more chances of an error, so verdicts are
+final only with the last planned seed."""
 
 MASKS = {
     "random": "*Random* masks are drawn uniformly without replacement.",
-    "block": "*Block* masks are unions of rectangles as in BEiT\n([Bao et al.](#ref-bao2022)); the last rectangle is "
-    "trimmed so that the count is exact.",
-    "grid": "*Grid* masks keep the same one of every\n2 × 2 patches.",
+    "block": "*Block* masks are unions of rectangles as in BEiT ([Bao et al.](#ref-bao2022)); the last rectangle is trimmed "
+    "so that the count is exact.",
+    "grid": "*Grid* masks keep the same one of every 2 × 2 patches.",
 }
 
 
@@ -82,8 +78,7 @@ def masks(summary: Summary) -> str:
     told.append("Every mask of a kind hides the same number of patches.")
     if summary.whole or any(run.mask_tokens_in_encoder for run in runs):
         told.append(
-            "In the ablation *mask tokens in the encoder*, mask tokens\nreplace the masked patches in the encoder, "
-            "too, and "
+            "In the ablation *mask tokens in the encoder*, mask tokens replace the masked patches in the encoder, too, and "
             "not only in the decoder."
         )
     return f"**Masks.** {' '.join(told)}"
@@ -126,8 +121,7 @@ def sampling(summary: Summary) -> str:
     if summary.whole:
         return (
             "### Mask sampling\n\n[Figure 5](#fig-samplings) shows the same test images under each kind of mask. We "
-            "compare "
-            "two choices: mask tokens in the encoder\n([Table 2](#tab-tokens)), and the kind of mask "
+            "compare two choices: mask tokens in the encoder ([Table 2](#tab-tokens)), and the kind of mask "
             "([Table 3](#tab-sampling), [Figure 6](#fig-accuracy))."
         )
     said = {
