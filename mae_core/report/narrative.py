@@ -202,8 +202,7 @@ PARTS = {
 
 
 def finetuning(summary: Summary) -> str:
-    """How the models are fine-tuned and evaluated, with the parts of the recipe that the runs used; empty if they "
-    "are not."""
+    """How the models are fine-tuned and evaluated, with the parts of the recipe in use; empty if they are not."""
     if not summary.fine_tuned:
         return ""
     alone = "curves-scratch" not in parts(summary)

@@ -59,14 +59,14 @@ probability of 80 %, if the seeds scatter as these do, in the unit of the measur
 **How many claims.** *p* is the p-value of the paired t test. For a claim that needs several comparisons, it is the largest
 of their p-values (intersection–union rule, [Berger](#ref-berger1982)). For a claim that a comparison contradicts, it is the
 smallest p-value of those that point against it, times the number of comparisons. *Holm* is p corrected for the number of
-claims ([Holm](#ref-holm1979)): among all verdicts with a corrected p below 5 %, the probability of any error is at most 5 %.
-This holds for one look at the results. Whoever adds seeds and judges again has more chances of an error, so verdicts are
-final only with the last planned seed."""
+claims ([Holm](#ref-holm1979)): among all verdicts with a corrected p below 5 %, the probability of any error is at most
+5 %. This holds for one look at the results. Whoever adds seeds and judges again has more chances of an error, so verdicts
+are final only with the last planned seed."""
 
 MASKS = {
     "random": "*Random* masks are drawn uniformly without replacement.",
-    "block": "*Block* masks are unions of rectangles as in BEiT ([Bao et al.](#ref-bao2022)); the last rectangle is trimmed "
-    "so that the count is exact.",
+    "block": "*Block* masks are unions of rectangles as in BEiT ([Bao et al.](#ref-bao2022)); the last rectangle is "
+    "trimmed so that the count is exact.",
     "grid": "*Grid* masks keep the same one of every 2 × 2 patches.",
 }
 
