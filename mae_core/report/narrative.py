@@ -392,24 +392,35 @@ def unlike(summary: Summary) -> str:
     """What differs, beside the masks, between cases that are compared by seed; empty if nothing does."""
     told = [f"{name}, {stage} ({words})" for name, stage, words in summary.other_recipes()]
     more = f" These cases differ from the others in more than their masks: {'; '.join(told)}." if told else ""
-    found: dict[str, list[str]] = {}  # sentence -> seeds
-    for stage, words in (("pretrain", "pre-training"), ("finetune", "fine-tuning")):
-        kinds: dict[int, dict[str, list[str]]] = {}  # seed -> precision -> cases
-        for case in summary.all_cases.values():
-            for seed, provenance in case.read(stage, "provenance").items():
-                kinds.setdefault(seed, {}).setdefault(provenance["precision"], []).append(case.label)
-        for seed, cases in sorted(kinds.items()):
-            *fewer, most = sorted(cases, key=lambda name: len(cases[name]))
-            if fewer:
-                those = ", ".join(f"{' and '.join(cases[name])} in {name}" for name in fewer)
-                found.setdefault(f"{words} of {those}, of the others in {most}", []).append(str(seed))
-    if not found:
+    stages = {"pre-training": precisions(summary, "pretrain"), "fine-tuning": precisions(summary, "finetune")}
+    if stages["pre-training"] == stages["fine-tuning"]:
+        stages = {"training": stages["fine-tuning"]}
+    listed = [
+        f"{stage} of {words} ({'seeds' if len(numbers) > 1 else 'seed'} {' and '.join(numbers)})"
+        for stage, found in stages.items()
+        for words, numbers in found.items()
+    ]
+    if not listed:
         return more
-    listed = [f"{words} ({'seeds' if len(n) > 1 else 'seed'} {' and '.join(n)})" for words, n in found.items()]
     return (
         f"{more} Some cases that we compare were trained in different precisions: {'; '.join(listed)}. Their differences "
         "contain what the precision changes, which this study does not measure."
     )
+
+
+def precisions(summary: Summary, stage: str) -> dict[str, list[str]]:
+    """Which cases were trained in another precision than most with the same seed, in words, and with which seeds."""
+    kinds: dict[int, dict[str, list[str]]] = {}  # seed -> precision -> cases
+    for case in summary.all_cases.values():
+        for seed, provenance in case.read(stage, "provenance").items():
+            kinds.setdefault(seed, {}).setdefault(provenance["precision"], []).append(case.label)
+    found: dict[str, list[str]] = {}
+    for seed, cases in sorted(kinds.items()):
+        *fewer, most = sorted(cases, key=lambda name: len(cases[name]))
+        if fewer:
+            those = ", ".join(f"{' and '.join(cases[name])} in {name}" for name in fewer)
+            found.setdefault(f"{those}, of the others in {most}", []).append(str(seed))
+    return found
 
 
 def over_images(summary: Summary) -> str:

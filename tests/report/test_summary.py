@@ -526,7 +526,15 @@ def test_cases_of_one_seed_in_different_precisions_are_told():
     }
     text = narrative.unlike(read_again())
     those = "random 25 % and random 50 % in float64"
-    assert f": pre-training of {those}, of the others in {usual} (seeds 1 and 2); fine-tuning of {those}, of" in text
+    assert f": training of {those}, of the others in {usual} (seeds 1 and 2). " in text
+    for path in Path("outputs/fake").glob("random-50/seed2/pretrain/provenance.json"):
+        write_json(path, read_json(path) | {"precision": usual})
+    text = narrative.unlike(read_again())
+    one = "random 25 % in float64, of the others in"
+    assert (
+        f": pre-training of {those}, of the others in {usual} (seed 1); pre-training of {one} {usual} (seed 2); fine"
+        in text
+    )
 
 
 def test_pre_training_and_fine_tuning_in_different_precisions_are_no_difference_of_cases():
