@@ -239,7 +239,7 @@ def check(page, folder):
             middle(raw.metric(case, "finetune", "train_seconds"), 1, 1 / 60),
             middle(raw.metric(case, "finetune", "images_per_second")),
         ]
-    check_sweep(report, raw, accuracy, linear, knn, flops, loss)
+    swept = check_sweep(report, raw, accuracy, linear, knn, flops, loss)
     check_sensitivity(report, accuracy)
     check_claims(report, raw, accuracy, linear, flops, loss, psnr, memory)
     check_chance(report, raw, accuracy)
@@ -249,7 +249,7 @@ def check(page, folder):
     # Sentences: each number with two or more decimals must come from the runs.
     pool = {number for kind, digits in ((accuracy, 2), (linear, 2), (loss, 4), (psnr, 2)) for value in kind.values()
             for number in cell(value, digits).split(" ± ")}  # fmt: skip
-    pool |= grown
+    pool |= grown | swept
     pool |= {times(value, base).rstrip("×") for value in flops.values()}
     if flops.get("random-75-longer") and flops["block-50"]:
         work = [mean(flops[case]) * raw.epochs(case) for case in ("random-75-longer", "block-50")]
@@ -295,6 +295,7 @@ def shared_seeds(values, cases):
 
 
 def check_sweep(report, raw, accuracy, linear, knn, flops, loss):
+    """Check both tables; return the numbers of the ratios over the seeds that all of them share."""
     ran = [case for case in ("random-25", "random-50", "random-75", "random-90") if accuracy.get(case)]
     alike = [shared_seeds(values, ran) for values in (flops, loss, accuracy, linear, knn)]
     assert report.tables["tab-ratio"][1:] == [
@@ -304,6 +305,7 @@ def check_sweep(report, raw, accuracy, linear, knn, flops, loss):
         ]
         for case in ran
     ]  # fmt: skip
+    known = {number for values in alike[2:4] for case in ran for number in cell(values[case]).split(" ± ")}
     compared = ("random-75", "block-50", "random-75-longer")
     accuracy, linear = (shared_seeds(values, compared) for values in (accuracy, linear))
     for row, case in zip(report.tables["tab-work"][1:], compared, strict=True):
@@ -312,6 +314,7 @@ def check_sweep(report, raw, accuracy, linear, knn, flops, loss):
             continue
         done, usual = (mean(flops[which]) * raw.epochs(which) for which in (case, "random-75"))
         assert row[1:] == [str(raw.epochs(case)), f"{done / usual:.2f}×", cell(accuracy[case]), cell(linear[case])]
+    return known
 
 
 def check_sensitivity(report, accuracy):

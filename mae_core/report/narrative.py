@@ -608,7 +608,10 @@ def best_ratios(summary: Summary) -> str:
         best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
         lowest = f"lowest at {100 * worst:g} % with {number(means[worst])} %"
         told.append(f"{name} at {100 * best:g} % ({number(means[best])} %; {lowest})")
-    return f"**The masking ratio** with the highest result: {', '.join(told)}."
+    shared = {seed for case in summary.ratios().values() for seed in case.values("accuracy")}
+    few = len(shared) < len(summary.seeds)
+    over = f", with the {count(len(shared), 'seed')} that all ratios share" if few else ""
+    return f"**The masking ratio** with the highest result{over}: {', '.join(told)}."
 
 
 def left_out(summary: Summary) -> str:
