@@ -1,9 +1,9 @@
 # make report              run the smoke study and write its report to report/smoke/
 # make report STUDY=laptop the same for another file in params/; reuses results that are committed
 # make report STUDY=laptop AGAIN=1      run its cases again, even if results exist
-# make sweep STUDY=laptop  run the study's other masking ratios and its run of equal work, then update its report (night has them, too)
+# make sweep STUDY=laptop  run the study's other masking ratios and its run of equal work, then update its report (night, too)
 # make lengths STUDY=laptop    run three maskings with shorter and longer pre-training, then update its report
-# make seeds STUDY=laptop  run the study's cases with more seeds, then update its report (night has them, too)
+# make seeds STUDY=laptop  run the study's cases with more seeds, then update its report (night, too)
 # make test                run all tests
 # make recover STUDY=laptop    after a kill -9: end leftover processes so that the next `make report` can start
 # make soak                inject kills, damage and full disks for ten minutes, start 500 notebooks; report what was lost

@@ -609,8 +609,8 @@ def best_ratios(summary: Summary) -> str:
         lowest = f"lowest at {100 * worst:g} % with {number(means[worst])} %"
         told.append(f"{name} at {100 * best:g} % ({number(means[best])} %; {lowest})")
     shared = {seed for case in summary.ratios().values() for seed in case.values("accuracy")}
-    few = len(shared) < len(summary.seeds)
-    over = f", with the {count(len(shared), 'seed')} that all ratios share" if few else ""
+    shares = "only seed" if len(shared) == 1 else f"{len(shared)} seeds"
+    over = f", with the {shares} that all ratios share" if len(shared) < len(summary.seeds) else ""
     return f"**The masking ratio** with the highest result{over}: {', '.join(told)}."
 
 

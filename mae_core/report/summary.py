@@ -100,6 +100,11 @@ class Case:
         """Names of the runs that finished a stage and have the file, as figures and tables give them."""
         return [f"{self.name}/seed{seed}/{stage}" for seed in self.finished(stage, file)]
 
+    def recipe(self, stage: str) -> dict[str, Any]:
+        """The parameters of the first run of a stage; empty if none has run."""
+        stored = next(iter(self.read(stage, "parameters").values()), None)
+        return DEFAULTS[stage] | stored if stored else {}  # runs from before a parameter existed had its default
+
     def of(self, seeds: set[int]) -> "Case":
         """The case with only some of its seeds."""
         return replace(self, folders={k: folder for k, folder in self.folders.items() if k in seeds})
@@ -243,14 +248,8 @@ class Summary:
         found = []
         for case in self.all_cases.values():
             for stage, words in (("pretrain", "pre-training"), ("finetune", "fine-tuning")):
-                recipe: dict[str, Any]
-                values: dict[str, Any]
-                recipe, values = (
-                    next((DEFAULTS[stage] | p for p in one.read(stage, "parameters").values()), {})
-                    for one in (self.default, case)
-                )
-                free = NOT_THE_RECIPE | SWEPT if stage == "pretrain" else NOT_THE_RECIPE
-                if recipe and values and (told := difference(values, recipe, free)):
+                recipe, values = self.default.recipe(stage), case.recipe(stage)
+                if values and (told := difference(values, recipe, may_differ(stage))):
                     found.append((case.label, words, told))
         return found
 
@@ -357,6 +356,11 @@ DEFAULTS = {"pretrain": PretrainParameters().flat(), "finetune": FinetuneParamet
 SWEPT = {"mask_strategy", "mask_ratio", "mask_tokens_in_encoder", "norm_pix", "epochs"}  # may differ in a sweep
 
 
+def may_differ(stage: str) -> set[str]:
+    """The parameters in which compared cases of a study may differ."""
+    return NOT_THE_RECIPE | SWEPT if stage == "pretrain" else NOT_THE_RECIPE
+
+
 def of_one_recipe(case: Case, pattern: Case | None, left_out: list[str]) -> dict[int, Path]:
     """The folders of a case's runs with the recipe of its first run and, except for the masks, of ``pattern``.
 
@@ -365,11 +369,9 @@ def of_one_recipe(case: Case, pattern: Case | None, left_out: list[str]) -> dict
     folders = dict(case.folders)
     for stage in ("pretrain", "finetune"):
         stored: dict[str, Any]
-        swept = NOT_THE_RECIPE | SWEPT if stage == "pretrain" else NOT_THE_RECIPE
         wanted: list[tuple[dict[str, Any], set[str]]] = []
         if pattern:
-            stored = next(iter(pattern.read(stage, "parameters").values()), {})
-            wanted.append((DEFAULTS[stage] | stored if stored else {}, swept))
+            wanted.append((pattern.recipe(stage), may_differ(stage)))
         for seed, stored in case.read(stage, "parameters").items():
             values = DEFAULTS[stage] | stored  # runs from before a parameter existed had its default
             told = [words for recipe, free in wanted if (words := difference(values, recipe, free))]

@@ -14,7 +14,7 @@ def prepare_images(study: Study) -> None:
         ParameterError: if an image cannot be decoded, a class is empty, a link leads out, or a batch exceeds the data.
     """
     largest: dict[tuple[str, int, int, int], int] = {}  # batch of each kind of data
-    for case in (*study.cases, *study.sweep, *study.lengths):
+    for case in study.all_cases:
         for stage in study.stages(case):
             run = study.run(case, study.seeds[0], stage)
             if run.dataset == "folder":

@@ -547,12 +547,14 @@ def test_pre_training_and_fine_tuning_in_different_precisions_are_no_difference_
 def test_a_case_of_another_recipe_is_told_beside_the_verdicts():
     fake_study.write(seeds=(0, 1))
     assert narrative.unlike(read_again()) == ""
+    assert "from scratch with the same recipe" in narrative.abstract(read_again())
     for seed in (0, 1):
         path = Path(f"outputs/fake/scratch/seed{seed}/finetune/parameters.json")
         write_json(path, read_json(path) | {"base_lr": 0.5})
     summary = read_again()
     assert not summary.left_out
     assert "more than their masks: from scratch, fine-tuning (base_lr is 0.5 there, and " in narrative.unlike(summary)
+    assert "same recipe" not in narrative.abstract(summary) + narrative.finetuning(summary)
 
 
 # Other studies ------------------------------------------------------------------------------------------------------
@@ -604,3 +606,18 @@ def test_a_study_that_is_not_there_is_left_out():
     assert read_beside(ReportParameters(study="fake", beside=["absent"])) == []
     Path("outputs/absent/random-75/seed0/finetune").mkdir(parents=True)  # it has begun, and has no results
     assert read_beside(ReportParameters(study="fake", beside=["absent"])) == []
+
+
+def test_the_model_of_a_default_case_with_mask_tokens_or_normalized_pixels_is_told():
+    fake_study.write()
+    for words in ("The encoder sees the visible patches only", "and predicts pixels."):
+        assert words in narrative.model(read_again())
+    path = Path("outputs/fake/random-75/seed0/pretrain/parameters.json")
+    write_json(path, read_json(path) | {"norm_pix": True, "mask_tokens_in_encoder": True})
+    run = PretrainParameters.check(read_json(path))
+    default = replace(read_again().cases["random-75"], pretrained=run)
+    summary = Summary("fake", {"random-75": default})
+    vars(summary)["default"] = default
+    text = narrative.model(summary)
+    assert "The encoder sees all patches, with a mask token in place of each masked one" in text
+    assert "and predicts normalized pixels." in text

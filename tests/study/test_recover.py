@@ -1,0 +1,47 @@
+"""Which kernels have lost the process that started them."""
+
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from mae_core.study.recover import is_lost
+
+WAIT = "import sys; print(flush=True); sys.stdin.read()"
+
+
+@pytest.fixture
+def kernel():
+    """A function that starts a stand-in for a kernel with this process as its starter."""
+    started = []
+
+    def start(starter):
+        environment = {name: value for name, value in os.environ.items() if name != "JPY_PARENT_PID"}
+        environment |= {} if starter is None else {"JPY_PARENT_PID": str(starter)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        started.append(subprocess.Popen([sys.executable, "-c", WAIT], env=environment, **pipes))
+        started[-1].stdout.readline()
+        return psutil.Process(started[-1].pid)
+
+    yield start
+    for process in started:
+        process.communicate()
+
+
+def test_a_kernel_is_lost_once_its_starter_has_ended(kernel):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert is_lost(kernel(ended.pid))  # whoever has adopted it: process 1 or another
+    assert not is_lost(kernel(os.getpid()))
+
+
+def test_a_worker_of_a_living_kernel_is_not_lost(kernel):
+    starter = os.getppid()  # alive, and not the parent of the worker, which inherits its kernel's environment
+    assert not is_lost(kernel(starter))
+
+
+def test_what_does_not_name_its_starter_is_not_lost(kernel):
+    assert not is_lost(kernel(None))
+    assert not is_lost(kernel("none"))
