@@ -280,8 +280,18 @@ def abstract(summary: Summary) -> str:
         f"{text}, an encoder pre-trained with 75 % random masking reaches {number(ours)} % {evaluated(summary)} "
         f"accuracy after fine-tuning, against {number(scratch)} % from scratch{same_recipe(summary)}. We judge "
         f"{len(verdicts)} claims, most of them from the report and the paper: {told} ([Table 8](#tab-claims)). "
-        f"{corrected}{intervals(summary)}"
+        f"{not_run(summary)}{corrected}{intervals(summary)}"
     )
+
+
+def not_run(summary: Summary) -> str:
+    """The student's cases that have no accuracy; empty if all have one."""
+    missing = [label_of(*masks) for masks in published.STUDENT if not summary.find(*masks).values("accuracy")]
+    if not missing:
+        return ""
+    *before, last = missing
+    told = f"{', '.join(before)} and {last}" if before else last
+    return f"Of the student's cases, {told} {'have' if before else 'has'} not run. "
 
 
 def same_recipe(summary: Summary) -> str:

@@ -91,6 +91,15 @@ def test_what_was_not_run_is_said_and_not_filled_in():
     assert "has not run" in narrative.abstract(summary)
 
 
+def test_the_abstract_names_the_students_cases_that_have_not_run():
+    text = narrative.abstract(read(skip=("grid-75", "mask-tokens", "block-50")))
+    named = "random 75 % + mask tokens, block 50 % and grid 75 % have not run. There is one seed"
+    assert f"Of the student's cases, {named}" in text
+    text = narrative.abstract(read(skip=("grid-75",)))  # the others have run now
+    assert "Of the student's cases, grid 75 % has not run. There is one seed" in text
+    assert "Of the student's cases" not in narrative.abstract(read())
+
+
 def test_nothing_run_is_a_report_too():
     with pytest.raises(ParameterError, match=r"^outputs/nothing holds no results"):
         Summary.read(ReportParameters(study="nothing"))
