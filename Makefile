@@ -68,7 +68,7 @@ lab: $(READY)
 	jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/explore.ipynb
 
 explore: $(DEV)
-	JUPYTER_PATH="$(CURDIR)/mae_core/explore/page" voila notebooks/explore.ipynb --template=explore --Voila.ip=127.0.0.1
+	JUPYTER_PATH="$(CURDIR)/mae_core/explore/page" voila notebooks/explore.ipynb --template=explore --Voila.ip=127.0.0.1 --show_tracebacks=True
 
 env: $(DEV)
 

@@ -85,13 +85,13 @@ def voila(project):
 
 @contextlib.contextmanager
 def opened(browser, address, width, **more):
-    """A page, with the errors of its console in ``page.errors`` and requests to other hosts in ``page.foreign``."""
+    """A page, with its errors in ``page.errors``, the uncaught ones in ``page.crashes``, and its requests in ``page.foreign``."""
     context = browser.new_context(viewport={"width": width, "height": 900}, **more)
     page = context.new_page()
     page.set_default_timeout(WAIT)
-    page.errors, page.foreign = [], []
+    page.errors, page.crashes, page.foreign = [], [], []
     page.on("console", lambda message: message.type == "error" and page.errors.append(message.text))
-    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on("pageerror", lambda error: (page.errors.append(str(error)), page.crashes.append(str(error))))
     page.on("request", lambda request: request.url.startswith("http") and page.foreign.append(request.url))
     page.goto(address, wait_until="commit")
     yield page
@@ -203,6 +203,18 @@ def test_the_web_page_paints_compares_and_opens_a_picture(browser, voila, capsys
         assert not [url for url in page.foreign if not url.startswith(voila)]
 
 
+def test_the_web_page_says_what_is_wrong_with_the_parameters(browser, voila, project):
+    path = project / "notebooks" / "explore.ipynb"
+    usual = path.read_text(encoding="utf-8")
+    path.write_text(usual.replace(r"study: str = \"laptop\"", r"study: str = \"nowhere\""), encoding="utf-8")
+    try:
+        with opened(browser, voila, 1280) as page:
+            page.wait_for_selector("text=/ParameterError: there are no weights in outputs.nowhere/")
+            assert "Traceback" not in page.inner_text("body")
+    finally:
+        path.write_text(usual, encoding="utf-8")
+
+
 def test_the_web_page_fits_a_phone_and_is_accessible(browser, voila):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     with opened(browser, voila, 390, color_scheme="light", has_touch=True) as page:
@@ -280,4 +292,5 @@ def test_jupyterlab_runs_the_notebook_and_paints(browser, lab, capsys):
         with capsys.disabled():
             print(f"\nJupyterLab: first picture after {first:.1f} s, a stroke in {1000 * statistics.median(times):.0f} ms")
         assert statistics.median(times) < 1
+        assert not page.crashes
         assert not [text for text in page.errors if "mae" in text or "anywidget" in text]

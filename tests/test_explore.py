@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from mae_core.data.images import load, to_unit
-from mae_core.errors import ParameterError
+from mae_core.errors import MissingDataError, ParameterError
 from mae_core.evaluation.classification import class_attention
 from mae_core.evaluation.reconstruction import reconstruct
 from mae_core.explore import trained as on_disk
@@ -102,6 +102,7 @@ def test_the_published_weights_are_those_of_the_published_pictures():
     for path in found:
         model, about = on_disk.open_autoencoder(path, torch.device("cpu"))
         original, masked, painted = load_sheet(path.with_name("pictures.png"), 3)
+        compared = 0
         hidden_nHW = (masked == 128).all(-1)
         for image_HWC, hidden_HW, published in zip(original, hidden_nHW, painted, strict=True):
             hidden = hidden_HW[::4, ::4].flatten().tolist()
@@ -110,6 +111,8 @@ def test_the_published_weights_are_those_of_the_published_pictures():
             models = [on_disk.Trained(about, model, None, path.parents[1])]
             (mine,) = paint(models, torch.from_numpy(image_HWC.copy()).permute(2, 0, 1), hidden)
             assert np.abs(mine.pixels_HWC.astype(float) - published).mean() < 6
+            compared += 1
+        assert compared > 5
 
 
 def test_what_the_models_saw_follows_their_data(view):
@@ -131,7 +134,9 @@ def test_what_is_on_disk_is_opened_and_what_is_not_is_named(run):
     assert [found.name for found in both] == ["random-75", "grid-75"]
     assert [found.classifier is not None for found in both] == [True, False]
     assert not both[0].model.training
-    with pytest.raises(ParameterError, match=r"no weights in outputs/mine/block-75/seed0/: .*weights in outputs/mine"):
+    with pytest.raises(
+        ParameterError, match=r"no weights in outputs/mine/block-75/seed0/: .*weights in outputs/mine \(seed 0\)$"
+    ):
         trained_models(run.model_copy(update={"cases": ["block-75"]}))
     with pytest.raises(ParameterError, match=r"no weights in outputs/other/: "):
         trained_models(run.model_copy(update={"study": "other"}))
@@ -178,6 +183,110 @@ def test_without_the_data_set_the_studys_own_pictures_are_shown(run, tmp_path):
     assert not list(tmp_path.iterdir())
     unlabelled = images_to_show(nowhere, trained_models(run)[1])
     assert Explorer(trained_models(run)[1:], unlabelled, nowhere).title == "image 1 of 10"
+
+
+def test_the_images_are_those_of_the_models_training_unless_others_are_named(study, run):
+    usual = ExploreParameters(study="mine", device="cpu")
+    shown = usual.shown_with(trained_models(usual)[0].run)
+    assert (shown.dataset, shown.data_dir) == ("shapes", run.data_dir)
+    assert explorer(usual).about["n_images"] == 400
+    assert explorer(usual).about["train"]
+    birds = PretrainParameters(dataset="folder", data_dir="birds")
+    for given, expected in (
+        ({"dataset": "cifar10"}, ("cifar10", "data")),
+        ({"data_dir": "more"}, ("folder", "more")),
+        ({"dataset": "folder"}, ("folder", "birds")),
+    ):
+        shown = usual.model_copy(update=given).shown_with(birds)
+        assert (shown.dataset, shown.data_dir) == expected
+
+
+def test_nothing_is_drawn_where_the_shapes_are_missing(run, tmp_path):
+    nowhere = run.model_copy(update={"data_dir": str(tmp_path)})
+    assert len(images_to_show(nowhere, trained_models(run)[0])) == 10
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_studys_own_pictures_have_the_labels_that_belong_to_them(study, run, tmp_path, monkeypatch):
+    """A fine-tuning may have evaluated other images, as with ``holdout``: its labels are of its own pictures."""
+    shutil.copytree(study / "outputs", tmp_path / "outputs")
+    monkeypatch.chdir(tmp_path)
+    tuned = tmp_path / "outputs/mine/random-75/seed0/finetune"
+    Image.fromarray(np.asarray(Image.open(tuned / "pictures.png"))[:, ::-1]).save(tuned / "pictures.png")
+    nowhere = run.model_copy(update={"data_dir": "nowhere"})
+    first = trained_models(nowhere)[0]
+    shown = images_to_show(nowhere, first)
+    assert np.array_equal(shown.images_nCHW.permute(0, 2, 3, 1).numpy(), load_sheet(tuned / "pictures.png", 1)[0])
+    (tuned / "pictures.png").unlink()
+    assert set(images_to_show(nowhere, first).labels_n.tolist()) == {-1}
+
+
+def test_cases_with_other_patches_are_refused_if_named(study, run, tmp_path, monkeypatch, few_shapes_dir):
+    shutil.copytree(study / "outputs", tmp_path / "outputs")
+    monkeypatch.chdir(tmp_path)
+    few = {"train_images": 64, "epochs": 1, "threads": 1, "data_dir": str(few_shapes_dir), "study": "mine"}
+    pretrain(PretrainParameters(case="coarse", patch_size=8, width=24, depth=1, decoder_width=24, **few))
+    assert [found.name for found in trained_models(run)] == ["random-75", "grid-75"]
+    with pytest.raises(ParameterError, match=r"random-75 \(images of 32 pixels, patches of 4\) and coarse \(32 and 8\)"):
+        trained_models(run.model_copy(update={"cases": ["random-75", "coarse"]}))
+
+
+def test_a_model_of_normalized_patches_says_what_it_gets_from_the_original(run):
+    models = trained_models(run)
+    normalized = models[1].run.model_copy(update={"norm_pix": True})
+    models[1] = dataclasses.replace(models[1], run=normalized)
+    view = Explorer(models, images_to_show(run, models[0]), run)
+    assert view.message.startswith("grid-75 predicts normalized patches: ")
+    assert [case["psnr"] is None for case in view.picture["cases"]] == [False, True]
+    view.mask("all")
+    assert "without having seen anything" not in view.message
+    assert comparison(models, view.pixels_CHW).axes
+    view.chosen = ["random-75"]
+    assert "without having seen anything" in view.message
+
+
+def test_what_goes_wrong_is_told_on_the_page(view, monkeypatch):
+    monkeypatch.setattr("mae_core.explore.explorer.training_images", lambda *_: None)
+    view.answer(None, {"ask": "neighbours"}, [])
+    assert view.message == "The training images are no longer there."
+
+    def damaged(*_):
+        raise MissingDataError("data_batch_1 is damaged: delete it")
+
+    monkeypatch.setattr("mae_core.explore.explorer.training_images", damaged)
+    with pytest.raises(MissingDataError):
+        view.answer(None, {"ask": "neighbours"}, [])
+    assert view.message == "Data_batch_1 is damaged: delete it."
+    monkeypatch.setattr("mae_core.explore.pictures.attended", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        view.set_state({"image": 4})
+    assert view.message == "This failed (ZeroDivisionError: division by zero)."
+
+
+def test_a_run_that_is_trained_anew_beside_it_disturbs_no_stroke(study, run, tmp_path, monkeypatch):
+    shutil.copytree(study / "outputs", tmp_path / "outputs")
+    monkeypatch.chdir(tmp_path)
+    view = explorer(run)
+    shutil.rmtree(tmp_path / "outputs")
+    before = reconstruction(view)
+    view.mask("random")
+    assert reconstruction(view) != before
+
+
+def test_training_images_go_to_the_models_device(view, monkeypatch):
+    """Their labels say where they go, batch by batch; a device that computes nothing stands in for a GPU."""
+    placed = []
+
+    def class_scores(encoder, split, run, device):
+        placed.append((split, device))
+        raise StopIteration
+
+    monkeypatch.setattr("mae_core.explore.explorer.class_scores", class_scores)
+    monkeypatch.setattr(on_disk.Trained, "device", torch.device("meta"))
+    with pytest.raises(StopIteration):
+        view.find_neighbours()
+    ((split, device),) = placed
+    assert (device.type, split.labels_n.device.type, split.images_nCHW.device.type) == ("meta", "meta", "cpu")
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ function render({ model, el }) {
   const cards = h("div", { class: "mae-cards" });
   const found = h("div", { class: "mae-found" });
   const search = button("find the nearest training images", () => {
-    say("Computing the features of 5,000 training images, once …");
+    say("Looking for them among the training images …");
     model.send({ ask: "neighbours" });
   });
 

@@ -1,7 +1,8 @@
 """A widget to paint masks on an image by hand and see what trained models reconstruct; its page is in explorer.js."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import traitlets
 from IPython.display import display
 from torch import Tensor
 
-from mae_core.data.images import Split, to_unit
-from mae_core.errors import ParameterError
+from mae_core.data.images import Split, place, to_unit
+from mae_core.errors import Explained, ParameterError
 from mae_core.evaluation import probes
 from mae_core.evaluation.classification import class_scores
 from mae_core.explore import pictures
@@ -29,7 +30,10 @@ TO_TRY = """\
 - Hide all but one patch, then move that patch about. What does the model take from a single patch?
 - Show only the outline of a thing. How many patches does the classifier need until it names the reconstruction rightly?
 - Open a picture of your own: a face, a letter, a photograph of your room. The models saw {seen} only.
-- `pretrain` trains a model with masks of your choice; its study's name in the cell of parameters above opens it here."""
+- `pretrain` trains a model with masks of your choice; as this notebook's `study`, the name of its study opens it here."""
+NORMALIZED = (
+    "{name} predicts normalized patches: each hidden patch gets the original's mean and deviation, so there is no PSNR."
+)
 
 
 class Explorer(anywidget.AnyWidget):
@@ -57,7 +61,7 @@ class Explorer(anywidget.AnyWidget):
         Args:
             models: at least one, all with patches of the same size.
             images: of the size that the models take.
-            run: where to find training images for :meth:`find_neighbours`.
+            run: where to find training images for :meth:`find_neighbours`; its data set and folder are named.
         """
         self.models, self.images, self.run = list(models), images, run
         self.own: Tensor | None = None
@@ -76,7 +80,7 @@ class Explorer(anywidget.AnyWidget):
             chosen=[trained.name for trained in self.models if trained.name in by_strategy.values()],
         )  # fmt: skip
         self.paint()
-        self.observe(self.paint, ["hidden", "image", "chosen"])
+        self.observe(self.repaint, ["hidden", "image", "chosen"])
         self.on_msg(self.answer)
 
     @property
@@ -92,6 +96,20 @@ class Explorer(anywidget.AnyWidget):
         label = int(self.images.labels_n[self.image])
         name = f": {self.images.classes[label]}" if label >= 0 else ""
         return f"image {self.image + 1:,} of {len(self.images):,}{name}"
+
+    @contextmanager
+    def telling_errors(self) -> Iterator[None]:
+        """Show the page what went wrong: it sees no traceback."""
+        try:
+            yield
+        except Exception as error:
+            self.say(str(error) if isinstance(error, Explained) else f"this failed ({type(error).__name__}: {error})")
+            raise
+
+    def repaint(self, change: Any) -> None:
+        """Answer a change of the image, the mask or the cases."""
+        with self.telling_errors():
+            self.paint(change)
 
     def paint(self, change: Any = None) -> None:
         """Compute the pictures of the present image, mask and cases."""
@@ -113,18 +131,21 @@ class Explorer(anywidget.AnyWidget):
                 for done in pictures.paint(models, image_CHW, self.hidden, judge)
             ],
         }  # fmt: skip
-        self.message = HINTS.get(sum(self.hidden) / len(self.hidden), "")  # type: ignore[call-overload]
+        normalized = next((trained.name for trained in models if trained.run.norm_pix), None)
+        hint = HINTS.get(sum(self.hidden) / len(self.hidden), "")  # type: ignore[call-overload]
+        self.message = NORMALIZED.format(name=normalized) if normalized else hint
         if self.still_output:
             self.still_output.update(self.still(), raw=True)
 
     def answer(self, _: Any, asked: dict[str, Any], buffers: Sequence[memoryview]) -> None:
         """Do what a message of the page asks for."""
-        if asked["ask"] == "mask":
-            self.mask(asked["how"], asked["ratio"])
-        elif asked["ask"] == "own":
-            self.open_own(bytes(buffers[0]))
-        elif asked["ask"] == "neighbours":
-            self.find_neighbours()
+        with self.telling_errors():
+            if asked["ask"] == "mask":
+                self.mask(asked["how"], asked["ratio"])
+            elif asked["ask"] == "own":
+                self.open_own(bytes(buffers[0]))
+            elif asked["ask"] == "neighbours":
+                self.find_neighbours()
 
     def mask(self, how: str, ratio: float = 0.75) -> None:
         """Draw a new mask; ``how`` and ``ratio`` as in :func:`~mae_core.explore.pictures.hidden_patches`.
@@ -161,7 +182,9 @@ class Explorer(anywidget.AnyWidget):
         if self.features is None:
             train = training_images(self.run, N_SEARCHED, self.about["side"])
             if train is None:
+                self.say("the training images are no longer there")
                 return
+            (train,) = place([train], "host", trained.device)
             train_nD = class_scores(encoder, train, trained.run, trained.device)
             mean_D, deviation_D = probes.moments(train_nD)
             self.features = train, (train_nD - mean_D) / deviation_D, mean_D, deviation_D
@@ -169,7 +192,7 @@ class Explorer(anywidget.AnyWidget):
         with torch.no_grad():
             query_1D = (encoder(to_unit(self.pixels_CHW[None]).to(trained.device)) - mean_D) / deviation_D
         ids = probes.nearest(train_nD, query_1D, min(N_FOUND, len(train_nD)))[1][0].tolist()
-        names = [train.classes[train.labels_n[i]] if train.classes else "" for i in ids]
+        names = [train.classes[int(train.labels_n[i])] if train.classes else "" for i in ids]
         found = [(name, train.images_nCHW[i].permute(1, 2, 0).numpy()) for name, i in zip(names, ids, strict=True)]
         self.neighbours = []  # the page hears of changes only
         self.neighbours = [{"name": name, "pixels": pixels_HWC.tobytes()} for name, pixels_HWC in found]
@@ -222,4 +245,5 @@ def explorer(run: ExploreParameters) -> Explorer:
     """
     models = trained_models(run)
     torch.set_num_threads(1)
-    return Explorer(models, images_to_show(run, models[0]), run)
+    shown = run.shown_with(models[0].run)
+    return Explorer(models, images_to_show(shown, models[0]), shown)

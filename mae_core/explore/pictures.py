@@ -37,7 +37,8 @@ class Painted:
         name: the model's case.
         pixels_HWC: the image with reconstructed masked patches, uint8.
         error_HWC: absolute error, mean over the colours, from black (none) to bright (half the range or more); uint8.
-        psnr: on the masked pixels, in decibels; None if nothing is masked.
+        psnr: on the masked pixels, in decibels; None if nothing is masked, or if patches have the original's mean and
+            deviation (``norm_pix``).
         top: the three likeliest classes with their probabilities; empty without a classifier.
     """
 
@@ -88,7 +89,8 @@ def paint(
         mask = mask_of(hidden).to(trained.device)
         original_1CHW = to_unit(image_CHW[None]).to(trained.device)
         pixels_1CHW = reconstruct(trained.model, original_1CHW, mask, trained.run)[1].clamp(-1, 1)
-        quality = psnr(pixels_1CHW, original_1CHW, mask).item() if any(hidden) else None
+        told = any(hidden) and not trained.run.norm_pix
+        quality = psnr(pixels_1CHW, original_1CHW, mask).item() if told else None
         error_HW = (pixels_1CHW - original_1CHW)[0].abs().mean(0).cpu().numpy() * (127.5 * 255 / FULL_ERROR)
         error_HWC = HEAT[error_HW.clip(0, 255).round().astype(np.uint8)]
         painted.append(Painted(trained.name, to_pixels(pixels_1CHW)[0], error_HWC, quality, top(judge, pixels_1CHW)))
@@ -175,5 +177,6 @@ def comparison(models: Sequence[Trained], image_CHW: Tensor, seed: int = 0) -> F
     original = image_CHW.permute(1, 2, 0).cpu().numpy()
     rows = [("masked", [masked_pixels(image_CHW, hidden) for hidden in masks])]
     rows += [(trained.name, [column[i].pixels_HWC for column in columns]) for i, trained in enumerate(models)]
-    notes = {1 + i: [f"{column[i].psnr:.1f}" for column in columns] for i in range(len(models))}
+    qualities = [[column[i].psnr for column in columns] for i in range(len(models))]
+    notes = {1 + i: ["" if q is None else f"{q:.1f}" for q in row] for i, row in enumerate(qualities)}
     return image_rows([*rows, ("original", [original] * len(masks))], titles=strategies, notes=notes)

@@ -5,6 +5,7 @@ A run's weights are in its folder (study/results.py). A published run keeps a co
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Self
 
 import torch
 from pydantic import Field
@@ -14,7 +15,6 @@ from mae_core.data import Dataset, folder_of
 from mae_core.data.images import Split, load
 from mae_core.data.layout import check_layout
 from mae_core.errors import MissingDataError, OutputError, ParameterError
-from mae_core.evaluation import N_PICTURES
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study.checked import Name, Seed, UserPath
 from mae_core.study.parameters import OUTPUTS, Device, FinetuneParameters, Parameters, PretrainParameters, check_data_dir
@@ -22,6 +22,7 @@ from mae_core.study.results import FULL, KEPT, load_sheet, read_json
 from mae_core.study.tensors import load_tensors, save_tensors
 from mae_core.training.runs import choose_device, pretrain
 
+Shown = Literal["auto", Dataset]
 SEEN = {
     "cifar10": "ten classes of CIFAR-10",
     "cifar100": "a hundred classes of CIFAR-100",
@@ -33,19 +34,26 @@ class ExploreParameters(Parameters):
     """The models and the images to explore."""
 
     study: Name = Field("laptop", description="study whose trained models to open, from outputs/<study>/")
-    cases: list[Name] = Field([], description="cases to open; empty: all that have weights")
+    cases: list[Name] = Field([], description="cases to open; empty: all that have weights and fit the first")
     seed: Seed = Field(0, description="seed of the runs to open")
-    dataset: Dataset = Field("cifar10", description="images to show; without its files, the study's own pictures")
-    data_dir: UserPath = Field("data", description="folder that contains the data set")
+    dataset: Shown = Field("auto", description="images to show, else the runs' own pictures; auto: as in training")
+    data_dir: UserPath = Field("", description="folder that contains the data set; empty: as in training")
     train: bool = Field(
-        False, description="true: open a small model instead; it is trained on dataset, which is downloaded if missing"
+        False, description="true: train and open a small model instead, on dataset (auto: cifar10), downloaded if missing"
     )
     epochs: int = Field(2, description="training epochs of the small model", ge=1, le=1000)
     device: Device = Field("auto", description="where to compute; auto: cuda if available, else mps, else cpu")
 
     def check_together(self) -> None:
         if self.train:
-            check_data_dir(self.dataset, self.data_dir)
+            small = self.shown_with(PretrainParameters(dataset="cifar10"))
+            check_data_dir(small.dataset, small.data_dir)
+
+    def shown_with(self, trained: PretrainParameters) -> Self:
+        """These parameters with the data set and folder of a model's training, where they name none themselves."""
+        dataset = trained.dataset if self.dataset == "auto" else self.dataset
+        usual = trained.data_dir if dataset == trained.dataset else "data"
+        return self.model_copy(update={"dataset": dataset, "data_dir": self.data_dir or usual})
 
 
 @dataclass(frozen=True)
@@ -57,12 +65,14 @@ class Trained:
         model: the pre-trained autoencoder.
         classifier: the same encoder, fine-tuned; None if there is none.
         folder: the run's folder, ``outputs/<study>/<case>/seed<k>``.
+        classes: names of the classifier's classes; empty without one.
     """
 
     run: PretrainParameters
     model: MaskedAutoencoder
     classifier: Classifier | None
     folder: Path
+    classes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -83,11 +93,6 @@ class Trained:
     def encoder(self) -> Encoder:
         """The fine-tuned encoder where there is one, else the pre-trained one."""
         return self.classifier.encoder if self.classifier else self.model.encoder
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classifier's classes; empty without one."""
-        return read_json(self.folder / "finetune" / "metrics.json")["predictions"]["classes"] if self.classifier else []
 
 
 def keep(folder: Path) -> Path:
@@ -151,11 +156,11 @@ def open_classifier(path: Path, device: torch.device) -> Classifier:
 def trained_models(run: ExploreParameters) -> list[Trained]:
     """The models to explore: those of a study on disk, or a small one, which is trained unless it is on disk already.
 
-    Models whose images have another size or other patches than those of the first are left out: they need masks of their
-    own.
+    Models whose images have another size or other patches than those of the first need masks of their own: without
+    ``cases``, they are left out.
 
     Raises:
-        ParameterError: if no such run has weights; the message names what is there.
+        ParameterError: if no such run has weights (the message names what is there), or if the named cases do not fit.
     """
     device = choose_device(run.device)
     if run.train:
@@ -166,14 +171,23 @@ def trained_models(run: ExploreParameters) -> list[Trained]:
         found = [folder for folder in folders if weights_in(folder / "pretrain")]
         if not found or (run.cases and found != folders):
             lacking = next((folder for folder in folders if folder not in found), OUTPUTS / run.study)
-            there = sorted({path.parents[3].as_posix() for path in OUTPUTS.glob("*/*/seed*/pretrain/weights*.safetensors")})
+            runs = {path.parents[1] for path in OUTPUTS.glob("*/*/seed*/pretrain/weights*.safetensors")}
+            there = sorted({f"{path.parents[1].as_posix()} (seed {path.name[4:]})" for path in runs})
             raise ParameterError(
                 f"there are no weights in {lacking.as_posix()}/: train that run first, or set train to True for a small "
                 f"model; there are weights in {', '.join(there) or 'no study'}"
             )
         folders = found
     models = [open_run(folder, device) for folder in folders]
-    return [found for found in models if cut(found) == cut(models[0])]
+    fitting = [found for found in models if cut(found) == cut(models[0])]
+    if run.cases and len(fitting) < len(models):
+        other = next(found for found in models if found not in fitting)
+        (side, patch), (first_side, first_patch) = cut(other), cut(models[0])
+        raise ParameterError(
+            f"cases has {models[0].name} (images of {first_side} pixels, patches of {first_patch}) and {other.name} "
+            f"({side} and {patch}): one mask cannot fit both, so open them one after the other"
+        )
+    return fitting
 
 
 def cut(trained: Trained) -> tuple[int, int]:
@@ -192,14 +206,17 @@ def open_run(folder: Path, device: torch.device) -> Trained:
     assert path is not None
     model, run = open_autoencoder(path, device)
     classifier = open_classifier(tuned, device) if tuned else None
-    fits = classifier is not None and classifier.encoder.config.image_size == run.image_size
-    return Trained(run, model, classifier if fits else None, folder)
+    if classifier is None or classifier.encoder.config.image_size != run.image_size:
+        return Trained(run, model, None, folder)
+    told = read_json(folder / "finetune" / "metrics.json")["predictions"]
+    return Trained(run, model, classifier, folder, tuple(told["classes"]))
 
 
 def small_model(run: ExploreParameters) -> Path:
     """The folder of a small model of these parameters, which is trained first unless the folder holds it."""
+    data = run.shown_with(PretrainParameters(dataset="cifar10"))
     wanted = PretrainParameters(
-        study="explore", dataset=run.dataset, data_dir=run.data_dir, epochs=run.epochs, device=run.device,
+        study="explore", dataset=data.dataset, data_dir=data.data_dir, epochs=run.epochs, device=run.device,
         width=64, decoder_width=64,
     )  # fmt: skip
     folder = wanted.folder / "pretrain"
@@ -211,18 +228,18 @@ def small_model(run: ExploreParameters) -> Path:
 def images_to_show(run: ExploreParameters, first: Trained) -> Split:
     """All test images where the data set is at hand, else those of the first model's own pictures; nothing is downloaded.
 
-    Without the data set, labels are those that the first model's classifier recorded, or -1.
+    Without the data set, labels are those that the first model's classifier recorded with its pictures, or -1.
     """
-    size = first.run.image_size
-    if run.dataset == "shapes" or at_hand(run, size):
-        return load(run.dataset, run.data_dir, train=False, image_size=size)
-    images_nHWC = load_sheet(first.folder / "pretrain" / "pictures.png", 3)[0][:N_PICTURES]
-    images_nCHW = torch.from_numpy(images_nHWC.copy()).permute(0, 3, 1, 2)
-    told = first.folder / "finetune" / "metrics.json"
-    if not told.is_file():
-        return Split(images_nCHW, torch.full((len(images_nCHW),), -1), ())
-    predictions = read_json(told)["predictions"]
-    return Split(images_nCHW, torch.tensor(predictions["true"]), tuple(predictions["classes"]))
+    if at_hand(run, first.run.image_size):
+        return load(run.dataset, run.data_dir, train=False, image_size=first.run.image_size)
+    tuned = first.folder / "finetune"
+    if first.classifier and (tuned / "pictures.png").is_file():
+        images_nHWC = load_sheet(tuned / "pictures.png", 1)[0]
+        labels_n = torch.tensor(read_json(tuned / "metrics.json")["predictions"]["true"])
+    else:
+        images_nHWC = load_sheet(first.folder / "pretrain" / "pictures.png", 3)[0]
+        labels_n = torch.full((len(images_nHWC),), -1)
+    return Split(torch.from_numpy(images_nHWC.copy()).permute(0, 3, 1, 2), labels_n, first.classes)
 
 
 def training_images(run: ExploreParameters, limit: int, image_size: int) -> Split | None:

@@ -62,8 +62,11 @@ class Parameters(Checked):
 
         Args:
             namespace: ``globals()``; IPython stores the source of executed cells there, under ``In``. What later cells
-                made of an earlier run is deleted: after a failed check, they must not show it.
+                made of an earlier run is deleted: after a failed check, they must not show it. A widget is also closed,
+                because ipywidgets keeps those that are open, with all that they hold.
         """
+        if hasattr(view := namespace.get("view"), "close"):
+            view.close()
         for name in ("run", "view", "summary", "model", "folder", "metrics", "history"):
             namespace.pop(name, None)
         return cls.check({name: namespace[name] for name in assigned_last(namespace.get("In", []), set(cls.model_fields))})

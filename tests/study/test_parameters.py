@@ -2,6 +2,7 @@ import ast
 import gc
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal, get_args, get_origin
 
 import nbformat
@@ -122,6 +123,16 @@ def test_a_failed_check_leaves_no_earlier_run():
     with pytest.raises(ParameterError):
         namespace["run"] = PretrainParameters.from_namespace(namespace)
     assert "run" not in namespace
+
+
+def test_the_widget_of_an_earlier_run_is_closed():
+    """ipywidgets keeps every open widget, and with it models and images."""
+    closed = []
+    namespace = executed("seed = 1", "x = print")
+    namespace["view"] = SimpleNamespace(close=lambda: closed.append(True))
+    PretrainParameters.from_namespace(namespace)
+    PretrainParameters.from_namespace(namespace)
+    assert (closed, "view" in namespace) == ([True], False)
 
 
 def full(**changed):
