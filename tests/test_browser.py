@@ -85,7 +85,7 @@ def voila(project):
 
 @contextlib.contextmanager
 def opened(browser, address, width, **more):
-    """A page, with its errors in ``page.errors``, the uncaught ones in ``page.crashes``, and its requests in ``page.foreign``."""
+    """A page: ``errors`` of its console, ``crashes`` (uncaught errors), and ``foreign`` (its requests)."""
     context = browser.new_context(viewport={"width": width, "height": 900}, **more)
     page = context.new_page()
     page.set_default_timeout(WAIT)

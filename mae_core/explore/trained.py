@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError
 
-from mae_core.data import Dataset, folder_of
+from mae_core.data import folder_of
 from mae_core.data.images import Split, load
 from mae_core.data.layout import check_layout
 from mae_core.errors import MissingDataError, OutputError, ParameterError
@@ -22,7 +22,7 @@ from mae_core.study.results import FULL, KEPT, load_sheet, read_json
 from mae_core.study.tensors import load_tensors, save_tensors
 from mae_core.training.runs import choose_device, pretrain
 
-Shown = Literal["auto", Dataset]
+Shown = Literal["auto", "shapes", "cifar10", "cifar100", "folder"]
 SEEN = {
     "cifar10": "ten classes of CIFAR-10",
     "cifar100": "a hundred classes of CIFAR-100",
@@ -36,7 +36,7 @@ class ExploreParameters(Parameters):
     study: Name = Field("laptop", description="study whose trained models to open, from outputs/<study>/")
     cases: list[Name] = Field([], description="cases to open; empty: all that have weights and fit the first")
     seed: Seed = Field(0, description="seed of the runs to open")
-    dataset: Shown = Field("auto", description="images to show, else the runs' own pictures; auto: as in training")
+    dataset: Shown = Field("auto", description="images to show, else the runs' own; auto: as in training")
     data_dir: UserPath = Field("", description="folder that contains the data set; empty: as in training")
     train: bool = Field(
         False, description="true: train and open a small model instead, on dataset (auto: cifar10), downloaded if missing"
@@ -214,11 +214,10 @@ def open_run(folder: Path, device: torch.device) -> Trained:
 
 def small_model(run: ExploreParameters) -> Path:
     """The folder of a small model of these parameters, which is trained first unless the folder holds it."""
-    data = run.shown_with(PretrainParameters(dataset="cifar10"))
-    wanted = PretrainParameters(
-        study="explore", dataset=data.dataset, data_dir=data.data_dir, epochs=run.epochs, device=run.device,
-        width=64, decoder_width=64,
-    )  # fmt: skip
+    data = run.shown_with(PretrainParameters(dataset="cifar10")).model_dump(
+        include={"dataset", "data_dir", "epochs", "device"}
+    )
+    wanted = PretrainParameters(study="explore", width=64, decoder_width=64, **data)
     folder = wanted.folder / "pretrain"
     if weights_in(folder) is None or read_json(folder / "parameters.json") != wanted.flat():
         pretrain(wanted)

@@ -65,7 +65,7 @@ class Parameters(Checked):
                 made of an earlier run is deleted: after a failed check, they must not show it. A widget is also closed,
                 because ipywidgets keeps those that are open, with all that they hold.
         """
-        if hasattr(view := namespace.get("view"), "close"):
+        if view := namespace.get("view"):
             view.close()
         for name in ("run", "view", "summary", "model", "folder", "metrics", "history"):
             namespace.pop(name, None)
