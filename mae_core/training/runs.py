@@ -214,14 +214,6 @@ class Record:
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
-def choose_device(name: str) -> torch.device:
-    """The device to train on; raises ParameterError if this machine does not have it."""
-    try:
-        return devices.choose_device(name)
-    except ValueError as error:
-        raise ParameterError(str(error)) from error
-
-
 @contextlib.contextmanager
 def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterator[Record]:
     """Set up the device, and at the end write all results of a run, or none; an earlier run's results stay until then.
@@ -241,7 +233,7 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
                 stack.enter_context(results.claimed(folder))
             if not processes.started():
                 stack.enter_context(gpus.claimed(run.device))
-            record = Record(folder, choose_device(run.device), leads)
+            record = Record(folder, devices.choose_device(run.device), leads)
             on_cuda = record.device.type == "cuda"
             devices.set_up(processes.threads(run.threads), deterministic=run.deterministic and on_cuda)
             stack.enter_context(processes.joined(record.device))
