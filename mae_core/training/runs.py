@@ -160,7 +160,7 @@ def load_encoder(model: Classifier, run: FinetuneParameters) -> dict[str, str]:
     """Load pre-trained weights into the classifier's encoder; learned positions are resized to its grid.
 
     Returns:
-        What a reader of the results should know: ``positions`` if they changed.
+        What a reader of the results should know: ``positions`` if they changed, ``scale`` of images if it is assumed.
 
     Raises:
         ParameterError: if the file is missing or damaged, or its model differs; names the parameter that differs.
@@ -173,9 +173,14 @@ def load_encoder(model: Classifier, run: FinetuneParameters) -> dict[str, str]:
         model.encoder.load_state_dict(found.state(run.model))
     except (RuntimeError, KeyError) as error:
         raise ParameterError(f"weights is {run.weights!r}: it does not hold an encoder of this shape ({error})") from error
+    told = {}
     if change := found.change(run.model):
         print(f"positions {change}")
-    return {"positions": change} if change else {}
+        told["positions"] = change
+    if found.scale:
+        print(f"{found.path}: {found.scale}")
+        told["scale"] = found.scale
+    return told
 
 
 def load_both(run: PretrainParameters | FinetuneParameters, record: "Record") -> tuple[Split, Split]:
