@@ -24,8 +24,8 @@ from mae_core.model.config import ModelConfig
 from mae_core.model.exchange import SETTINGS_OF_TRANSFORMERS, TIMM, TIMM_MEAN, VIT, Layout, are_sincos, from_theirs, spelled
 from mae_core.model.mae import Encoder
 from mae_core.model.vit import resize_positions
-from mae_core.study.finished import EPS_OF_TIMM
-from mae_core.study.results import FULL, KEPT, read_json
+from mae_core.study.finished import EPS_OF_TIMM, read_beside
+from mae_core.study.results import FULL, KEPT
 from mae_core.study.tensors import load_tensors
 
 HEADS_OF_TIMM = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
@@ -113,7 +113,7 @@ def weights_file(given: str) -> Path:
         return path
     if not path.is_dir():
         raise ParameterError(f"weights is {given!r}: there is no such file or folder")
-    config = configuration(path)
+    config = read_beside(path / "config.json")
     named = "model.safetensors" if "architecture" in config else config.get("transformers_weights", "model.safetensors")
     for name in (FULL, KEPT, Path(named).name):
         if (path / name).is_file():
@@ -242,7 +242,7 @@ class Beside(NamedTuple):
 
 def beside_timm(folder: Path) -> Beside:
     """Read ``config.json`` as timm writes it; raises ValueError for a model that differs from this package's."""
-    config = configuration(folder)
+    config = read_beside(folder / "config.json")
     arguments, images = config.get("model_args", {}), config.get("pretrained_cfg", config)
     shape: dict[str, Any] = {"norm_eps": EPS_OF_TIMM}
     if name := config.get("architecture"):
@@ -269,7 +269,7 @@ def beside_timm(folder: Path) -> Beside:
 
 def beside_transformers(folder: Path) -> Beside:
     """As :func:`beside_timm`, from ``config.json`` and ``preprocessor_config.json`` of transformers."""
-    config, images = configuration(folder), configuration(folder, "preprocessor_config.json")
+    config, images = read_beside(folder / "config.json"), read_beside(folder / "preprocessor_config.json")
     for key, ours in (("model_type", ("vit", "vit_mae")), ("hidden_act", ("gelu",))):
         if config.get(key, ours[0]) not in ours:
             raise ValueError(f"{folder} has {key} {config[key]}: it must be {' or '.join(ours)}")
@@ -285,17 +285,6 @@ def beside_transformers(folder: Path) -> Beside:
 
 
 READERS = {"timm": beside_timm, "transformers": beside_transformers}
-
-
-def configuration(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """The content of a configuration file; empty if there is none. Raises ParameterError if it is damaged."""
-    if not (folder / name).is_file():
-        return {}
-    try:
-        content = read_json(folder / name)
-    except ValueError as error:
-        raise ParameterError(f"{folder / name} is damaged: {error}") from error
-    return content if isinstance(content, dict) else {}
 
 
 def rescaled(weight_DP: Tensor, bias_D: Tensor, mean: Sequence[float], std: Sequence[float]) -> dict[str, Tensor]:
