@@ -15,7 +15,7 @@ import psutil
 import torch
 from torch import nn
 
-from mae_core.errors import DeviceMemoryError, Explained
+from mae_core.errors import DeviceMemoryError, Explained, ParameterError
 
 DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice for this machine, if nobody has set another yet
 
@@ -24,13 +24,13 @@ def choose_device(name: str = "auto") -> torch.device:
     """The device to train on: ``cpu``, ``cuda``, ``mps``, or with ``auto`` the best available.
 
     Raises:
-        ValueError: if the device is not available on this machine.
+        ParameterError: if the device is not available on this machine.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
-        raise ValueError(f"device is {name!r}: this machine has none that torch {torch.__version__} can use")
+        raise ParameterError(f"device is {name!r}: this machine has none that torch {torch.__version__} can use")
     return torch.device(name)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mae_core import devices
+from mae_core.errors import ParameterError
 
 
 def test_auto_takes_what_is_there():
@@ -65,7 +66,7 @@ def test_memory_and_name_are_told():
             block[start] = 1
         assert devices.peak_memory(cpu) >= before + 2**27
     assert "thread" in devices.describe(cpu)
-    with pytest.raises(ValueError, match=r"device is 'mps'|device is 'cuda'"):
+    with pytest.raises(ParameterError, match=r"device is 'mps'|device is 'cuda'"):
         devices.choose_device("cuda" if not torch.cuda.is_available() else "mps")
 
 

@@ -22,6 +22,7 @@ RUN = "outputs/laptop/random-75/seed0"
 
 pytest.importorskip("timm")
 pytest.importorskip("transformers")
+pq = pytest.importorskip("pyarrow.parquet")
 
 
 def run(command):
@@ -44,13 +45,13 @@ def place(tmp_path, monkeypatch):
 
 
 def test_the_page_runs_as_it_stands(place):
-    export, *features = COMMANDS
+    export, npz, parquet = COMMANDS
     run(export)
     ours = open_classifier(Path(f"{RUN}/finetune/weights.bfloat16.safetensors"), torch.device("cpu"))
     pixels = torch.from_numpy(np.array(Image.open("picture.png"))).permute(2, 0, 1)[None]
     classes = read_json(Path(f"{RUN}/finetune/metrics.json"))["predictions"]["classes"]
     with torch.no_grad():
-        expected = ours(to_unit(pixels))
+        expected, tokens = ours(to_unit(pixels)), ours.encoder(to_unit(pixels))
     timm, transformers, tensors = SNIPPETS
     for snippet in (timm, transformers):
         told: dict = {}
@@ -61,7 +62,12 @@ def test_the_page_runs_as_it_stands(place):
     exec(tensors, told)
     assert told["width"] == 96
     assert told["n_parameters"] == sum(p.numel() for p in ours.parameters())
-    for command in features:
-        run(command.replace(".parquet", ".npz"))  # pyarrow need not be there
+    run(npz)
     with np.load("vectors.npz") as found:
         assert found["vector"].shape == (1, 96)
+    pooled = {parquet: tokens[:, 0], parquet.replace(" --pool class", ""): tokens[:, 1:].mean(1)}
+    assert len(pooled) == 2
+    for command, vectors in pooled.items():
+        run(command)
+        found = torch.tensor(pq.read_table("vectors.parquet")["vector"].to_pylist())
+        torch.testing.assert_close(found, vectors, rtol=1e-5, atol=1e-5)

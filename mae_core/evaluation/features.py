@@ -71,6 +71,8 @@ def write_features(weights: str, folder: Path, out: Path, pool: Pool = "mean", d
 def features(weights: str, folder: Path, pool: Pool, device: torch.device) -> Features:
     """The vectors of all images in a folder; arguments and errors as for :func:`write_features`."""
     found = find_encoder(weights)
+    if found.scale:
+        print(f"{found.path}: {found.scale}")
     encoder = Encoder(found.config())
     encoder.load_state_dict(found.state(found.config()))
     encoder = encoder.to(device).eval()

@@ -14,13 +14,14 @@ from safetensors import SafetensorError
 from mae_core.data import folder_of
 from mae_core.data.images import Split, load
 from mae_core.data.layout import check_layout
+from mae_core.devices import choose_device
 from mae_core.errors import MissingDataError, OutputError, ParameterError
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study.checked import Name, Seed, UserPath
 from mae_core.study.parameters import OUTPUTS, Device, FinetuneParameters, Parameters, PretrainParameters, check_data_dir
 from mae_core.study.results import FULL, KEPT, load_sheet, read_json
 from mae_core.study.tensors import load_tensors, save_tensors
-from mae_core.training.runs import choose_device, pretrain
+from mae_core.training.runs import pretrain
 
 Shown = Literal["auto", "shapes", "cifar10", "cifar100", "folder"]
 SEEN = {

@@ -166,10 +166,16 @@ def to_theirs(tensors: Mapping[str, Tensor], config: ModelConfig, layout: Layout
     return theirs
 
 
-def from_theirs(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
+def from_theirs(
+    tensors: Mapping[str, Tensor], layout: Layout, class_position: bool | None = True
+) -> tuple[dict[str, Tensor], list[str]]:
     """Their tensors under our names and in our shapes, and the names that the layout lacks.
 
-    Encoder positions have one row a patch: a row of the class token is added to the token itself, which is equal.
+    Encoder positions have one row a patch: a row of the class token is added to the token itself, which is equal. The sum
+    is float32, for half precision would round it.
+
+    Args:
+        class_position: whether encoder positions have a row of the class token; None: unless their number is a square.
     """
     ours = {part: (layer, place) for layer, named in layout.names.items() for place, part in enumerate(as_tuple(named))}
     found: dict[str, dict[int, Tensor]] = {}
@@ -184,8 +190,10 @@ def from_theirs(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str
     joined = {name: torch.cat([rows[i] for i in sorted(rows)]) for name, rows in found.items()}
     shaped = {name: in_our_shape(name, tensor) for name, tensor in joined.items()}
     positions = shaped.get("encoder.positions")
-    if positions is not None and not is_square(len(positions)) and "encoder.class_token" in shaped:
-        shaped["encoder.class_token"] = shaped["encoder.class_token"] + positions[:1]
+    if class_position is None:
+        class_position = positions is not None and not is_square(len(positions))
+    if class_position and positions is not None and "encoder.class_token" in shaped:
+        shaped["encoder.class_token"] = shaped["encoder.class_token"].float() + positions[:1].float()
         shaped["encoder.positions"] = positions[1:]
     return shaped, unknown
 

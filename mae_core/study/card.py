@@ -1,13 +1,15 @@
 """The model card of an exported model: a README whose numbers come from the run's files."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mae_core.study.finished import Model
+from mae_core.errors import ParameterError
+from mae_core.study.finished import Model, read_beside
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.results import FULL, METRICS, read_json
+from mae_core.study.results import FULL, METRICS
 
 HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}  # what model hubs call them
 SHOWN = ("last_epoch_accuracy", "linear", "knn", "test_loss", "test_psnr")
@@ -63,7 +65,8 @@ def head(model: Model) -> dict[str, Any]:
     """The fields that model hubs read."""
     run, tuned = model.run, isinstance(model.run, FinetuneParameters)
     libraries = (["timm"] if model.for_timm else []) + (["transformers"] if model.kind else [])
-    told: dict[str, Any] = {} if run.dataset == "folder" else {"license": "mit"}  # of pictures of one's own, we know none
+    unknown = run.dataset == "folder" or source(model)  # of pictures of one's own and of others' weights, we know none
+    told: dict[str, Any] = {} if unknown else {"license": "mit"}
     told |= {
         "library_name": libraries[0],
         "pipeline_tag": "image-classification" if tuned else "image-feature-extraction",
@@ -105,11 +108,21 @@ def history(model: Model) -> str:
     return f"A vision transformer, {began}, then fine-tuned for {epochs(run)} to classify images."
 
 
+def source(model: Model) -> str:
+    """The file or folder of others' weights that the run started from; empty for none, and for its own pre-training."""
+    run = model.run
+    if isinstance(run, PretrainParameters) or not run.weights:
+        return ""
+    path = Path(run.weights)
+    if run.folder / "pretrain" in (path, path.parent):
+        return ""
+    return f"{path.parent.name}/{path.name}" if path.suffix == ".safetensors" else path.name
+
+
 def pretraining(model: Model) -> PretrainParameters | None:
     """The parameters of the pre-training that a fine-tuned run started from, if its results are beside the run's."""
-    run, beside = model.run, model.path.parent.parent / "pretrain" / "parameters.json"
-    own = isinstance(run, FinetuneParameters) and Path(run.weights) == run.folder / "pretrain" / FULL
-    return PretrainParameters.check(read_json(beside)) if own and beside.is_file() else None
+    beside = model.path.parent.parent / "pretrain" / "parameters.json"
+    return None if source(model) or not beside.is_file() else PretrainParameters.check(read_beside(beside))
 
 
 def epochs(run: PretrainParameters | FinetuneParameters) -> str:
@@ -124,7 +137,12 @@ def masks(run: PretrainParameters) -> str:
 def notes(model: Model) -> list[str]:
     """What else a reader should know, one sentence each."""
     kept = "Its weights were kept in bfloat16; the figures below are those of the run before that."
-    return [*model.lacking, *([kept] if model.path.name != FULL and model.results["metrics"] else [])]
+    others = f"It started from the weights `{source(model)}`, whose licence applies."
+    return [
+        *([others] if source(model) else []),
+        *model.lacking,
+        *([kept] if model.path.name != FULL and model.results["metrics"] else []),
+    ]
 
 
 def facts(model: Model) -> dict[str, str]:
@@ -149,10 +167,12 @@ def facts(model: Model) -> dict[str, str]:
 
 
 def accuracies(model: Model) -> dict[int, float]:
-    """The accuracy of the same case with its other seeds, as far as they have run."""
+    """The accuracy of the same case with its other seeds, as far as they have run and can be read."""
     folder, found = model.path.parent, {}
     for path in sorted(folder.parent.parent.glob(f"seed*/{folder.name}/metrics.json")):
         seed = path.parts[-3].removeprefix("seed")
-        if seed.isdigit() and int(seed) != model.run.seed and "last_epoch_accuracy" in (told := read_json(path)):
-            found[int(seed)] = told["last_epoch_accuracy"]
+        if not seed.isdigit() or int(seed) == model.run.seed:
+            continue
+        with contextlib.suppress(ParameterError, KeyError):  # damaged, or of another stage
+            found[int(seed)] = read_beside(path)["last_epoch_accuracy"]
     return dict(sorted(found.items()))

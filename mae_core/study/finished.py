@@ -36,7 +36,7 @@ class Model:
         """Read a run's folder of one stage, or a file of weights.
 
         Raises:
-            ParameterError: if there are no weights, they are damaged, or another run's results are beside them.
+            ParameterError: if there are no weights, a file is damaged, or another run's results are beside them.
         """
         found = [source / name for name in (FULL, KEPT) if (source / name).is_file()] if source.is_dir() else [source]
         if not found:
@@ -51,7 +51,7 @@ class Model:
         if not {"encoder.norm.weight", "head.weight"} <= tensors.keys():
             raise ParameterError(f"{path} holds no model of a finished run: name its {FULL}")
         beside = {name: path.with_name(f"{name}.json") for name in ("metrics", "provenance")}
-        results = {name: read_json(file) if file.is_file() else {} for name, file in beside.items()}
+        results = {name: read_beside(file) for name, file in beside.items()}
         expected = results["provenance"].get("weights_sha256")
         if path.name == FULL and expected and tensors_sha256(path) != expected:
             raise ParameterError(f"{path} is not what provenance.json beside it describes: move it to a folder of its own")
@@ -121,3 +121,16 @@ class Model:
                 f"timm's LayerNorm has the epsilon {EPS_OF_TIMM:g}, while norm_eps is {self.config.norm_eps:g}{only}."
             )
         return sentences
+
+
+def read_beside(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; empty if there is none. Raises ParameterError if it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise ParameterError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise ParameterError(f"{path} is damaged: it must contain names and values")
+    return content

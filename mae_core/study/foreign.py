@@ -21,20 +21,19 @@ from torch import Tensor
 
 from mae_core.errors import ParameterError
 from mae_core.model.config import ModelConfig
-from mae_core.model.exchange import SETTINGS_OF_TRANSFORMERS, TIMM, VIT, Layout, are_sincos, from_theirs, spelled
+from mae_core.model.exchange import SETTINGS_OF_TRANSFORMERS, TIMM, TIMM_MEAN, VIT, Layout, are_sincos, from_theirs, spelled
+from mae_core.model.mae import Encoder
 from mae_core.model.vit import resize_positions
-from mae_core.study.finished import EPS_OF_TIMM
-from mae_core.study.results import FULL, KEPT, read_json
+from mae_core.study.finished import EPS_OF_TIMM, read_beside
+from mae_core.study.results import FULL, KEPT
 from mae_core.study.tensors import load_tensors
 
 HEADS_OF_TIMM = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
 SHAPE = ("patch_size", "width", "depth", "heads", "mlp_ratio", "norm_eps")  # what an encoder consists of
 HALF = (0.5, 0.5, 0.5)  # the mean and deviation of images scaled to [-1, 1]
+ASSUMED = "no {} beside the weights, so images are scaled to [-1, 1]"
 EMBED = "encoder.embed"
-NEEDED = (
-    "class_token", "positions", "embed.weight", "embed.bias", "norm.weight", "norm.bias", "blocks.0.attention.qkv.weight",
-    "blocks.0.mlp.0.weight",
-)  # fmt: skip
+TELLING = ("positions", "embed.weight", "embed.bias", "blocks.0.mlp.0.weight")  # without them there is no shape to check
 KNOWN = "this package, timm (VisionTransformer) or transformers (ViT, ViTMAE)"
 
 
@@ -49,6 +48,7 @@ class Found:
         variants: the variants of the model that can express it.
         grid_size: patches along one side of its images.
         pools_mean: whether it comes from a classifier whose last norm follows the mean of the patches.
+        scale: what is assumed of the scale of its images, to complete a sentence; empty where its files tell it.
     """
 
     path: str
@@ -57,6 +57,7 @@ class Found:
     variants: tuple[str, ...]
     grid_size: int
     pools_mean: bool = False
+    scale: str = ""
 
     def check(self, config: ModelConfig) -> None:
         """Raise ParameterError, with the value to set, if a run's model has another shape; the grid may differ."""
@@ -112,7 +113,7 @@ def weights_file(given: str) -> Path:
         return path
     if not path.is_dir():
         raise ParameterError(f"weights is {given!r}: there is no such file or folder")
-    config = configuration(path)
+    config = read_beside(path / "config.json")
     named = "model.safetensors" if "architecture" in config else config.get("transformers_weights", "model.safetensors")
     for name in (FULL, KEPT, Path(named).name):
         if (path / name).is_file():
@@ -142,8 +143,10 @@ def find_encoder(given: str) -> Found:
 
 
 def own(given: str, path: Path) -> Found:
-    """An encoder of this package, from a file of a run."""
+    """An encoder of this package, from a file of a run; raises ValueError for another file of a run."""
     tensors, about = load_tensors(path)
+    if "encoder.norm.weight" not in tensors:
+        raise ValueError(f"{path} holds no model of a finished run: name its {FULL}")
     shape = {name: about.get(name, getattr(ModelConfig, name)) for name in SHAPE}
     encoder = {name.removeprefix("encoder."): t.float() for name, t in tensors.items() if name.startswith("encoder.")}
     grid_size = about.get("image_size", ModelConfig.image_size) // about["patch_size"]
@@ -155,19 +158,22 @@ def foreign(given: str, path: Path, theirs: dict[str, Tensor]) -> Found:
     layout = layout_of(theirs)
     if layout is None:
         raise ValueError(f"{path} holds no model of {KNOWN}")
-    tensors, unknown = from_theirs(theirs, layout)
+    beside = READERS[layout.library](path.parent)
+    pools_mean = layout is TIMM_MEAN
+    if pools_mean and beside.pool != "avg":
+        raise ValueError(f"{path} has global_pool {beside.pool}: it must be avg")
+    tensors, unknown = from_theirs(theirs, layout, beside.class_position)
     if more := [name for name in unknown if not spelled(name, layout).startswith(layout.ignored)]:
         raise ValueError(f"{path} has {more[0]}, which the encoder of this package does not have")
     encoder = {name.removeprefix("encoder."): t.float() for name, t in tensors.items() if name.startswith("encoder.")}
-    if lacking := [name for name in NEEDED if name not in encoder]:
+    if lacking := [name for name in TELLING if name not in encoder]:
         raise ValueError(f"{path} has no {lacking[0]}, which the encoder of this package needs")
     C, *patch = next(t.shape[1:] for name, t in theirs.items() if spelled(name, layout) == f"{layout.names[EMBED]}.weight")
     positions_ND = encoder["positions"]
     grid_size = math.isqrt(len(positions_ND))
-    if C != 3 or patch != [patch[0]] * 2 or grid_size**2 != len(positions_ND):
+    if C != 3 or patch != [patch[0]] * 2 or grid_size**2 != len(positions_ND) or not is_one_side(beside.image_size):
         raise ValueError(f"{path} takes no square colour images in square patches")
     width = positions_ND.shape[1]
-    beside = READERS[layout.library](path.parent)
     shape = {
         "patch_size": patch[0],
         "width": width,
@@ -176,32 +182,70 @@ def foreign(given: str, path: Path, theirs: dict[str, Tensor]) -> Found:
         **beside.shape,
     }
     encoder |= rescaled(encoder["embed.weight"], encoder["embed.bias"], beside.mean, beside.std)
-    fixed, bias = are_sincos(positions_ND), "blocks.0.attention.qkv.bias" in encoder
+    fixed, bias = are_sincos(positions_ND), any(name.endswith("qkv.bias") for name in encoder)
     variants = ("report",) if not bias else ("paper", "vit") if fixed else ("vit",)
-    return Found(given, encoder, shape, variants, grid_size)
+    check_complete(path, encoder, shape, variants[-1], grid_size)
+    return Found(given, encoder, shape, variants, grid_size, pools_mean, beside.scale)
+
+
+def check_complete(
+    path: Path, encoder: Mapping[str, Tensor], shape: Mapping[str, Any], variant: str, grid_size: int
+) -> None:
+    """Raise ValueError if tensors are not all that an encoder of this shape has; names the first that differs."""
+    side, width = grid_size * shape["patch_size"], shape["width"]
+    with torch.device("meta"):  # shapes without values
+        config = ModelConfig(
+            variant=variant, image_size=side, decoder_width=width, decoder_heads=1, **{"heads": 1, **shape}
+        )
+        needed = Encoder(config).state_dict()
+    for name, tensor in needed.items():
+        if name not in encoder:
+            raise ValueError(f"{path} has no {name}, which the encoder of this package needs")
+        if encoder[name].shape != tensor.shape:
+            told, wanted = (" × ".join(map(str, t.shape)) for t in (encoder[name], tensor))
+            raise ValueError(f"{path} has {name} of {told} values: the encoder of this package has {wanted}")
+
+
+def is_one_side(image_size: Any) -> bool:
+    """Whether a size of images, as far as it is told, is that of a square: a number, or [height, width]."""
+    return not isinstance(image_size, list) or len(set(image_size)) <= 1
 
 
 def layout_of(tensors: Mapping[str, Tensor]) -> Layout | None:
     """The library that names tensors so; None if it is none that we know."""
     if {"cls_token", "patch_embed.proj.weight"} <= tensors.keys():
-        return TIMM
+        return TIMM_MEAN if "fc_norm.weight" in tensors and "norm.weight" not in tensors else TIMM
     return VIT if any(name.endswith("embeddings.cls_token") for name in tensors) else None
 
 
 class Beside(NamedTuple):
-    """What the files beside weights tell: parameters of the shape, and the mean and deviation that images get."""
+    """What the files beside weights tell.
+
+    Attributes:
+        shape: parameters of the shape.
+        mean: of images, which is subtracted from values in [0, 1].
+        std: by which they are then divided.
+        scale: what is assumed of these two, to complete a sentence; empty where they are told.
+        image_size: one side, or [height, width]; None or empty where nothing tells it.
+        class_position: whether positions have a row of the class token; None where nothing tells it.
+        pool: what a classifier reads, as timm calls it.
+    """
 
     shape: dict[str, Any]
     mean: Sequence[float]
     std: Sequence[float]
+    scale: str
+    image_size: Any
+    class_position: bool | None = True
+    pool: str = "avg"
 
 
 def beside_timm(folder: Path) -> Beside:
     """Read ``config.json`` as timm writes it; raises ValueError for a model that differs from this package's."""
-    config = configuration(folder)
+    config = read_beside(folder / "config.json")
+    arguments, images = config.get("model_args", {}), config.get("pretrained_cfg", config)
     shape: dict[str, Any] = {"norm_eps": EPS_OF_TIMM}
     if name := config.get("architecture"):
-        arguments = config.get("model_args", {})
         size = re.fullmatch(r"vit_([a-z]+)_patch\d+_\d+", name)
         if not size or size[1] not in HEADS_OF_TIMM:
             raise ValueError(
@@ -211,33 +255,36 @@ def beside_timm(folder: Path) -> Beside:
             if arguments.get(key, ours) != ours:
                 raise ValueError(f"{folder} has {key} {arguments[key]}: it must be {ours}")
         shape["heads"] = arguments.get("num_heads", HEADS_OF_TIMM[size[1]])
-    images = config.get("pretrained_cfg", config)
-    return Beside(shape, images.get("mean", HALF), images.get("std", HALF))
+    told = {"mean", "std"} <= images.keys()
+    return Beside(
+        shape,
+        images.get("mean", HALF),
+        images.get("std", HALF),
+        "" if told else ASSUMED.format("config.json with mean and std"),
+        arguments.get("img_size", images.get("input_size", [])[1:]),
+        not arguments.get("no_embed_class", False) if name else None,
+        arguments.get("global_pool", config.get("global_pool", "avg")),
+    )
 
 
 def beside_transformers(folder: Path) -> Beside:
     """As :func:`beside_timm`, from ``config.json`` and ``preprocessor_config.json`` of transformers."""
-    config, images = configuration(folder), configuration(folder, "preprocessor_config.json")
+    config, images = read_beside(folder / "config.json"), read_beside(folder / "preprocessor_config.json")
     for key, ours in (("model_type", ("vit", "vit_mae")), ("hidden_act", ("gelu",))):
         if config.get(key, ours[0]) not in ours:
             raise ValueError(f"{folder} has {key} {config[key]}: it must be {' or '.join(ours)}")
     names = {ours: theirs for theirs, ours in SETTINGS_OF_TRANSFORMERS.items()}
     shape = {ours: config[names[ours]] for ours in ("heads", "norm_eps") if names[ours] in config}
-    return Beside(shape, images.get("image_mean", HALF), images.get("image_std", HALF))
+    factor = images.get("rescale_factor", 1 / 255)
+    if not images.get("do_rescale", True) or not math.isclose(factor, 1 / 255, rel_tol=1e-4):
+        raise ValueError(f"{folder} does not rescale images by 1/255: do_rescale must be true, and rescale_factor 1/255")
+    mean, std = images.get("image_mean", HALF), images.get("image_std", HALF)
+    if not images.get("do_normalize", True):
+        mean, std = (0.0,) * 3, (1.0,) * 3
+    return Beside(shape, mean, std, "" if images else ASSUMED.format("preprocessor_config.json"), config.get("image_size"))
 
 
 READERS = {"timm": beside_timm, "transformers": beside_transformers}
-
-
-def configuration(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """The content of a configuration file; empty if there is none. Raises ParameterError if it is damaged."""
-    if not (folder / name).is_file():
-        return {}
-    try:
-        content = read_json(folder / name)
-    except ValueError as error:
-        raise ParameterError(f"{folder / name} is damaged: {error}") from error
-    return content if isinstance(content, dict) else {}
 
 
 def rescaled(weight_DP: Tensor, bias_D: Tensor, mean: Sequence[float], std: Sequence[float]) -> dict[str, Tensor]:

@@ -179,9 +179,15 @@ def written(folder: Path) -> Iterator[Path]:
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
             synchronize(unfinished)
-            if folder.exists():
-                folder.rename(Path(place) / "old")
-            unfinished.rename(folder)
+            old = Path(place) / "old"
+            try:
+                if folder.exists():
+                    folder.rename(old)
+                unfinished.rename(folder)
+            except BaseException:  # also Ctrl-C: the temporary folder is about to be deleted, and the old one with it
+                if old.exists() and not folder.exists():
+                    old.rename(folder)
+                raise
             synchronize(folder.absolute().parent)
     except (OSError, SafetensorError) as error:
         told = getattr(error, "strerror", None) or error
@@ -189,7 +195,9 @@ def written(folder: Path) -> Iterator[Path]:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise ParameterError if there is anything else than an empty folder or an earlier export."""
+    """Raise ParameterError for a folder without a name, or one with anything else in it than an earlier export."""
+    if folder.name in ("", ".."):
+        raise ParameterError(f"{folder} cannot be replaced: name a new folder, such as my-model")
     if folder.exists() and not folder.is_dir():
         raise ParameterError(f"{folder} is a file: name a new folder")
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -198,9 +206,9 @@ def check_replaceable(folder: Path) -> None:
 
 
 def is_ours(config: Path) -> bool:
-    """Whether a config.json is that of an export of this package."""
+    """Whether a config.json is as this package exports it; transformers keeps our key in one that it saves itself."""
     try:
         told = read_json(config)
     except ValueError:
         return False
-    return isinstance(told, dict) and "mae_core" in told
+    return isinstance(told, dict) and "mae_core" in told and "transformers_version" not in told

@@ -38,6 +38,7 @@ METRICS = {
     "test_loss": ("test loss", "{:.4f}"),
     "test_psnr": ("test PSNR on masked pixels (dB)", "{:.2f}"),
     "positions": ("positions of patches", "{}"),
+    "scale": ("scale of images", "{}"),
     "flops_per_image": ("FLOPs of a forward pass, per image", "{:,.0f}"),
     "images_per_second": ("training images per second", "{:,.0f}"),
     "train_seconds": ("training time (s)", "{:.1f}"),

@@ -160,7 +160,7 @@ def load_encoder(model: Classifier, run: FinetuneParameters) -> dict[str, str]:
     """Load pre-trained weights into the classifier's encoder; learned positions are resized to its grid.
 
     Returns:
-        What a reader of the results should know: ``positions`` if they changed.
+        What a reader of the results should know: ``positions`` if they changed, ``scale`` of images if it is assumed.
 
     Raises:
         ParameterError: if the file is missing or damaged, or its model differs; names the parameter that differs.
@@ -173,9 +173,14 @@ def load_encoder(model: Classifier, run: FinetuneParameters) -> dict[str, str]:
         model.encoder.load_state_dict(found.state(run.model))
     except (RuntimeError, KeyError) as error:
         raise ParameterError(f"weights is {run.weights!r}: it does not hold an encoder of this shape ({error})") from error
+    told = {}
     if change := found.change(run.model):
         print(f"positions {change}")
-    return {"positions": change} if change else {}
+        told["positions"] = change
+    if found.scale:
+        print(f"{found.path}: {found.scale}")
+        told["scale"] = found.scale
+    return told
 
 
 def load_both(run: PretrainParameters | FinetuneParameters, record: "Record") -> tuple[Split, Split]:
@@ -214,14 +219,6 @@ class Record:
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
-def choose_device(name: str) -> torch.device:
-    """The device to train on; raises ParameterError if this machine does not have it."""
-    try:
-        return devices.choose_device(name)
-    except ValueError as error:
-        raise ParameterError(str(error)) from error
-
-
 @contextlib.contextmanager
 def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterator[Record]:
     """Set up the device, and at the end write all results of a run, or none; an earlier run's results stay until then.
@@ -241,7 +238,7 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
                 stack.enter_context(results.claimed(folder))
             if not processes.started():
                 stack.enter_context(gpus.claimed(run.device))
-            record = Record(folder, choose_device(run.device), leads)
+            record = Record(folder, devices.choose_device(run.device), leads)
             on_cuda = record.device.type == "cuda"
             devices.set_up(processes.threads(run.threads), deterministic=run.deterministic and on_cuda)
             stack.enter_context(processes.joined(record.device))

@@ -75,6 +75,16 @@ def test_the_mean_is_what_the_head_of_a_classifier_reads(pictures, tmp_path):
         torch.testing.assert_close(scores, model(images), rtol=1e-5, atol=1e-5)
 
 
+def test_a_scale_of_images_that_is_assumed_is_said(pictures, tmp_path, capsys):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"image_size": 32, "patch_size": 4, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.ViTConfig(**sizes, intermediate_size=96)
+    transformers.ViTModel(config).save_pretrained(tmp_path / "theirs")
+    write_features(str(tmp_path / "theirs"), pictures[0], tmp_path / "out.npz")
+    said = f"{tmp_path / 'theirs'}: no preprocessor_config.json beside the weights, so images are scaled to [-1, 1]\n"
+    assert said in capsys.readouterr().out
+
+
 def test_images_without_classes_have_no_label(weights, pictures, tmp_path):
     found = write_features(str(weights[1]), pictures[0] / "a", tmp_path / "out.npz")
     assert found.names == ["0.png", "2.png", "4.png"]

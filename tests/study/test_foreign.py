@@ -8,6 +8,7 @@ import torchvision.transforms.functional as TF
 from safetensors.torch import load_file, save_file
 
 from mae_core.errors import ParameterError
+from mae_core.evaluation.features import pooled
 from mae_core.model.mae import Encoder
 from mae_core.model.vit import sincos_positions
 from mae_core.study import hub
@@ -88,6 +89,17 @@ def test_a_vit_of_timm_gives_its_features_here(tmp_path, more, images):
 
 
 @torch.no_grad()
+def test_a_vit_of_timm_on_the_mean_of_patches_has_its_norm_after_the_mean(tmp_path):
+    theirs = of_timm(tmp_path, global_pool="avg")
+    batch, found = scaled(), find_encoder(str(tmp_path))
+    encoder = Encoder(found.config()).eval()
+    encoder.load_state_dict(found.state(found.config()))
+    assert found.pools_mean
+    expected = theirs.forward_head(theirs.forward_features(batch), pre_logits=True)
+    torch.testing.assert_close(pooled(encoder, batch, "mean", found.pools_mean), expected, **SAME)
+
+
+@torch.no_grad()
 def test_an_mae_of_timm_is_the_papers_variant(tmp_path):
     """Its positions are fixed: sine-cosine, zeros for the class token."""
     theirs = shaken(timm.create_model("vit_tiny_patch16_224", num_classes=0, **SMALL))
@@ -131,6 +143,18 @@ def test_names_of_both_generations_of_transformers_are_read(tmp_path):
     assert tokens(tmp_path / "files").equal(tokens(tmp_path / "memory"))
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_half_precision_files_are_read_exactly(tmp_path, library, precision):
+    """The sum of the class token and its position is not rounded again."""
+    of_timm(tmp_path) if library == "timm" else of_transformers(tmp_path, "ViTModel", layer_norm_eps=1e-6)
+    halves = {name: t.to(precision) for name, t in load_file(tmp_path / "model.safetensors").items()}
+    save_file(halves, tmp_path / "model.safetensors")
+    found = tokens(tmp_path)
+    save_file({name: t.float() for name, t in halves.items()}, tmp_path / "model.safetensors")
+    assert found.equal(tokens(tmp_path))
+
+
 @pytest.mark.parametrize("kind", [FinetuneParameters, PretrainParameters])
 @pytest.mark.parametrize("variant", ["report", "paper", "vit"])
 def test_what_we_export_we_read_again(tmp_path, kind, variant):
@@ -146,6 +170,20 @@ def test_what_we_export_we_read_again(tmp_path, kind, variant):
         found = find_encoder(str(place))
         assert variant in found.variants
         found.check(run.model)
+        assert not found.scale
+
+
+@torch.no_grad()
+def test_an_export_on_the_mean_of_patches_is_read_again(tmp_path):
+    from tests.study.test_hub import run_of, saved
+
+    run = run_of(FinetuneParameters, "vit", pooling="mean")
+    ours, path = saved(run, tmp_path / "run")
+    hub.export(path, tmp_path / "out")
+    found = find_encoder(str(tmp_path / "out"))
+    found.check(run.model)
+    assert found.pools_mean
+    torch.testing.assert_close(tokens(tmp_path / "out"), ours.encoder(scaled()), **SAME)
 
 
 @pytest.mark.parametrize(
@@ -155,11 +193,14 @@ def test_what_we_export_we_read_again(tmp_path, kind, variant):
         ({"init_values": 0.1}, r"has blocks.0.ls1.gamma, which"),
         ({"qk_norm": True}, r"has blocks.0.attn.[qk]_norm"),
         ({"pre_norm": True}, r"has norm_pre"),
-        ({"global_pool": "avg"}, "has fc_norm"),
+        ({"global_pool": "max"}, "has global_pool max: it must be avg"),
         ({"pos_embed": "none"}, "has no positions, which"),
         ({"class_token": False, "global_pool": "avg", "fc_norm": False}, "holds no model of this package, timm"),
         ({"in_chans": 1}, "takes no square colour images in square patches"),
         ({"img_size": (32, 16)}, "takes no square colour images in square patches"),
+        ({"img_size": (24, 40), "patch_size": 8}, "takes no square colour images in square patches"),  # 3 × 5 + 1 = 4 × 4
+        ({"img_size": (16, 64), "patch_size": 8}, "takes no square colour images in square patches"),  # 2 × 8 = 4 × 4
+        ({"proj_bias": False}, "has no blocks.0.attention.proj.bias, which the encoder of this package needs"),
         ({"patch_size": (4, 8)}, "takes no square colour images in square patches"),
         ({"act_layer": "gelu_tanh"}, "has act_layer gelu_tanh: it must be gelu"),
         ({"norm_layer": "rmsnorm"}, "has norm_layer rmsnorm: it must be layernorm|has no norm.bias"),
@@ -172,6 +213,34 @@ def test_what_we_export_we_read_again(tmp_path, kind, variant):
 def test_a_vit_of_timm_that_differs_is_refused(tmp_path, more, message):
     of_timm(tmp_path, **more)
     with pytest.raises(ParameterError, match=message):
+        find_encoder(str(tmp_path))
+
+
+def test_patches_that_are_a_square_only_with_the_class_token_are_refused(tmp_path):
+    """3 × 5 patches and the class token have 4 × 4 positions; the library tells that one of them is the token's."""
+    of_transformers(tmp_path / "a", "ViTModel", image_size=[24, 40], patch_size=8)
+    of_timm(tmp_path / "b", img_size=(24, 40), patch_size=8)
+    for path in (tmp_path / "a", tmp_path / "b"):
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        told = {key: value for key, value in config.items() if key not in ("image_size", "model_args", "pretrained_cfg")}
+        (path / "config.json").write_text(json.dumps(told), encoding="utf-8")
+        with pytest.raises(ParameterError, match="takes no square colour images"):
+            find_encoder(str(path))
+    of_transformers(tmp_path / "c", "ViTModel", image_size=[16, 64], patch_size=8)
+    with pytest.raises(ParameterError, match="takes no square colour images"):
+        find_encoder(str(tmp_path / "c"))
+
+
+def test_an_incomplete_or_other_tensor_is_named(tmp_path):
+    of_transformers(tmp_path, "ViTModel")
+    path, name = tmp_path / "model.safetensors", "encoder.layer.1.attention.attention.key.bias"
+    whole = load_file(path)
+    save_file({key: tensor for key, tensor in whole.items() if key != name}, path)
+    with pytest.raises(ParameterError, match=r"has blocks.1.attention.qkv.bias of 96 values: .* has 144"):
+        find_encoder(str(tmp_path))
+    name = "encoder.layer.1.output.dense.weight"
+    save_file({key: tensor for key, tensor in whole.items() if key != name}, path)
+    with pytest.raises(ParameterError, match=r"has no blocks.1.mlp.2.weight, which the encoder of this package needs"):
         find_encoder(str(tmp_path))
 
 
@@ -241,6 +310,42 @@ def test_a_file_alone_leaves_the_heads_to_the_run(tmp_path):
         found.check(FinetuneParameters(variant="vit", heads=heads).model)
     with pytest.raises(ParameterError, match=r"does not tell its number of heads: put its config.json beside it"):
         found.config()
+
+
+def test_a_scale_of_images_that_is_assumed_is_told(tmp_path):
+    of_timm(tmp_path / "a", IMAGENET)
+    of_transformers(tmp_path / "b", "ViTModel")
+    assert not find_encoder(str(tmp_path / "a")).scale
+    (tmp_path / "a" / "config.json").unlink()
+    for place, missing in (("a", "config.json with mean and std"), ("b", "preprocessor_config.json")):
+        sentence = f"no {missing} beside the weights, so images are scaled to [-1, 1]"
+        assert find_encoder(str(tmp_path / place)).scale == sentence
+    transformers.ViTImageProcessor().save_pretrained(tmp_path / "b")
+    assert not find_encoder(str(tmp_path / "b")).scale
+
+
+@torch.no_grad()
+def test_images_that_transformers_only_rescales_are_only_rescaled(tmp_path):
+    theirs = of_transformers(tmp_path, "ViTModel", layer_norm_eps=1e-6)
+    transformers.ViTImageProcessor(do_normalize=False).save_pretrained(tmp_path)
+    torch.testing.assert_close(tokens(tmp_path), theirs(PIXELS).last_hidden_state, **SAME)
+
+
+@pytest.mark.parametrize("more", [{"do_rescale": False}, {"rescale_factor": 1 / 127.5}])
+def test_images_that_transformers_rescales_otherwise_are_refused(tmp_path, more):
+    of_transformers(tmp_path, "ViTModel")
+    transformers.ViTImageProcessor(**more).save_pretrained(tmp_path)
+    with pytest.raises(ParameterError, match=r"does not rescale images by 1/255: do_rescale must be true"):
+        find_encoder(str(tmp_path))
+
+
+def test_a_checkpoint_is_no_finished_run(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    save_tensors(path, {"model.encoder.norm.weight": torch.zeros(1)}, {"elapsed": 0.0})
+    with pytest.raises(
+        ParameterError, match=r"checkpoint.* holds no model of a finished run: name its weights.safetensors"
+    ):
+        find_encoder(str(path))
 
 
 def test_an_old_file_of_ours_has_the_epsilon_of_its_time(tmp_path):

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -240,6 +241,24 @@ def test_the_card_of_a_model_of_own_pictures_names_their_folder_and_grants_nothi
     assert "somewhere" not in body
 
 
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ("", ""),
+        ("outputs/mine/a/seed0/pretrain", ""),
+        ("somewhere/vit_base.mae", "vit_base.mae"),
+        ("somewhere/vit_base.mae/model.safetensors", "vit_base.mae/model.safetensors"),
+    ],
+)
+def test_the_card_grants_no_licence_for_the_weights_of_others(tmp_path, weights, told):
+    saved(run_of(FinetuneParameters, "report", dataset="cifar10", weights=weights), tmp_path / "run")
+    hub.export(tmp_path / "run", tmp_path / "out")
+    _, head, body = (tmp_path / "out" / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    assert ("license" in yaml.safe_load(head)) == (not told)
+    assert (f"It started from the weights `{told}`, whose licence applies." in body) == bool(told)
+    assert "somewhere" not in body
+
+
 def test_both_libraries_know_the_classes(finished, tmp_path):
     hub.export(finished, tmp_path / "out")
     theirs = transformers.ViTForImageClassification.from_pretrained(tmp_path / "out")
@@ -268,6 +287,16 @@ def test_a_model_of_transformers_trains_on_and_is_saved_as_its_own(finished, tmp
     model.save_pretrained(tmp_path / "again")
     again = opened(transformers.ViTForImageClassification, tmp_path / "again")
     assert again.classifier.weight.equal(model.classifier.weight)
+
+
+def test_what_transformers_trained_and_saved_is_no_earlier_export(finished, tmp_path):
+    hub.export(finished, tmp_path / "out")
+    transformers.ViTForImageClassification.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "again")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
+    assert "mae_core" in before["config.json"].decode()
+    with pytest.raises(ParameterError, match="holds something else than an earlier export"):
+        hub.export(finished, tmp_path / "again")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == before
 
 
 def test_exporting_imports_neither_library(finished, tmp_path):
@@ -310,6 +339,47 @@ def test_a_failed_export_leaves_what_was_there(finished, tmp_path, monkeypatch, 
     with pytest.raises(OutputError):
         hub.export(finished, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_an_earlier_export_returns_if_the_new_one_cannot_take_its_place(finished, tmp_path, monkeypatch, error):
+    out = tmp_path / "out"
+    hub.export(finished, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    rename = type(out).rename
+
+    def failing(path, target):
+        if path.name == "new":
+            raise error
+        return rename(path, target)
+
+    monkeypatch.setattr(type(out), "rename", failing)
+    with pytest.raises((OutputError, KeyboardInterrupt)):
+        hub.export(finished, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("folder", [".", ".."])
+def test_a_folder_without_a_name_is_refused(finished, tmp_path, monkeypatch, folder):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    with pytest.raises(ParameterError, match=r"cannot be replaced: name a new folder, such as my-model"):
+        hub.export(finished, Path(folder))
+
+
+@pytest.mark.parametrize("name", ["finetune/metrics.json", "finetune/provenance.json", "pretrain/parameters.json"])
+def test_damaged_results_are_named(finished, tmp_path, name):
+    path = finished.parent / name
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ParameterError, match=rf"{name} is damaged: "):
+        hub.export(finished, tmp_path / "out")
+
+
+def test_damaged_results_of_another_seed_are_left_out(finished, tmp_path):
+    write_json(finished.parents[1] / "seed5" / "finetune" / "metrics.json", {})
+    (finished.parents[1] / "seed5" / "finetune" / "metrics.json").write_text("{", encoding="utf-8")
+    hub.export(finished, tmp_path / "out")
+    assert "| the same with other seeds (4) | 70.50 |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from mae_core.errors import ParameterError
 from mae_core.study import provenance
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.reproduce import Published, reproduce
+from mae_core.study.reproduce import Published, differences, reproduce
 from mae_core.study.results import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +106,13 @@ def test_files_that_are_no_run_are_told(published, monkeypatch):
     for path in (folder / "provenance.json", folder / "nothing.json"):
         with pytest.raises(ParameterError, match="cannot be used"):
             reproduce(path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_run_on_a_device_that_is_missing_here_is_told():
+    published = Published("pretrain", {}, PretrainParameters(device="cuda"), {}, {})
+    with pytest.raises(ParameterError, match="device is 'cuda': this machine has none"):
+        list(differences(published))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "outputs").glob("*/*/seed*/*/provenance.json")))

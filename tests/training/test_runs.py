@@ -188,6 +188,18 @@ def test_fine_tuning_starts_from_a_model_of_timm(tiny, tmp_path, capsys):
         finetune(run.model_copy(update={"variant": "report"}))
 
 
+def test_a_scale_of_images_that_is_assumed_is_kept_with_the_results(tiny, tmp_path, capsys):
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, embed_dim=24, depth=1, num_heads=2)
+    timm.models.save_for_hf(theirs, tmp_path / "theirs", safe_serialization=True)
+    (tmp_path / "theirs" / "config.json").unlink()
+    run = FinetuneParameters.check({**tiny, "variant": "vit", "weights": str(tmp_path / "theirs")})
+    told = runs.load_encoder(new_model(Classifier, run, torch.device("cpu")), run)
+    sentence = "no config.json with mean and std beside the weights, so images are scaled to [-1, 1]"
+    assert f"{run.weights}: {sentence}\n" in capsys.readouterr().out
+    assert metric_rows(told) == [["scale of images", sentence]]
+
+
 @pytest.mark.parametrize(("variant", "told"), [("vit", "resized (bicubic)"), ("paper", "computed anew")])
 def test_weights_of_another_grid_get_positions_for_the_runs(tiny, tmp_path, capsys, variant, told):
     timm = pytest.importorskip("timm")
