@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 
 from benchmarks.__main__ import machine_name
 from mae_core.data import folder_of
@@ -34,7 +35,7 @@ from mae_core.errors import Explained, MissingDataError, ParameterError
 from mae_core.study import results
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.study import STAGES, Study
-from mae_core.study.tensors import load_tensors
+from mae_core.study.tensors import load_tensors, tensors_sha256
 
 ROOT = Path(__file__).parents[1]
 SHARES = {"tests": 0.08, "pretrain": 0.24, "finetune": 0.24}  # of the time; the study has what is left
@@ -126,12 +127,10 @@ class Run(Part):
 
     def done(self) -> str | None:
         folder, before = self.run.folder / self.stage, Path(getattr(self.run, "weights", ""))
-        if not (folder / results.FULL).is_file():
-            return None  # a checkout has the results of published runs, but no weights
         metrics, parameters = read(folder / "metrics.json"), read(folder / "parameters.json")
         with contextlib.suppress(ParameterError):  # of another version
             parameters = STAGES[self.stage](**parameters).flat()
-        if not metrics or parameters != self.run.flat():
+        if not metrics or parameters != self.run.flat() or not has_weights(folder):
             return None
         made = (folder / "metrics.json").stat().st_mtime_ns
         if any(p.is_file() and p.stat().st_mtime_ns > made for p in (folder / "checkpoint.safetensors", before)):
@@ -324,6 +323,13 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 def read(path: Path) -> dict[str, Any]:
     """The content of a JSON file; empty if there is none."""
     return results.read_json(path) if path.is_file() else {}
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has the weights of its results: a checkout has results of published runs, but no weights."""
+    with contextlib.suppress(OSError, SafetensorError):
+        return tensors_sha256(folder / results.FULL) == read(folder / "provenance.json").get("weights_sha256")
+    return False
 
 
 @functools.cache

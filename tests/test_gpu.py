@@ -15,7 +15,7 @@ import yaml
 from benchmarks import gpu
 from mae_core.study.results import FULL, read_json, write_json
 from mae_core.study.study import Study
-from mae_core.study.tensors import load_tensors
+from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
 from mae_core.training import runs
 
 ROOT = Path(__file__).parents[1]
@@ -215,7 +215,8 @@ def finish(run, weights=True, **more):
     folder = run.run.folder / run.stage
     folder.mkdir(parents=True, exist_ok=True)
     if weights:
-        (folder / FULL).touch()
+        save_tensors(folder / FULL, {"a": torch.ones(1)}, {})
+        write_json(folder / "provenance.json", {"weights_sha256": tensors_sha256(folder / FULL)})
     write_json(folder / "parameters.json", run.run.flat())
     metrics = {"test_psnr": 20.0, "last_epoch_accuracy": 80.0, "images_per_second": 1e4}
     write_json(folder / "metrics.json", metrics | {"wall_seconds": 120.0, "train_seconds": 100.0} | more)
@@ -244,6 +245,9 @@ def test_a_run_is_finished_with_its_parameters_and_its_weights(project):
     assert pretrained.done() is None  # is being trained again
     finish(other)
     assert other.done()
+    write_json(other.run.folder / "pretrain" / "provenance.json", {"weights_sha256": "of published weights"})
+    assert other.done() is None  # its results were checked out again
+    finish(other)
     write_json(other.run.folder / "pretrain" / "parameters.json", other.run.flat() | {"epochs": 7})
     assert other.done() is None
 
