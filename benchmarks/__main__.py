@@ -54,7 +54,9 @@ def main() -> None:
     parser.add_argument("--limit", type=float, help="race against the clock, as in make gpu: seconds per task")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
     words = parser.parse_args()
-    tasks = words.tasks or [*COMPARED, *MORE]
+    tasks = words.tasks or tasks_here()
+    if not set(tasks) <= set(tasks_here()):
+        parser.error("processes is for a CPU: set CUDA_VISIBLE_DEVICES to nothing, or leave this task out")
     if words.limit and not set(tasks) <= set(BATCHES):
         parser.error(f"--limit is for some of the tasks only: add --tasks {' '.join(BATCHES)}")
     shape = TINY if words.tiny else VIT_T2
@@ -101,6 +103,12 @@ def against_the_clock(
     if any(isinstance(t.who, str) and t.error for t in timings) or not any(t.name.startswith("ours") for t in timed):
         sys.exit(f"the race has no result without ours and the limits, but these were left out: {left_out}")
     return timed, {"left_out": left_out}
+
+
+def tasks_here() -> list[str]:
+    """The tasks for this machine's device: ``processes`` needs the precisions and limits of a CPU."""
+    on_cpu = devices.choose_device().type == "cpu"
+    return [task for task in (*COMPARED, *MORE) if on_cpu or task != "processes"]
 
 
 def contestants(task: str, shape: Shape, tiny: bool) -> Iterator[Contestant | str]:

@@ -14,6 +14,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -26,16 +27,19 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 
 from benchmarks.__main__ import machine_name
-from mae_core.errors import Explained, ParameterError
+from mae_core.data import folder_of
+from mae_core.errors import Explained, MissingDataError, ParameterError
 from mae_core.study import results
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.study import STAGES, Study
-from mae_core.study.tensors import load_tensors
+from mae_core.study.tensors import load_tensors, tensors_sha256
 
 ROOT = Path(__file__).parents[1]
 SHARES = {"tests": 0.08, "pretrain": 0.24, "finetune": 0.24}  # of the time; the study has what is left
+MARGIN = 25.0  # seconds, at most, of a race's share that are for its imports, its tables and GRACE
 GRACE = 10.0  # seconds, at most, from SIGTERM to SIGKILL: the time to save a checkpoint
 SMALL = {
     "dataset": "shapes", "train_images": 256, "batch_size": 64, "patch_size": 4, "width": 24, "depth": 1, "heads": 2,
@@ -62,8 +66,12 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         parts = [] if words.study else checks(folder, words.seconds, words.rehearse)
         parts += runs(words.study or "speedrun", folder, words.seconds, words.rehearse)
+        for part in parts:
+            if isinstance(part, Run):
+                check_data(part.run)
     except Explained as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a training then saves a checkpoint
     try:
         sys.exit(work(parts, folder, words.study or "all", words.seconds))
     except KeyboardInterrupt:
@@ -100,6 +108,10 @@ class Part:
         """Seconds that it needs to be worth a start."""
         return self.limit / 2
 
+    def notice(self) -> str:
+        """What to tell before it starts."""
+        return ""
+
     def progress(self) -> str | None:
         """How far it came, if it can continue from there."""
         return None
@@ -114,20 +126,20 @@ class Run(Part):
     before: "Run | None" = None
 
     def done(self) -> str | None:
-        folder, weights = self.run.folder / self.stage, Path(getattr(self.run, "weights", ""))
+        folder, before = self.run.folder / self.stage, Path(getattr(self.run, "weights", ""))
         metrics, parameters = read(folder / "metrics.json"), read(folder / "parameters.json")
         with contextlib.suppress(ParameterError):  # of another version
             parameters = STAGES[self.stage](**parameters).flat()
-        if not metrics or parameters != self.run.flat():
+        if not metrics or parameters != self.run.flat() or not has_weights(folder):
             return None
         made = (folder / "metrics.json").stat().st_mtime_ns
-        if any(p.is_file() and p.stat().st_mtime_ns > made for p in (folder / "checkpoint.safetensors", weights)):
+        if any(p.is_file() and p.stat().st_mtime_ns > made for p in (folder / "checkpoint.safetensors", before)):
             return None  # it is being trained again, or its pre-training was
         key, unit = ("test_psnr", "dB") if self.stage == "pretrain" else ("last_epoch_accuracy", "%")
         return f"{metrics[key]:.2f} {unit}, {metrics['images_per_second']:,.0f} images/s, {metrics['wall_seconds']:.0f} s"
 
     def obstacle(self, left: float) -> str | None:
-        if self.before and not (Path(self.run.weights).is_file() and self.before.done()):  # type: ignore[union-attr]
+        if self.before and not self.before.done():
             return "not started: its pre-training is not finished"
         return super().obstacle(left)
 
@@ -137,6 +149,11 @@ class Run(Part):
         paces = [(metrics["wall_seconds"] - metrics["train_seconds"], metrics["train_seconds"]) for metrics in earlier]
         start, trained = (statistics.median(column) for column in zip(*paces, strict=True)) if paces else (0.0, 1e9)
         return start + min(self.run.checkpoint_seconds, trained)
+
+    def notice(self) -> str:
+        folder = self.run.folder / self.stage
+        replaces = (folder / "metrics.json").is_file()
+        return f"; its results will replace those in {folder} (git diff shows the change)" if replaces else ""
 
     def progress(self) -> str | None:
         with contextlib.suppress(OSError, ValueError):
@@ -149,10 +166,12 @@ def checks(folder: Path, seconds: float, rehearse: bool) -> list[Part]:
     """The tests marked for a GPU, and the races."""
     files = sorted((ROOT / "tests").rglob("test_*.py"))
     marked = [str(path) for path in files if "mark.gpu" in path.read_text("utf-8")]  # others may need more packages
-    commands = {"tests": ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *marked]}
+    # With -v, a test is named when it starts and when it has failed: the names are there however the tests end.
+    commands = {"tests": ["-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", *marked]}
     for task in [name for name in SHARES if name != "tests"]:
         blocks = ["--blocks", "1", "--seconds", "0.05", "--tiny"] if rehearse else ["--blocks", "5", "--seconds", "1"]
-        limit = ["--limit", f"{0.8 * SHARES[task] * seconds:.0f}", "--out", str(folder)]
+        share = SHARES[task] * seconds
+        limit = ["--limit", f"{share - min(MARGIN, share / 5):.0f}", "--out", str(folder)]
         commands[task] = ["-m", "benchmarks", "--tasks", task, *limit, *blocks]
     return [Part(name, words, SHARES[name] * seconds, folder) for name, words in commands.items()]
 
@@ -182,6 +201,16 @@ def runs(study_name: str, folder: Path, seconds: float, rehearse: bool) -> Itera
                 yield before
 
 
+def check_data(run: PretrainParameters | FinetuneParameters) -> None:
+    """Raise MissingDataError if a run would have to download its images: a borrowed machine may have no network."""
+    folder = Path(run.data_dir) / folder_of(run.dataset, run.image_size)
+    if run.dataset.startswith("cifar") and not folder.is_dir():
+        raise MissingDataError(
+            f"{folder}/ is missing, and make gpu downloads nothing: put the folder {folder.name}/ into {run.data_dir}/, or "
+            f"make {run.data_dir} a link to the folder that holds it"
+        )
+
+
 def work(parts: list[Part], folder: Path, title: str, seconds: float) -> int:
     """Carry out the parts that are not done yet, in order, as far as the time allows.
 
@@ -201,7 +230,7 @@ def work(parts: list[Part], folder: Path, title: str, seconds: float) -> int:
             state, result = "waits", part.obstacle(end - began)
         if result is None:
             limit = min(part.limit, end - began)
-            print(f"== {part.name}: at most {limit:.0f} s", flush=True)
+            print(f"== {part.name}: at most {limit:.0f} s{part.notice()}", flush=True)
             state, result = attempt(part, limit, folder / "log.txt")
         rows[part.name] = {"state": state, "result": result, "seconds": round(time.monotonic() - began, 1)}
         if state not in ("done before", "waits"):
@@ -228,7 +257,7 @@ def attempt(part: Part, limit: float, log: Path) -> tuple[str, str]:
 
 
 def carry_out(words: list[str], limit: float, log: Path) -> tuple[int | None, str]:
-    """Run Python; at a time limit, end it and what it started, by SIGTERM first and then by SIGKILL.
+    """Run Python; at a time limit or at Ctrl-C, end it and what it started, by SIGTERM first and then by SIGKILL.
 
     Args:
         words: Python's arguments.
@@ -251,15 +280,18 @@ def carry_out(words: list[str], limit: float, log: Path) -> tuple[int | None, st
         )  # fmt: skip
         code: int | None = None
         try:
-            code = child.wait(limit - grace)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                code = 0 if child.wait(grace) == 0 else None
+                code = child.wait(limit - grace)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+            try:
+                if child.poll() is None:
+                    os.killpg(child.pid, signal.SIGTERM)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        code = 0 if child.wait(grace) == 0 else None
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
     with open(log, "rb") as output:
         output.seek(start)
         return code, output.read().decode("utf-8", errors="replace")
@@ -273,8 +305,10 @@ def end_with_parent() -> None:
 
 def last_lines(printed: str) -> str:
     """What to tell of an output: the tests that failed, and the last line."""
-    lines = [line.strip() for line in printed.replace("\r", "\n").splitlines() if line.strip()]
-    return "; ".join([line for line in lines[:-1] if line.startswith(("FAILED ", "ERROR "))] + lines[-1:])
+    lines = list(filter(None, (line.strip(" =") for line in printed.replace("\r", "\n").splitlines())))
+    failed = [line for line in lines[:-1] if line.startswith(("FAILED ", "ERROR "))]  # pytest's summary
+    failed = failed or [line for line in lines[:-1] if re.search(r"::.* (FAILED|ERROR) +\[", line)]  # it never came
+    return "; ".join([*failed, *lines[-1:]])
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
@@ -289,6 +323,13 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 def read(path: Path) -> dict[str, Any]:
     """The content of a JSON file; empty if there is none."""
     return results.read_json(path) if path.is_file() else {}
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has the weights of its results: a checkout has results of published runs, but no weights."""
+    with contextlib.suppress(OSError, SafetensorError):
+        return tensors_sha256(folder / results.FULL) == read(folder / "provenance.json").get("weights_sha256")
+    return False
 
 
 @functools.cache

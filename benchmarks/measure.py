@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
@@ -145,7 +145,8 @@ def serve(who: Contestant | str, seconds: float, counted: bool, connection: Conn
         release()
         connection.send((first_seconds, step_bytes))
         n_steps = 0
-        while connection.recv():
+        while True:
+            connection.recv()
             step()  # not timed: it allocates the released memory again
             synchronize()
             began = time.perf_counter()
@@ -159,8 +160,7 @@ def serve(who: Contestant | str, seconds: float, counted: bool, connection: Conn
             synchronize()  # wait for the GPU once per block, not after every step
             rate = n_steps * per_step / (time.perf_counter() - began)
             release()
-            connection.send(rate)
-        connection.send(devices.peak_memory(device))
+            connection.send((rate, devices.peak_memory(device)))
     except Exception as error:
         connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
@@ -181,69 +181,87 @@ def take_turns(
         seconds: approximate length of a block in seconds; a block has at least one step.
         tell: receives lines of progress.
         until: when to end, in seconds of ``time.monotonic``. Who fails, or is not ready after 65 % of the time, is then
-            left out with an ``error``, the last rounds may be missing, and the bytes of a step are counted.
-        at_once: number of contestants that start side by side.
+            left out with an ``error``, the last rounds may be missing, and the bytes of a step are counted. A round that
+            is not complete does not count, unless it is the first.
+        at_once: number of contestants that start side by side; the next one starts as soon as one is ready.
 
     Raises:
         RuntimeError: if a contestant fails and ``until`` is not given; the message names it.
     """
-    timings: list[Timing] = []
-    connections: list[Connection] = []
-    children: list[Any] = []
+    timings = [Timing(who, limits.LIMITS[who].unit if isinstance(who, str) else "images") for who in whos]
+    connections: dict[int, Connection] = {}
+    children: dict[int, Any] = {}
     began = time.monotonic()
 
-    def ask(index: int, word: object, end: float | None) -> Any:
-        timing, connection = timings[index], connections[index]
-        if timing.error:
-            return None
+    def start(index: int) -> None:
+        connections[index], there = processes.Pipe()
+        words = (whos[index], seconds, until is not None, there)
+        children[index] = processes.Process(target=serve, args=words, daemon=True)
+        children[index].start()
+        there.close()  # so that ``recv`` notices when the process ends
+
+    def leave_out(index: int, why: str) -> None:
+        timings[index].error = why
+        tell(f"{timings[index].name} is left out: {why}")
+        if index in children:
+            children[index].kill()
+
+    def receive(index: int) -> Any:
         try:
-            if word is not None:
-                connection.send(word)
-            if end is not None and not connection.poll(max(0.0, end - time.monotonic())):
-                raise RuntimeError("it was not ready in time")
-            answer = connection.recv()
-        except (EOFError, BrokenPipeError):
+            answer = connections[index].recv()
+        except (EOFError, ConnectionError):
             answer = RuntimeError("its process ended, possibly out of memory")
-        except RuntimeError as error:
-            answer = error
         if not isinstance(answer, Exception):
             return answer
         if until is None:
             raise RuntimeError(f"{whos[index]} failed: {answer}")
-        timing.error = str(answer).strip().split("\n")[0]
-        tell(f"{timing.name} is left out: {timing.error}")
-        children[index].kill()
+        leave_out(index, str(answer).strip().split("\n")[0])
         return None
 
+    def time_block(index: int) -> bool:
+        """Let a contestant run a block; False if the time is up before its end."""
+        with contextlib.suppress(ConnectionError):  # ``receive`` notices it as well
+            connections[index].send(True)
+        if until is not None and not connections[index].poll(max(0.0, until - time.monotonic())):
+            return False
+        if answer := receive(index):
+            rate, timings[index].peak_bytes = answer
+            timings[index].rates.append(rate)
+        return True
+
     try:
-        for start in range(0, len(whos), at_once):
-            for who in whos[start : start + at_once]:
-                here, there = processes.Pipe()
-                words = (who, seconds, until is not None, there)
-                child = processes.Process(target=serve, args=words, daemon=True)
-                child.start()
-                there.close()  # so that ``recv`` notices when the process ends
-                connections.append(here)
-                children.append(child)
-                timings.append(Timing(who, limits.LIMITS[who].unit if isinstance(who, str) else "images"))
-            for index in range(start, len(timings)):
-                answer = ask(index, None, until and began + 0.65 * (until - began))
-                if answer:
+        waiting, starting = list(range(len(whos))), dict[Any, int]()
+        while waiting or starting:
+            while waiting and len(starting) < at_once:
+                index = waiting.pop(0)
+                start(index)
+                starting[connections[index]] = index
+            left = None if until is None else max(0.0, began + 0.65 * (until - began) - time.monotonic())
+            ready = wait(list(starting), left)
+            for connection in ready:
+                index = starting.pop(connection)
+                if answer := receive(index):
                     timings[index].first_seconds, timings[index].step_bytes = answer
                     tell(f"{timings[index].name}: first step after {timings[index].first_seconds:.1f} s")
+            if not ready:
+                for index in (*starting.values(), *waiting):
+                    leave_out(index, "it was not ready in time")
+                break
         round_began = time.monotonic()
         for block in range(blocks):
             if until and block and time.monotonic() + (time.monotonic() - round_began) / block > until:
                 break
-            order = list(range(len(whos)))
-            for index in order if block % 2 == 0 else order[::-1]:
-                rate = ask(index, True, until)
-                timings[index].rates += [rate] if rate else []
+            order = [index for index, timing in enumerate(timings) if not timing.error]
+            if not all(time_block(index) for index in (order if block % 2 == 0 else order[::-1])):
+                for timing in timings:
+                    timing.rates = timing.rates[: max(1, block)]
+                break
             tell(f"block {block + 1} of {blocks}")
         for index, timing in enumerate(timings):
-            timing.peak_bytes = ask(index, False, until and until + 5) or 0
+            if not timing.rates and not timing.error:
+                leave_out(index, "the time was up before the end of its first block")
     finally:
-        for child in children:
+        for child in children.values():
             child.kill()
             child.join()  # frees its memory for the next part
     return timings

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import multiprocessing
 import re
 import shutil
 import sys
@@ -13,8 +14,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import summary
-from benchmarks.__main__ import COMPARED, MORE, PEERS, TINY, contestants, machine_name, main, training_flops
+from benchmarks import measure, summary
+from benchmarks.__main__ import COMPARED, MORE, PEERS, TINY, contestants, machine_name, main, tasks_here, training_flops
 from benchmarks.contestants import EPOCH_STEPS, Contestant, Shape, build
 from benchmarks.measure import counted_bytes, take_turns
 from mae_core import devices
@@ -122,6 +123,48 @@ def test_against_the_clock_who_fails_or_is_late_is_left_out():
     assert late.error == "it was not ready in time"
 
 
+@pytest.fixture
+def race(monkeypatch):
+    """A function that lets stand-ins race against the clock: by name, the seconds of their start and of their blocks."""
+    monkeypatch.setattr(measure, "processes", multiprocessing.get_context("fork"))  # with the function below
+
+    def race(pauses, seconds, at_once=3):
+        def serve(who, seconds, counted, connection):
+            start, *blocks = pauses[who.name]
+            time.sleep(start)
+            connection.send((start, 0))
+            for pause in blocks:
+                connection.recv()
+                time.sleep(pause)
+                connection.send((10.0, 2**20))
+            time.sleep(60)
+
+        monkeypatch.setattr(measure, "serve", serve)
+        whos = [Contestant(name, "pretrain", "float32", False) for name in pauses]
+        timings = take_turns(whos, 5, 0.05, until=time.monotonic() + seconds, at_once=at_once)
+        return {timing.who.name: (len(timing.rates), timing.peak_bytes, timing.error) for timing in timings}
+
+    return race
+
+
+def test_a_round_in_which_the_time_is_up_is_dropped_and_its_contestants_stay(race):
+    found = race({"limit": (0, 0, 0, 0), "ours": (0, 0, 0, 60), "peer": (0, 0, 0, 0)}, seconds=2)
+    assert found == dict.fromkeys(("limit", "ours", "peer"), (2, 2**20, ""))
+
+
+def test_in_the_first_round_whoever_has_a_rate_stays(race):
+    found = race({"limit": (0, 0), "ours": (0, 0), "late": (0, 60), "never asked": (0, 0)}, seconds=2, at_once=4)
+    why = "the time was up before the end of its first block"
+    assert found == dict.fromkeys(("limit", "ours"), (1, 2**20, "")) | dict.fromkeys(("late", "never asked"), (0, 0, why))
+
+
+def test_one_slow_start_does_not_hold_up_the_others(race):
+    quick = (0, 0, 0, 0, 0, 0)
+    found = race({"a": quick, "slow": (60, 0), "b": quick, "c": quick, "d": quick}, seconds=4, at_once=2)
+    assert found.pop("slow") == (0, 0, "it was not ready in time")
+    assert found == dict.fromkeys("abcd", (5, 2**20, ""))
+
+
 @pytest.mark.parametrize("name", ["ours", *PEERS])
 @pytest.mark.parametrize("task", COMPARED)
 def test_every_contestant_takes_a_step(name, task):
@@ -202,6 +245,18 @@ def test_the_command_writes_what_it_measured(monkeypatch, tmp_path, capsys):
     assert "**Ours in detail**" in capsys.readouterr().out
 
 
+def test_one_process_or_several_are_compared_on_a_cpu_alone(monkeypatch, capsys):
+    monkeypatch.setattr(devices, "choose_device", lambda name="auto": torch.device("cpu"))
+    assert tasks_here() == [*COMPARED, *MORE]
+    monkeypatch.setattr(devices, "choose_device", lambda name="auto": torch.device("cuda"))
+    assert tasks_here() == [task for task in (*COMPARED, *MORE) if task != "processes"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--tasks", "processes"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "processes is for a CPU: set CUDA_VISIBLE_DEVICES to nothing" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(devices.choose_device().type != "cpu", reason="they race on a CPU alone")
 @pytest.mark.slow
 def test_two_processes_race_one_of_two_threads(monkeypatch, tmp_path):
     words = ["benchmarks", "--tiny", "--tasks", "processes", "--blocks", "1", "--seconds", "0.05", "--out", str(tmp_path)]

@@ -1,6 +1,7 @@
 """A borrowed GPU's command, rehearsed on the CPU."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,9 +13,9 @@ import torch
 import yaml
 
 from benchmarks import gpu
-from mae_core.study.results import read_json, write_json
+from mae_core.study.results import FULL, read_json, write_json
 from mae_core.study.study import Study
-from mae_core.study.tensors import load_tensors
+from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
 from mae_core.training import runs
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +85,74 @@ def test_a_study_that_is_not_there_is_told(project):
     assert "ParameterError: the study file params/mine.yaml cannot be read" in main("--rehearse", "--study", "mine")
 
 
+def test_missing_images_are_told_before_anything_runs(project, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "machine_name", lambda: "a-gpu")
+    monkeypatch.setattr(gpu, "work", lambda *parts: 0)
+    study("speedrun", {"scratch": None}, shared={**TINY, "dataset": "cifar10"})
+    told = "MissingDataError: data/cifar-10-batches-py/ is missing, and make gpu downloads nothing: put the folder"
+    assert told in main()
+    study("mine", {"scratch": None})
+    assert main("--study", "mine") == 0
+
+
+def test_tests_that_are_cut_short_have_named_their_failures(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Path("tests").mkdir()
+    Path("tests", "test_some.py").write_text(
+        "import os, pytest, signal\n"
+        "pytestmark = pytest.mark.gpu\n"
+        "def test_wrong(): assert 1 == 2\n"
+        "def test_right(): pass\n"
+        "def test_ended(): os.kill(os.getpid(), signal.SIGTERM)\n",
+        encoding="utf-8",
+    )
+    tests, *_ = gpu.checks(tmp_path, 550, False)
+    state, result = gpu.attempt(tests, 30.0, Path("log.txt"))
+    assert state == "failed"
+    assert re.fullmatch(r"tests/test_some.py::test_wrong FAILED +\[ 33%\]; tests/test_some.py::test_ended", result)
+
+
+@pytest.mark.parametrize(("seconds", "limit"), [(550, 107), (3000, 695), (100, 19)])
+def test_a_race_has_its_share_but_for_a_margin(tmp_path, seconds, limit):
+    _, *races = gpu.checks(tmp_path, seconds, False)
+    assert [race.words[race.words.index("--limit") + 1] for race in races] == [str(limit)] * 2
+
+
+TRAINS = """
+import pathlib, signal, sys
+
+def save(*_):
+    pathlib.Path("saved").touch()
+    sys.exit(1)
+
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("started").touch()
+signal.pause()
+"""
+COMMAND = f"""
+from benchmarks import gpu
+gpu.checks = lambda folder, *_: [gpu.Part("trains", ["-c", {TRAINS!r}], 100, folder)]
+gpu.runs = lambda *_: []
+gpu.main(["--rehearse", "--out", "results"])
+"""
+
+
+def test_when_it_is_ended_what_it_trains_can_save_a_checkpoint(project, monkeypatch):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", COMMAND], env=environment, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not Path("started").exists():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.terminate()
+    told = process.communicate(timeout=30)[1]
+    assert Path("saved").exists()
+    assert told == "interrupted: give the same command again to continue\n"
+
+
 def test_a_part_that_fails_or_hangs_is_told_and_the_next_one_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     sleep = "import time; time.sleep(60)"
@@ -141,9 +210,13 @@ def test_the_runs_of_the_paper_go_seed_by_seed(monkeypatch, tmp_path):
     ]
 
 
-def finish(run, **more):
-    """Write the results of a run without training it."""
+def finish(run, weights=True, **more):
+    """Write the results of a run without training it; without weights, those of a checkout."""
     folder = run.run.folder / run.stage
+    folder.mkdir(parents=True, exist_ok=True)
+    if weights:
+        save_tensors(folder / FULL, {"a": torch.ones(1)}, {})
+        write_json(folder / "provenance.json", {"weights_sha256": tensors_sha256(folder / FULL)})
     write_json(folder / "parameters.json", run.run.flat())
     metrics = {"test_psnr": 20.0, "last_epoch_accuracy": 80.0, "images_per_second": 1e4}
     write_json(folder / "metrics.json", metrics | {"wall_seconds": 120.0, "train_seconds": 100.0} | more)
@@ -154,21 +227,27 @@ def test_a_run_is_finished_with_its_parameters_and_its_weights(project):
     pretrained, tuned, other, _ = gpu.runs("mine", project, 1.0, False)
     folder = pretrained.run.folder
     assert [run.done() for run in (pretrained, tuned)] == [None, None]
+    finish(pretrained, weights=False)
+    finish(tuned, weights=False)
+    assert [run.done() for run in (pretrained, tuned)] == [None, None]  # published results: nothing was trained here
+    assert pretrained.notice() == f"; its results will replace those in {folder}/pretrain (git diff shows the change)"
+    assert other.notice() == ""
+    assert "its pre-training is not finished" in tuned.obstacle(1e6)
     finish(pretrained)
+    assert tuned.obstacle(1e6) is None
     finish(tuned)
     assert pretrained.done() == "20.00 dB, 10,000 images/s, 120 s"
     assert tuned.done() == "80.00 %, 10,000 images/s, 120 s"
-    assert "its pre-training is not finished" in tuned.obstacle(1e6)  # there are results but no weights, as in a checkout
-    weights = folder / "pretrain" / "weights.safetensors"
-    weights.touch()
-    assert tuned.obstacle(1e6) is None
-    os.utime(weights, ns=(0, time.time_ns() + 10**12))
+    os.utime(folder / "pretrain" / FULL, ns=(0, time.time_ns() + 10**12))
     assert tuned.done() is None  # of older weights
     (folder / "pretrain" / "checkpoint.safetensors").touch()
     os.utime(folder / "pretrain" / "checkpoint.safetensors", ns=(0, time.time_ns() + 10**12))
     assert pretrained.done() is None  # is being trained again
     finish(other)
     assert other.done()
+    write_json(other.run.folder / "pretrain" / "provenance.json", {"weights_sha256": "of published weights"})
+    assert other.done() is None  # its results were checked out again
+    finish(other)
     write_json(other.run.folder / "pretrain" / "parameters.json", other.run.flat() | {"epochs": 7})
     assert other.done() is None
 

@@ -94,6 +94,10 @@ def occupied(tensor):
     return functools.reduce(int.__mul__, sizes, tensor.element_size())
 
 
+def take_as_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(mae.F, "embedding", lambda ids_BK, rows_ND: mae.SharedRows.apply(rows_ND, ids_BK))
+
+
 @EVERYWHERE
 @VARIANTS
 def test_a_step_waits_for_nothing(case, variant):
@@ -168,7 +172,7 @@ def test_every_tensor_of_a_step_is_on_its_device(fake, monkeypatch, case, varian
 def test_operations_are_counted(fake, monkeypatch, case, most):
     """Those that a GPU's step starts when not compiled, counted on a CPU that goes the GPU's ways; -s prints them."""
     monkeypatch.setattr(vit, "ONEDNN_LINEAR", None)
-    monkeypatch.setattr(mae.F, "embedding", lambda ids_BK, rows_ND: mae.SharedRows.apply(rows_ND, ids_BK))
+    take_as_on_a_gpu(monkeypatch)
     vit_t2 = {"patch_size": 2, "width": 192, "depth": 12, "heads": 3, "decoder_width": 192, "decoder_heads": 3}
     _, take_step = start(case, attention="fused", precision="bfloat16", micro_batch=32, **vit_t2)
     take_step(0)
@@ -179,8 +183,11 @@ def test_operations_are_counted(fake, monkeypatch, case, most):
 
 
 @pytest.mark.parametrize("attention", ["explicit", "fused"])
-@pytest.mark.parametrize("case", ["finetune", "all parts", "random"])
+@pytest.mark.parametrize("case", ["finetune", "all parts", "random", "random as on a GPU"])
 def test_a_compiled_step_is_one_graph_compiled_once(monkeypatch, case, attention):
+    case, _, on_gpu = case.partition(" as ")
+    if on_gpu:
+        take_as_on_a_gpu(monkeypatch)
     torch._dynamo.reset()
     torch.set_num_threads(2)  # two workers: one compiles for both
     compiler = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
