@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae_core import devices
-from mae_core.data.images import Split, to_unit
+from mae_core.data.images import Split, load, to_unit
 from mae_core.evaluation.classification import class_scores
 from mae_core.model.mae import Classifier, MaskedAutoencoder
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
@@ -153,6 +153,7 @@ def ours(contestant: Contestant, data: Split, device: torch.device) -> Callable[
     if contestant.task == "epoch":
         size, once = batch * EPOCH_STEPS, run.model_copy(update={"epochs": 1, "checkpoint_seconds": 1e9})
         some = Split(data.images_nCHW[:size], data.labels_n[:size], data.classes)
+        load(run.dataset, run.data_dir)  # for the checkpoint's checksum of the data
 
         def epoch() -> None:
             with tempfile.TemporaryDirectory() as folder:  # a new one has no checkpoint of a finished run
