@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import papermill
 import pytest
 import yaml
 from checkout import Checkout
@@ -122,6 +123,12 @@ def test_images_without_classes_are_pre_trained_on_and_reported(project, tmp_pat
     }  # fmt: skip
     assert set(re.findall(r'href="#((?:fig|tab)-[\w-]+)"', page)) <= labels
     assert not re.search(r"<td[^>]*>–</td>", page)
+    done = papermill.execute_notebook(
+        ROOT / "notebooks" / "ablations.ipynb", "ablations.ipynb", {"study": "plain"}, kernel_name="python3",
+        progress_bar=False,
+    )  # fmt: skip
+    printed = "".join(output.get("text", "") for cell in done.cells for output in cell.get("outputs", []))
+    assert re.search(r"random-75 +seeds finished: \[0\]", printed)
 
 
 def test_a_study_that_only_pre_trains_is_planned_without_fine_tuning(project, tmp_path):

@@ -212,6 +212,9 @@ def sensitivity_rows(summary: Summary) -> list[list[str]]:
     return rows
 
 
+CHANCE_COLUMNS = ("case", "accuracy", "± seeds", "± images", "difference", "± seeds", "± images")
+
+
 def chance_rows(summary: Summary) -> list[list[str]]:
     """Two kinds of chance: other seeds and other test images.
 
@@ -233,11 +236,6 @@ def chance_rows(summary: Summary) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def chance_columns(summary: Summary) -> list[str]:
-    """The names of the columns of :func:`chance_rows`."""
-    return ["case", "accuracy", "± seeds", "± images", "difference", "± seeds", "± images"]
 
 
 def length_rows(summary: Summary) -> list[list[str]]:
