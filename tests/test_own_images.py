@@ -111,7 +111,7 @@ def test_images_without_classes_are_pre_trained_on_and_reported(project, tmp_pat
     ):
         assert words not in told, words
     assert "Last run: " in told
-    assert "this study pre-trains only" in told
+    assert "here, no case has been fine-tuned" in told
     assert {row[0]: row[1:] for row in main_rows(summary)}["minutes"] == [
         minutes(summary.cases["random-75"].estimate("wall"))
     ]
