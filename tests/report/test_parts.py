@@ -7,7 +7,7 @@ import fake_study
 import pytest
 
 from mae_core.report import narrative, parts, tables
-from mae_core.report.claims import shown
+from mae_core.report.claims import Claim, shown
 from mae_core.report.summary import Summary
 from mae_core.study.parameters import ReportParameters
 from mae_core.study.results import read_json, write_json
@@ -159,7 +159,10 @@ def test_training_from_scratch_alone_has_an_accuracy(written):
         assert "± is the half-width" in text
 
 
-def test_one_verdict_is_told_in_the_singular(written):
+def test_one_verdict_is_told_in_the_singular(written, monkeypatch):
     summary = written("random-75", "mask-tokens", own=False, tuned=False, seeds=(0, 1))
     assert narrative.correction(summary) == "One claim has a p-value, so there is no number of claims to correct for."
     assert "1 of 1 tested verdict remains. " in narrative.abstract(summary)
+    judged = [Claim("a", "here", "+1", "supported", "1", 0.01, 0.02), Claim("b", "here", "+1", "undecided", "1", 0.3, 0.3)]
+    monkeypatch.setattr(narrative, "claims", lambda summary: judged)
+    assert narrative.correction(summary).endswith("With Holm's correction for all 2, 1 of these verdicts survives.")
