@@ -339,23 +339,23 @@ def check_claims(report, raw, accuracy, linear, flops, loss, psnr, memory):
         "Mask tokens in the encoder lower": (accuracy, {}, (default, "mask-tokens")),
         "Skipping mask tokens saves": (memory, mib, ("mask-tokens", default)),
         "75 % masking can be learned": (linear, {}, (default, "scratch")),
-        "Block-wise 50 % beats": (accuracy, {}, ("block-50", default)),
-        "It does so at equal work": (accuracy, {}, ("block-50", "random-75-longer")),
+        "Block-wise 50 % beats random 75 %": (accuracy, {}, ("block-50", default)),
+        "Block-wise 50 % beats random 75 % at equal compute": (accuracy, {}, ("block-50", "random-75-longer")),
         "Random 75 % beats block-wise": (accuracy, {}, (default, "block-75")),
         "Random 75 % beats grid-wise": (accuracy, {}, (default, "grid-75")),
         "Grid-wise masking is the easier": (loss, {"digits": 4, "unit": ""}, (default, "grid-75")),
         "Grid-wise masking gives the worst": (linear, {}, *((c, "grid-75") for c in (default, "block-50", "block-75"))),
         "Block-wise masking is harder": (loss, {"digits": 4, "unit": ""}, ("block-75", default)),
-        "Its reconstructions are less exact": (psnr, {"unit": " dB"}, (default, "block-75")),
+        "Block-wise reconstructions are less exact": (psnr, {"unit": " dB"}, (default, "block-75")),
         "A lower ratio is an easier": (loss, {"digits": 4, "unit": ""}, ("block-75", "block-50")),
-        "75 % is the best ratio": (accuracy, {}, *((default, other) for other in others)),
-        "It is so for frozen": (linear, {}, *((default, other) for other in others)),
+        "75 % is the best ratio of random masking": (accuracy, {}, *((default, other) for other in others)),
+        "75 % is the best ratio for the linear probe": (linear, {}, *((default, other) for other in others)),
     }
     rows = {row[0]: row[1:] for row in report.tables["tab-claims"][1:]}
     assert len(rows) == len(claimed) + 2
     p_values = {}
     for start, (values, how, *pairs) in claimed.items():
-        (name,) = [name for name in rows if name.startswith(start)]
+        (name,) = [start] if start in rows else [name for name in rows if name.startswith(start)]
         differences = [paired(values.get(one, {}), values.get(other, {})) for one, other in pairs]
         k, decided = verdict(*differences, small=None if how else 0.5)
         told, least, p_values[name] = "–", "–", None
@@ -368,7 +368,7 @@ def check_claims(report, raw, accuracy, linear, flops, loss, psnr, memory):
             least = findable(differences[k], **{key: value for key, value in how.items() if key != "unit"})
             p_values[name] = p_value_of(differences, decided)
         assert rows[name][:3] == [decided, told, least], name
-    (name,) = [name for name in rows if "more FLOPs" in name]
+    (name,) = [name for name in rows if name.startswith("Mask tokens in the encoder cost more FLOPs")]
     decided = "supported" if flops["mask-tokens"] else "not run"
     assert rows[name] == [decided, times(flops["mask-tokens"], flops[default]), *"–––", "both"]
     curves = [raw.read(case, "finetune", "history.json") for case in (default, "scratch")]
@@ -377,7 +377,7 @@ def check_claims(report, raw, accuracy, linear, flops, loss, psnr, memory):
     ahead = [difference > 0 for of_seed in by_epoch for difference in of_seed]
     epochs = [dict(enumerate(epoch)) for epoch in zip(*by_epoch, strict=True)]
     k, decided = verdict(*epochs, small=0.5)
-    name = "It does so after every epoch"
+    name = "Pre-training is ahead after every epoch"
     p_values[name] = p_value_of(epochs, decided)
     decided = "undecided (one seed)" if len(seeds) == 1 else decided
     assert rows[name][:3] == [decided, f"in {sum(ahead)} of {len(ahead)}", findable(epochs[k])]

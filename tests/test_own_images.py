@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import papermill
 import pytest
 import yaml
 from checkout import Checkout
@@ -110,7 +111,7 @@ def test_images_without_classes_are_pre_trained_on_and_reported(project, tmp_pat
     ):
         assert words not in told, words
     assert "Last run: " in told
-    assert "this study pre-trains only" in told
+    assert "here, no case has been fine-tuned" in told
     assert {row[0]: row[1:] for row in main_rows(summary)}["minutes"] == [
         minutes(summary.cases["random-75"].estimate("wall"))
     ]
@@ -122,6 +123,12 @@ def test_images_without_classes_are_pre_trained_on_and_reported(project, tmp_pat
     }  # fmt: skip
     assert set(re.findall(r'href="#((?:fig|tab)-[\w-]+)"', page)) <= labels
     assert not re.search(r"<td[^>]*>–</td>", page)
+    done = papermill.execute_notebook(
+        ROOT / "notebooks" / "ablations.ipynb", "ablations.ipynb", {"study": "plain"}, kernel_name="python3",
+        progress_bar=False,
+    )  # fmt: skip
+    printed = "".join(output.get("text", "") for cell in done.cells for output in cell.get("outputs", []))
+    assert re.search(r"random-75 +seeds finished: \[0\]", printed)
 
 
 def test_a_study_that_only_pre_trains_is_planned_without_fine_tuning(project, tmp_path):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mae_core.report import published
-from mae_core.report.statistics import LEVEL, Estimate, detectable, estimate, holm, p_value, signed
+from mae_core.report.statistics import LEVEL, Estimate, detectable, estimate, holm, p_value, signed_estimate
 from mae_core.report.summary import Case, Summary
 
 # Points of accuracy. Every difference of the student's and the paper's that is repeated here is 0.7 points or more, so one
@@ -31,6 +31,7 @@ class Claim:
         detectable: the smallest difference that these seeds could have found, in the unit of ``measured``.
         p: of the paired t test; None if it was not run, has one seed, or is counted.
         adjusted: ``p`` after Holm's correction for all claims that have one.
+        key: the name by which the discussion finds it; empty for others.
     """
 
     statement: str
@@ -40,6 +41,7 @@ class Claim:
     detectable: str = "–"
     p: float | None = None
     adjusted: float | None = None
+    key: str = ""
 
     @property
     def one_sided(self) -> bool:
@@ -59,22 +61,22 @@ def claims(summary: Summary) -> list[Claim]:
     block50, block75, grid = summary.find("block", 0.5), summary.find("block", 0.75), summary.find("grid", 0.75)
     longer, ratios = summary.equal_work(), [(default, summary.find("random", ratio)) for ratio in (0.25, 0.5, 0.9)]
 
-    def above(statement: str, source: str, quantity: str, *pairs: tuple[Case, Case]) -> Claim:
+    def above(statement: str, source: str, quantity: str, *pairs: tuple[Case, Case], key: str = "") -> Claim:
         """The claim that the first case of each pair exceeds the second; shows the pair that decides the verdict."""
         one_below = pairs[0][1] is pairs[-1][1]
         found = {f"{(a if one_below else b).label}: ": a.beats(b, quantity) for a, b in pairs}
         differences = [difference for difference in found.values() if difference]
         if len(differences) < len(pairs):
-            return Claim(statement, source, "–", "not run")
+            return Claim(statement, source, "–", "not run", key=key)
         decisive, verdict, p = decide(differences, bound(quantity))
         against = next(name for name, difference in found.items() if difference is decisive) if len(pairs) > 1 else ""
         least = amount(detectable(decisive), quantity)
-        return Claim(statement, source, against + measured(decisive, quantity), verdict, least, p)
+        return Claim(statement, source, against + measured(decisive, quantity), verdict, least, p, key=key)
 
     judged = [
-        above("Pre-training beats training from scratch", "both", "accuracy", (summary.default, scratch)),
+        above("Pre-training beats training from scratch", "both", "accuracy", (summary.default, scratch), key="gain"),
         throughout(summary.default, scratch),
-        above("Mask tokens in the encoder lower the accuracy", "both", "accuracy", (default, tokens)),
+        above("Mask tokens in the encoder lower the accuracy", "both", "accuracy", (default, tokens), key="mask tokens"),
         flops_ratio(tokens, default, summary.compared),
         above("Skipping mask tokens saves memory", "paper", "memory", (tokens, default)),
         above(
@@ -82,7 +84,7 @@ def claims(summary: Summary) -> list[Claim]:
             "linear", (default, scratch),
         ),
         above("Block-wise 50 % beats random 75 %", "student", "accuracy", (block50, default)),
-        above("It does so at equal work, against a longer random 75 %", "here", "accuracy", (block50, longer)),
+        above("Block-wise 50 % beats random 75 % at equal compute", "here", "accuracy", (block50, longer)),
         above("Random 75 % beats block-wise 75 %", "both", "accuracy", (default, block75)),
         above("Random 75 % beats grid-wise 75 %", "both", "accuracy", (default, grid)),
         above("Grid-wise masking is the easier task: random's loss is higher", "both", "loss", (default, grid)),
@@ -91,10 +93,12 @@ def claims(summary: Summary) -> list[Claim]:
             "linear", (default, grid), (block50, grid), (block75, grid),
         ),
         above("Block-wise masking is harder: its loss at 75 % is higher than random's", "both", "loss", (block75, default)),
-        above("Its reconstructions are less exact: random's PSNR at 75 % is higher", "both", "psnr", (default, block75)),
+        above(
+            "Block-wise reconstructions are less exact: random's PSNR at 75 % is higher", "both", "psnr", (default, block75)
+        ),
         above("A lower ratio is an easier task: block-wise loss at 75 % is above 50 %", "both", "loss", (block75, block50)),
         above("75 % is the best ratio of random masking: it beats 25, 50 and 90 %", "here", "accuracy", *ratios),
-        above("It is so for frozen features, too (linear probe)", "paper", "linear", *ratios),
+        above("75 % is the best ratio for the linear probe", "paper", "linear", *ratios),
     ]  # fmt: skip
     tested = [claim.p for claim in judged if claim.p is not None]
     adjusted = iter(holm(tested))
@@ -111,13 +115,10 @@ def shown(summary: Summary) -> list[Claim]:
     return ran or [Claim("No two cases have run that a claim compares", "–", "–", "not run")]
 
 
-def measured(difference: Estimate | None, quantity: str) -> str:
+def measured(difference: Estimate, quantity: str) -> str:
     """A difference with sign, interval and unit."""
-    if difference is None:
-        return "–"
     unit, digits, scale = UNITS.get(quantity, POINTS)
-    interval = "" if difference.interval is None else f" ± {difference.interval * scale:.{digits}f}"
-    return signed(difference.mean * scale, digits) + interval + unit
+    return signed_estimate(difference, digits, scale) + unit
 
 
 def amount(value: float | None, quantity: str) -> str:
@@ -136,11 +137,12 @@ def throughout(default: Case, scratch: Case) -> Claim:
 
     Cases that were fine-tuned for different numbers of epochs are not compared.
     """
-    statement, histories = "It does so after every epoch", [c.read("finetune", "history") for c in (default, scratch)]
+    claim = Claim("Pre-training is ahead after every epoch", "student", "–", "not run", key="every epoch")
+    histories = [case.read("finetune", "history") for case in (default, scratch)]
     seeds = sorted(histories[0].keys() & histories[1].keys())
     curves = [[history[seed]["test_accuracy"] for seed in seeds] for history in histories]
     if len({len(curve) for case in curves for curve in case}) != 1:
-        return Claim(statement, "student", "–", "not run")
+        return claim
     epochs = [
         estimate([a - b for a, b in zip(*both, strict=True)])
         for both in zip(*(zip(*curve, strict=True) for curve in curves), strict=True)
@@ -149,14 +151,14 @@ def throughout(default: Case, scratch: Case) -> Claim:
     ahead = f"in {sum(difference > 0 for difference in differences)} of {len(differences)}"
     decisive, verdict, p = decide(epochs, MATTERS)
     verdict = "undecided (one seed)" if len(seeds) == 1 else verdict
-    return Claim(statement, "student", ahead, verdict, amount(detectable(decisive), "accuracy"), p)
+    return replace(claim, measured=ahead, verdict=verdict, detectable=amount(detectable(decisive), "accuracy"), p=p)
 
 
 def flops_ratio(tokens: Case, default: Case, compared: bool = True) -> Claim:
     """The claim on the cost of mask tokens in the encoder; FLOPs are counted, so one run is enough."""
     student, paper = published.STUDENT_FLOPS_RATIO, published.PAPER_FLOPS_RATIO
     theirs = f" (student's model: {student:g}×; paper's: {paper:g}×)" if compared else ""
-    statement = f"They cost more FLOPs{theirs}"
+    statement = f"Mask tokens in the encoder cost more FLOPs{theirs}"
     ratio = tokens.ratio(default, "flops")
     if not ratio:
         return Claim(statement, "both", "–", "not run")
@@ -184,14 +186,12 @@ def decide(differences: Sequence[Estimate], bound: float | None) -> tuple[Estima
     return decisive, verdict, max(known) if len(known) == len(tested) else None
 
 
-def judge(difference: Estimate | None, bound: float | None = None) -> str:
+def judge(difference: Estimate, bound: float | None = None) -> str:
     """The verdict on the claim that a difference over seeds is positive.
 
     Args:
         bound: the difference from which on it matters, if there is one.
     """
-    if difference is None:
-        return "not run"
     if difference.interval is None:
         points = "for it" if difference.mean > 0 else "against it" if difference.mean < 0 else "neither way"
         return f"undecided (one seed; points {points})"

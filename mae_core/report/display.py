@@ -135,7 +135,12 @@ def as_html(markdown: str) -> str:
 
 def inline(markdown: str) -> str:
     """One paragraph of Markdown as HTML, without ``<p>``."""
-    return re.sub(r"^<p>|</p>\s*$", "", as_html(markdown))
+    return unwrapped(as_html(markdown))
+
+
+def unwrapped(paragraph: str) -> str:
+    """The HTML of one paragraph without its ``<p>``."""
+    return re.sub(r"^<p>|</p>\s*$", "", paragraph)
 
 
 def caption_html(kind: str, label: str, caption: str, sources: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from traitlets import Bool, Unicode
 
 from mae_core.errors import ExportError
 from mae_core.report import markup
+from mae_core.report.display import unwrapped
 from mae_core.report.document import floats, read
 from mae_core.report.summary import found_in
 from mae_core.study.parameters import OUTPUTS
@@ -44,7 +45,7 @@ class ReportHtmlExporter(HTMLExporter):
     def from_notebook_node(self, nb: NotebookNode, resources: dict[str, Any] | None = None, **more):
         document = read(nb, self.show_code)
         self.register_filter("markdown", lambda text: markup.to_html(text, document))
-        self.register_filter("inline", lambda text: re.sub(r"^<p>|</p>\s*$", "", markup.to_html(text, document)))
+        self.register_filter("inline", lambda text: unwrapped(markup.to_html(text, document)))
         self.register_filter("data_uri", lambda panel: markup.data_uri(panel.kind, panel.content))
         self.register_filter("highlight", Highlight2HTML(pygments_lexer="python", parent=self))
         self.register_filter("links", lambda sources: [(s, "" if s in self.without else page(s)) for s in sources])

@@ -256,8 +256,13 @@ def confused_pairs(counts: np.ndarray, classes: Sequence[str], n_pairs: int = 15
 
 
 def short(name: str, most: int = 18) -> str:
-    """A class's name, shortened to fit beside or above a picture; a dollar sign in it begins no formula."""
-    return (name if len(name) <= most else f"{name[: most - 1]}…").replace("$", r"\$")
+    """A class's name, shortened to fit beside or above a picture."""
+    return plain(name if len(name) <= most else f"{name[: most - 1]}…")
+
+
+def plain(name: str) -> str:
+    """A name in which a dollar sign begins no formula."""
+    return name.replace("$", r"\$")
 
 
 @styled
@@ -372,7 +377,7 @@ def environment(provenance: Mapping[str, Any], dataset: str) -> Figure:
         if x:
             axes.annotate("", (x + 0.08, 1.03), (x - 0.08, 1.03), arrowprops={"arrowstyle": "->", "color": INK, "lw": 0.9})
     axes.text(len(steps) / 2, 0.42, provenance["device"], ha="center", va="center", fontsize=10, color=INK)
-    detail = f"{provenance['platform']}; {provenance['precision']} matrix products; data: {dataset}"
+    detail = f"{provenance['platform']}; {provenance['precision']} matrix products; data: {plain(dataset)}"
     axes.text(len(steps) / 2, 0.16, detail, ha="center", va="center", fontsize=9, color="#555555")
     return figure
 

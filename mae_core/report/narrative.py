@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_core.report import published
-from mae_core.report.claims import MATTERS, SMALLER, claims, measured, shown
+from mae_core.report.claims import MATTERS, SMALLER, Claim, claims, measured, shown
 from mae_core.report.figures import MOST_CLASSES
 from mae_core.report.over_images import of_difference
 from mae_core.report.parts import parts, references_left_out
@@ -25,9 +25,8 @@ VERDICTS = ("supported", "contradicted", "no difference that matters", "undecide
 
 def newest(summary: Summary) -> dict[str, Any]:
     """The provenance of the latest run; empty if nothing has run."""
-    cases = summary.all_cases.values()
-    told = [p for case in cases for p in case.read("finetune", "provenance").values()]
-    told = told or [p for case in cases for p in case.read("pretrain", "provenance").values()]
+    cases, stages = summary.all_cases.values(), ("pretrain", "finetune")
+    told = [p for case in cases for stage in stages for p in case.read(stage, "provenance").values()]
     return max(told, key=lambda p: p["finished"], default={})
 
 
@@ -51,22 +50,36 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
+def listed(words: Sequence[str]) -> str:
+    """Words as a list within a sentence: a, b and c."""
+    *before, last = words
+    return f"{', '.join(before)} and {last}" if before else last
+
+
+def seed_numbers(summary: Summary) -> list[int]:
+    """The number of seeds of each case that finished a stage."""
+    numbers = [max(len(case.values("accuracy")), len(case.values("loss"))) for case in summary.all_cases.values()]
+    return [n for n in numbers if n]
+
+
 def intervals(summary: Summary) -> str:
     """The meaning of ±, or why there are no intervals."""
-    numbers = {len(case.values("accuracy")) for case in summary.all_cases.values()} - {0}
-    several = numbers - {1}
+    numbers = seed_numbers(summary)
+    several = [n for n in numbers if n > 1]
     if not several:
+        results = "accuracies" if summary.fine_tuned else "results"
+        order = " and the order of the cases depend" if len(numbers) > 1 else " depend"
         return (
             f"{'No case has more than' if len(summary.seeds) > 1 else 'There is'} one seed, so there are no intervals: how "
-            "much the accuracies and the order of the cases depend on the seed is unknown."
+            f"much the {results}{order} on the seed is unknown."
         )
     least, most = min(several), max(several)
     number_of = f"{most}" if most == least else f"{least} to {most}"
     single = "; a case with one seed has none" if 1 in numbers else ""
     return (
         f"± is the half-width of the 95 % interval of the mean over the {number_of} seeds that a case finished ("
-        f"{t_distribution(summary)}{single}); differences are paired by seed. It covers the choice of seeds; "
-        f"[Table 10](#tab-chance) adds the test images."
+        f"{t_distribution(summary)}{single}); differences are paired by seed. It covers the choice of "
+        f"seeds{'; [Table 10](#tab-chance) adds the test images' if 'tab-chance' in parts(summary) else ''}."
     )
 
 
@@ -75,19 +88,19 @@ def t_distribution(summary: Summary) -> str:
     return either(summary, "Student's t", "t distribution")
 
 
-def plus_minus(summary: Summary) -> str:
-    """Where ± is explained, or its meaning if the abstract has none; empty without intervals."""
-    quantity = "accuracy" if summary.fine_tuned else "loss"
-    if all(len(case.values(quantity)) < 2 for case in summary.all_cases.values()):
-        return ""
-    if not summary.fine_tuned:
+def plus_minus(summary: Summary, *beside: Summary) -> str:
+    """Where ± is explained, or its meaning if only studies beside this one have intervals; empty without intervals."""
+    if max(seed_numbers(summary), default=0) > 1:
+        return "± is explained in the [abstract](#abstract)."
+    if any(n > 1 for study in beside for n in seed_numbers(study)):
         return f"± is the half-width of the 95 % interval of the mean over the seeds ({t_distribution(summary)})."
-    return "± is explained in the [abstract](#abstract)."
+    return ""
 
 
-def dataset(summary: Summary) -> str:
-    """The names of the runs' data sets."""
-    folder = escaped(Path(summary.data.get("folder", "")).name)
+def dataset(summary: Summary, markdown: bool = True) -> str:
+    """The names of the runs' data sets, in Markdown or as plain text."""
+    folder = Path(summary.data.get("folder", "")).name
+    folder = escaped(folder) if markdown else folder
     own = f"images of one's own{f' ({folder})' if folder else ''}"
     return " and ".join(DATASETS.get(name, own) for name in sorted(summary.data)) or "nothing yet"
 
@@ -111,20 +124,18 @@ def introduction(summary: Summary) -> str:
     then = (
         "is then fine-tuned to classify images."
         if summary.fine_tuned
-        else "can then be fine-tuned to classify images; this study pre-trains only."
+        else "can then be fine-tuned to classify images; here, no case has been fine-tuned."
     )
     does = ["report the accuracy of the last epoch"] if summary.fine_tuned else []
-    does += ["train every case with the same seeds"]
+    does += ["compare cases by the seeds that they share"]
     does += ["judge every claim by a fixed rule"] if "tab-claims" in parts(summary) else []
-    *before, last = does
-    told = f"{', '.join(before)}{',' if len(before) > 1 else ''}{' and ' if before else ''}{last}"
     return (
         "A masked autoencoder (MAE) masks most patches of an image, encodes the visible ones, and learns to reconstruct "
         "the masked ones ([He et al.](#ref-he2021)). Its encoder, a vision transformer ([Dosovitskiy et "
         f"al.](#ref-dosovitskiy2021)), {then} Two design choices matter most: masked "
         "patches do not enter the encoder, and 75 % of the patches are masked. The paper established both on ImageNet "
         "with models of hundreds of millions of parameters. "
-        f"{either(summary, compared, f'We apply the method to {dataset(summary)}.')} We {told}."
+        f"{either(summary, compared, f'We apply the method to {dataset(summary)}.')} We {listed(does)}."
     )
 
 
@@ -210,8 +221,7 @@ def finetuning(summary: Summary) -> str:
     run, off, images = finetuned(summary), FinetuneParameters(), evaluated(summary)
     read = "the mean of its patch tokens" if run.pooling == "mean" else "its class token"
     values = {name: getattr(run, name) for name in PARTS if getattr(run, name) != getattr(off, name)}
-    *others, last = [PARTS[name].format(value) for name, value in values.items()] or [""]
-    added = f"{', '.join(others)} and {last}" if others else last
+    added = listed([PARTS[name].format(value) for name, value in values.items()] or [""])
     return (
         f"**Fine-tuning.** The encoder sees all patches, and a linear head reads {read}. All weights are trained."
         f"{f' The recipe has {added}.' if added else ''} {scratch}"
@@ -227,9 +237,15 @@ def finetuned(summary: Summary) -> FinetuneParameters:
     return FinetuneParameters.check(told[0]) if told else FinetuneParameters()
 
 
+def held_out(summary: Summary) -> int:
+    """The number of validation images, which all runs evaluate instead of test images; 0 if they evaluate test images."""
+    recipes = [case.recipe(stage) for case in summary.all_cases.values() for stage in ("pretrain", "finetune")]
+    return next((recipe["holdout"] for recipe in recipes if recipe), 0)
+
+
 def evaluated(summary: Summary) -> str:
-    """What kind of images the accuracies are of: test or validation."""
-    return "validation" if finetuned(summary).holdout else "test"
+    """What kind of images are evaluated: test or validation."""
+    return "validation" if held_out(summary) else "test"
 
 
 def attention(summary: Summary) -> str:
@@ -254,73 +270,75 @@ def attention_caption(summary: Summary) -> str:
 
 def abstract(summary: Summary) -> str:
     """The abstract; a study of drawn images says that it is a test, one of validation images that it is a choice."""
+    if not newest(summary):
+        return "Nothing has run yet."
+    drawn = dataset(summary) == DATASETS["shapes"]
     notice = "**This report shows that the pipeline works, and nothing more:** a tiny model trained on drawings. "
-    if not summary.compared:
-        return abstract_alone(summary)
-    n_held = finetuned(summary).holdout
+    n_held = held_out(summary)
     held = (
         f"**This report chooses a recipe:** where it says test images, it means {n_held:,} validation images, held out "
         "from the training images. "
     )
-    text = (
-        f"{notice if dataset(summary) == DATASETS['shapes'] else ''}{held if n_held else ''}"
+    repeated = (
         "A student's report tested the masked autoencoder (MAE) of [He et al.](#ref-he2021) at small scale, with a tiny "
-        "vision transformer. We repeat that study so that every number comes from a run that anyone can reproduce. On "
-        f"{dataset(summary)}"
+        "vision transformer. We repeat that study so that every number comes from a run that anyone can reproduce."
     )
-    ours, scratch = (summary.find(*how).estimate("accuracy") for how in (("random", 0.75), (None,)))
-    if not ours or not scratch:
-        return text + ", the comparison of pre-training with training from scratch has not run."
-    judged = claims(summary)
-    verdicts = [claim.verdict.split(" (")[0] for claim in judged]
-    told = ", ".join(f"{verdicts.count(word)} {word}" for word in VERDICTS if word in verdicts)
-    decided, lasting = sum(claim.one_sided for claim in judged), sum(claim.survives for claim in judged)
-    corrected = f"After a correction for their number, {lasting} of {decided} tested verdicts remain. " if decided else ""
+    alone = (
+        "We pre-train a masked autoencoder (MAE, [He et al.](#ref-he2021)) at small scale, so that every number comes from "
+        "a run that anyone with the images can reproduce."
+    )
+    counted = "Claims about the method"
+    judged, missing, corrected = shown(summary), "", ""
+    tested = [claim for claim in judged if claim.one_sided]
+    if summary.compared:
+        counted, missing = f"We judge {len(judged)} claims, most of them from the report and the paper", not_run(summary)
+        n_kept, verdicts = sum(claim.survives for claim in tested), count(len(tested), "tested verdict")
+        remain = "remains" if n_kept == 1 else "remain"
+        corrected = f"After a correction for their number, {n_kept} of {verdicts} {remain}. " if tested else ""
+    told = f"{counted}: {tally(judged)} ([Table 8](#tab-claims)). " if "tab-claims" in parts(summary) else ""
     return (
-        f"{text}, an encoder pre-trained with 75 % random masking reaches {number(ours)} % {evaluated(summary)} "
-        f"accuracy after fine-tuning, against {number(scratch)} % from scratch{same_recipe(summary)}. We judge "
-        f"{len(verdicts)} claims, most of them from the report and the paper: {told} ([Table 8](#tab-claims)). "
-        f"{not_run(summary)}{corrected}{intervals(summary)}"
+        f"{notice if drawn else ''}{held if n_held else ''}{either(summary, repeated, alone)} On {dataset(summary)}, "
+        f"{reached(summary)}. {told}{missing}{corrected}{intervals(summary)}"
     )
+
+
+def reached(summary: Summary) -> str:
+    """What the default case reaches, within a sentence: its accuracy, or without fine-tuning its PSNR."""
+    default, scratch, images = summary.default, summary.find(None), evaluated(summary)
+    ours, theirs, quality = default.estimate("accuracy"), scratch.estimate("accuracy"), default.estimate("psnr")
+    if ours:
+        against = f", against {number(theirs)} % from scratch{same_recipe(summary)}" if theirs else ""
+        top5 = f" (top-5: {number(found)} %)" if (found := default.estimate("top5")) else ""
+        return (
+            f"an encoder pre-trained with {default.masking} reaches {number(ours)} % {images} accuracy{top5} after "
+            f"fine-tuning{against}"
+        )
+    told = f"masked pixels of {images} images are reconstructed with {number(quality)} dB (PSNR)"
+    tuned = "its classifier was not fine-tuned" if summary.fine_tuned else "no classifier was fine-tuned"
+    if theirs:
+        tuned = f"training from scratch reaches {number(theirs)} % {images} accuracy"
+    return f"{told if quality else 'nothing has been pre-trained'}; {tuned}"
+
+
+def tally(judged: Sequence[Claim]) -> str:
+    """How many claims have each verdict, within a sentence."""
+    verdicts = [claim.verdict.split(" (")[0] for claim in judged]
+    return ", ".join(f"{verdicts.count(word)} {word}" for word in VERDICTS if word in verdicts)
 
 
 def not_run(summary: Summary) -> str:
-    """The student's cases that have no accuracy; empty if all have one."""
-    missing = [label_of(*masks) for masks in published.STUDENT if not summary.find(*masks).values("accuracy")]
-    if not missing:
-        return ""
-    *before, last = missing
-    told = f"{', '.join(before)} and {last}" if before else last
-    return f"Of the student's cases, {told} {'have' if before else 'has'} not run. "
+    """The student's cases that have no accuracy, or without fine-tuning no loss; empty if all have one."""
+    last = "accuracy" if summary.fine_tuned else "loss"
+    missing = [label_of(*masks) for masks in published.STUDENT if not summary.find(*masks).values(last)]
+    return (
+        f"Of the student's cases, {listed(missing)} {'has' if len(missing) == 1 else 'have'} not run. " if missing else ""
+    )
 
 
 def same_recipe(summary: Summary) -> str:
     """That training from scratch has the default case's recipe; empty if it has another."""
     others = {label for label, _, _ in summary.other_recipes()}
     return "" if summary.find(None).label in others else " with the same recipe"
-
-
-def abstract_alone(summary: Summary) -> str:
-    """The abstract of a study on other images than the student's."""
-    text = (
-        "We pre-train a masked autoencoder (MAE, [He et al.](#ref-he2021)) at small scale, so that every number comes from "
-        f"a run that anyone with the images can reproduce. On {dataset(summary)}"
-    )
-    default, scratch = summary.default, summary.find(None)
-    ours, theirs, quality = default.estimate("accuracy"), scratch.estimate("accuracy"), default.estimate("psnr")
-    if not ours:
-        told = f", masked pixels of test images are reconstructed with {number(quality)} dB (PSNR)" if quality else ""
-        classifier = "its classifier was not" if summary.fine_tuned else "no classifier was"
-        return f"{text}{told or ', nothing has been pre-trained'}; {classifier} fine-tuned."
-    against = f", against {number(theirs)} % from scratch{same_recipe(summary)}" if theirs else ""
-    top5 = f" (top-5: {number(found)} %)" if (found := default.estimate("top5")) else ""
-    verdicts = [claim.verdict.split(" (")[0] for claim in shown(summary)]
-    told = ", ".join(f"{verdicts.count(word)} {word}" for word in VERDICTS if word in verdicts)
-    judged = f"Claims about the method: {told} ([Table 8](#tab-claims)). " if "tab-claims" in parts(summary) else ""
-    return (
-        f"{text}, an encoder pre-trained with {default.masking} reaches {number(ours)} % test accuracy{top5} after "
-        f"fine-tuning{against}. {judged}{intervals(summary)}"
-    )
 
 
 def model(summary: Summary) -> str:
@@ -388,12 +406,15 @@ def correction(summary: Summary) -> str:
     if not tested:
         why = "There is one seed" if len(summary.seeds) == 1 else "No claim has several seeds"
         return f"{why}, so we can give no p-value, no correction for the number of claims, and no smallest difference."
+    if len(tested) == 1:
+        return "One claim has a p-value, so there is no number of claims to correct for."
     decided = [claim for claim in tested if claim.one_sided]
     lost = [f"“{claim.statement}”" for claim in decided if not claim.survives]
+    n_kept = len(decided) - len(lost)
     text = (
-        f"Judged one by one, {len(decided)} of the {count(len(tested), 'claim')} with a p-value "
+        f"Judged one by one, {len(decided)} of the {len(tested)} claims with a p-value "
         f"{'is' if len(decided) == 1 else 'are'} supported or contradicted. With Holm's correction for all "
-        f"{len(tested)}, {len(decided) - len(lost)} of these verdicts survive"
+        f"{len(tested)}, {n_kept} of these verdicts {'survives' if n_kept == 1 else 'survive'}"
     )
     return f"{text}; not: {', '.join(lost)}." if lost else f"{text}."
 
@@ -479,7 +500,7 @@ def lengths(summary: Summary) -> str:
 
 
 def orders(studies: Sequence[Summary]) -> str:
-    """The order of the kinds of masks in several studies, in the student's report, and in the paper."""
+    """The order of the kinds of masks in several studies; of the student's images, in his report and in the paper, too."""
     keys = [key for key in published.STUDENT if not key[2]]
     labels, told = [label_of(*key) for key in keys], {}
     for study in studies:
@@ -487,10 +508,17 @@ def orders(studies: Sequence[Summary]) -> str:
             label: case for label, key in zip(labels, keys, strict=True) if (case := study.find(*key)).values("accuracy")
         }
         same = [case for case in shared_seeds(list(ran.values())) if case.values("accuracy")]
-        told[study.name] = ", ".join(order(same, list(ran))) if len(same) > 1 else "fewer than two have run"
-    for name, numbers in (("the student", published.STUDENT), ("the paper", published.PAPER)):
+        told[study.name] = (
+            ", ".join(order(same, list(ran))) if len(same) > 1 else "fewer than two have run with the same seeds"
+        )
+    theirs = (("the student", published.STUDENT), ("the paper", published.PAPER)) if studies[0].compared else ()
+    for name, numbers in theirs:
         told[name] = ", ".join(sorted(labels, key=lambda label: -numbers[keys[labels.index(label)]]))
-    return f"The kinds of masks, best first: {'; '.join(f'{name}: {labels}' for name, labels in told.items())}."
+    best_first = "; ".join(f"{name}: {labels}" for name, labels in told.items())
+    return (
+        "The same cases in other studies, each with its own model and length of training. The kinds of masks, best first: "
+        f"{best_first}."
+    )
 
 
 def order(cases: Sequence[Case], labels: Sequence[str]) -> list[str]:
@@ -508,7 +536,7 @@ def sensitivity(summary: Summary) -> str:
     default = summary.default
     others = [case for case in summary.cases.values() if case is not default and case.beats(default, "accuracy")]
     if not others:
-        return "No two cases have run with the same seed."
+        return f"No case shares a seed with {default.label}."
     if len(summary.seeds) < 2:
         return (
             "There is one seed, so the variation over seeds is unknown: each difference is a single draw, and the order of "
@@ -552,15 +580,16 @@ def discussion(summary: Summary) -> str:
     default, scratch = summary.find("random", 0.75), summary.find(None)
     tokens = summary.find("random", 0.75, mask_tokens=True)
     block50, block75, grid = summary.find("block", 0.5), summary.find("block", 0.75), summary.find("grid", 0.75)
-    verdicts = [claim.verdict for claim in claims(summary)]
+    verdicts = {claim.key: claim.verdict for claim in claims(summary)}
     paragraphs = []
     if gain := summary.default.beats(scratch, "accuracy"):
         probe = summary.default.beats(scratch, "linear")
         also = f", and a linear probe of the frozen encoder by {measured(probe, 'linear')}" if probe else ""
+        throughout = verdicts["every epoch"]
         paragraphs.append(
             f"**Pre-training** changes the accuracy by {measured(gain, 'accuracy')} compared with training from "
-            f"scratch{also}. Verdict on the claim that it helps: {verdicts[0]}"
-            f"{'' if verdicts[1] == 'not run' else f'; that it helps after every epoch of fine-tuning: {verdicts[1]}'}."
+            f"scratch{also}. Verdict on the claim that it helps: {verdicts['gain']}"
+            f"{'' if throughout == 'not run' else f'; that it helps after every epoch of fine-tuning: {throughout}'}."
         )
     change, ratio = tokens.beats(default, "accuracy"), tokens.ratio(default, "flops")
     if change and ratio:
@@ -569,7 +598,8 @@ def discussion(summary: Summary) -> str:
         found = either(summary, student)
         paragraphs.append(
             f"**Mask tokens in the encoder** change the accuracy by {measured(change, 'accuracy')} and multiply the FLOPs "
-            f"of a forward pass by {ratio:.2f}. {found}Verdict on the claim that they lower the accuracy: {verdicts[2]}."
+            f"of a forward pass by {ratio:.2f}. {found}Verdict on the claim that they lower the accuracy: "
+            f"{verdicts['mask tokens']}."
         )
     changes = {case.label: case.beats(default, "accuracy") for case in (block50, block75, grid)}
     if told := ", ".join(f"{label} by {measured(change, 'accuracy')}" for label, change in changes.items() if change):
@@ -589,7 +619,7 @@ def discussion(summary: Summary) -> str:
             f"not have to give the best features{'; the accuracies measure that' if summary.fine_tuned else ''}."
         )
     if not paragraphs:
-        return "There is nothing to discuss yet: fewer than two cases have run." if summary.whole else ""
+        return "There is nothing to discuss yet: no two cases can be compared." if summary.whole else ""
     return "\n\n".join(paragraphs)
 
 

@@ -3,8 +3,6 @@
 The student's: ViT-T/2 on CIFAR-10 (test). The paper's: He et al. 2021, ViT-L on ImageNet-1k (validation), tables 1c, 1f.
 """
 
-from mae_core.study.parameters import PretrainParameters
-
 # (strategy, ratio, mask tokens in the encoder): accuracy
 STUDENT = {
     ("random", 0.75, False): 84.4,
@@ -21,14 +19,6 @@ PAPER = {
     ("grid", 0.75, False): 84.0,
 }
 STUDENT_FLOPS_RATIO, PAPER_FLOPS_RATIO = 2.4, 3.3  # mask tokens in the encoder over without
-
-
-def look_up(numbers: dict[tuple[str, float, bool], float], run: PretrainParameters | None) -> float | None:
-    """The published number for these masks, or None."""
-    if run is None or run.norm_pix:
-        return None
-    return numbers.get((run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder))
-
 
 REFERENCES = {
     "ref-he2021": "He, K., Chen, X., Xie, S., Li, Y., Dollár, P., Girshick, R. (2021). *Masked autoencoders are scalable "

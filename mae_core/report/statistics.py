@@ -33,20 +33,26 @@ class Estimate:
         return self.interval is not None and abs(self.mean) > self.interval
 
 
-def estimate(values: Sequence[float], confidence: float = 1 - LEVEL) -> Estimate:
+def estimate(values: Sequence[float]) -> Estimate:
     """Mean and interval of at least one value; without a value, raises ValueError."""
     if not len(values):
         raise ValueError("no values: nothing to estimate")
     mean, interval = float(np.mean(values)), None
     if len(values) > 1:
         error = np.std(values, ddof=1) / np.sqrt(len(values))
-        interval = float(stdtrit(len(values) - 1, (1 + confidence) / 2) * error)
+        interval = float(stdtrit(len(values) - 1, 1 - LEVEL / 2) * error)
     return Estimate(tuple(float(v) for v in values), mean, interval)
 
 
 def signed(value: float, digits: int = 2) -> str:
     """A number with its sign, with a typographic minus."""
     return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def signed_estimate(difference: Estimate, digits: int = 2, scale: float = 1.0) -> str:
+    """A difference with its sign, and its interval if there is one."""
+    interval = "" if difference.interval is None else f" ± {difference.interval * scale:.{digits}f}"
+    return signed(difference.mean * scale, digits) + interval
 
 
 def deviation(values: Sequence[float]) -> float | None:

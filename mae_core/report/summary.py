@@ -42,8 +42,9 @@ class Case:
     pretrained: PretrainParameters | None  # None from scratch, or if nothing has run
     from_scratch: bool  # whether fine-tuning started without weights; False if nothing has run
     folders: dict[int, Path]  # outputs/<study>/<case>/seed<k> by seed
-    usual_epochs: int | None = None  # usual length of pre-training in this study; labels name another length
+    usual: PretrainParameters | None = None  # of the study's first trained case; labels name another length or target
     spare: dict[int, Path] = field(default_factory=dict)  # folders of other seeds, for pictures that the chosen ones lack
+    repeated: bool = False  # whether an earlier case of the study has the same label; the name then tells them apart
 
     def read(self, stage: str, file: str) -> dict[int, Any]:
         """The content of a stage's JSON file, for every seed that finished the stage."""
@@ -121,12 +122,12 @@ class Case:
     @cached_property
     def label(self) -> str:
         """The case in words."""
-        run = self.pretrained
+        run, name = self.pretrained, f" ({self.name})" if self.repeated else ""
         if run is None:
-            return "from scratch" if self.from_scratch else self.name
-        pixels = ", normalized pixels" if run.norm_pix else ""
+            return f"from scratch{name}" if self.from_scratch else self.name
+        target = f", {'normalized' if run.norm_pix else 'plain'} pixels" if self.of_other_target else ""
         epochs = f", {run.epochs} epochs" if self.of_other_length else ""
-        return f"{label_of(run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder)}{pixels}{epochs}"
+        return f"{label_of(run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder)}{target}{epochs}{name}"
 
     @property
     def masking(self) -> str:
@@ -139,7 +140,20 @@ class Case:
     @property
     def of_other_length(self) -> bool:
         """Whether the number of pre-training epochs differs from the study's usual one."""
-        return self.pretrained is not None and self.usual_epochs not in (None, self.pretrained.epochs)
+        run, usual = self.pretrained, self.usual
+        return run is not None and usual is not None and run.epochs != usual.epochs
+
+    @property
+    def of_other_target(self) -> bool:
+        """Whether normalized pixels are predicted and the study's usual target is pixels, or the other way round."""
+        run, usual = self.pretrained, self.usual
+        return run is not None and usual is not None and run.norm_pix != usual.norm_pix
+
+    @property
+    def masks(self) -> tuple[str, float, bool] | None:
+        """Strategy, ratio, mask tokens in the encoder; None if it has not run, or for another target than usual."""
+        run = None if self.of_other_target else self.pretrained
+        return (run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder) if run else None
 
     @property
     def work(self) -> float | None:
@@ -179,8 +193,9 @@ class Summary:
             spare = of_one_recipe(Case(name, None, False, others), case, [])
             pretrained = [PretrainParameters.check(p) for p in case.read("pretrain", "parameters").values()]
             scratch = [not p["weights"] for p in case.read("finetune", "parameters").values()]
-            usual = next((case.pretrained.epochs for case in found.values() if case.pretrained), None)
-            found[name] = Case(name, pretrained[0] if pretrained else None, any(scratch), folders, usual, spare)
+            usual = next((case.pretrained for case in found.values() if case.pretrained), None)
+            case = Case(name, pretrained[0] if pretrained else None, any(scratch), folders, usual, spare)
+            found[name] = replace(case, repeated=case.label in {other.label for other in found.values()})
         cases, sweep = ({name: found[name] for name in names} for names in (run.cases, run.sweep))
         return cls(run.study, cases, sweep, tuple(left_out))
 
@@ -197,7 +212,7 @@ class Summary:
         found: dict[int, dict[str, Case]] = {}
         for masks in LENGTHENED:
             for case in self.all_cases.values():
-                if case.pretrained and masks_of(case.pretrained) == masks and case.values("accuracy"):
+                if case.pretrained and case.masks == masks and case.values("accuracy"):
                     found.setdefault(case.pretrained.epochs, {}).setdefault(label_of(*masks), case)
         found = {epochs: found[epochs] for epochs in sorted(found) if len(found[epochs]) > 1}
         if len(found) < 2:
@@ -209,26 +224,25 @@ class Summary:
         return {epochs: {label: case.of(seeds) for label, case in cases.items()} for epochs, cases in found.items()}
 
     def find(self, strategy: str | None, ratio: float = 0.0, mask_tokens: bool = False) -> Case:
-        """The case of usual length with these masks (None: from scratch), or NOT_RUN."""
+        """The first case of usual length and target with these masks (None: from scratch), or one that has not run."""
         for case in self.all_cases.values():
             if strategy is None and case.from_scratch:
                 return case
-            if not case.of_other_length and case.pretrained and masks_of(case.pretrained) == (strategy, ratio, mask_tokens):
+            if not case.of_other_length and case.masks == (strategy, ratio, mask_tokens):
                 return case
-        return NOT_RUN
+        return replace(NOT_RUN, name=label_of(strategy, ratio, mask_tokens) if strategy else "from scratch")
 
     @cached_property
     def default(self) -> Case:
-        """The case that others are compared with: random 75 %, or on images of one's own without it, the first trained."""
+        """The case that others are compared with: random 75 %, or if it has not run, the first trained one."""
         usual = self.find("random", 0.75)
-        trained = [case for case in self.all_cases.values() if case.pretrained]
-        return trained[0] if trained and not usual.pretrained and not self.compared else usual
+        return usual if usual.pretrained else next((case for case in self.all_cases.values() if case.pretrained), usual)
 
     def equal_work(self) -> Case:
         """The case of random 75 % whose compute is that of block 50 %, within 5 %, or NOT_RUN."""
         work = self.find("block", 0.5).work
         for case in self.all_cases.values():
-            fits = case.of_other_length and masks_of(case.pretrained) == ("random", 0.75, False)
+            fits = case.of_other_length and case.masks == ("random", 0.75, False)
             if fits and work and case.work and abs(case.work / work - 1) < 0.05:
                 return case
         return NOT_RUN
@@ -333,11 +347,6 @@ def label_of(strategy: str, ratio: float, mask_tokens: bool = False) -> str:
     return f"{strategy} {100 * ratio:g} %{' + mask tokens' if mask_tokens else ''}"
 
 
-def masks_of(run: PretrainParameters | None) -> tuple[str, float, bool] | None:
-    """Strategy, ratio, mask tokens in the encoder; None for other targets than pixels."""
-    return None if run is None or run.norm_pix else (run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder)
-
-
 def shared_seeds(cases: list[Case]) -> list[Case]:
     """The cases with only the seeds that all of them (except those that have not run) finished."""
     shared = shared_by(cases)
@@ -398,8 +407,8 @@ def accuracy_series(summary: Summary) -> list[dict[str, Any]]:
             "name": case.label,
             "values": list(mean.values) if (mean := case.estimate("accuracy")) else [],
             "interval": mean.interval if mean else None,
-            "student": published.look_up(published.STUDENT, case.pretrained) if summary.compared else None,
-            "paper": published.look_up(published.PAPER, case.pretrained) if summary.compared else None,
+            "student": published.STUDENT.get(case.masks) if summary.compared and case.masks else None,
+            "paper": published.PAPER.get(case.masks) if summary.compared and case.masks else None,
         }
         for case in summary.cases.values()
     ]

@@ -5,7 +5,7 @@ from typing import Any
 
 from mae_core.report import over_images, published
 from mae_core.report.claims import shown
-from mae_core.report.statistics import Estimate, deviation, signed
+from mae_core.report.statistics import Estimate, deviation, signed, signed_estimate
 from mae_core.report.summary import DEFAULTS, LENGTHENED, QUANTITIES, Case, Summary, label_of, shared_seeds
 from mae_core.report.summary import NOT_RUN as MISSING
 
@@ -23,12 +23,6 @@ def number(value: Estimate | float | None, digits: int = 2, scale: float = 1.0) 
     return f"{value.mean * scale:,.{digits}f}{interval}"
 
 
-def plus_minus(difference: Estimate, digits: int = 2) -> str:
-    """A difference with its sign, and its interval if there is one."""
-    interval = "" if difference.interval is None else f" ± {difference.interval:.{digits}f}"
-    return signed(difference.mean, digits) + interval
-
-
 def cost(value: Estimate | None, digits: int = 0, scale: float = 1.0) -> str:
     """The median of a count, or of a time, speed or memory, which depends on the machine's load more than on the seed."""
     return number(value.median if value else None, digits, scale)
@@ -41,8 +35,8 @@ def minutes(value: Estimate | None) -> str:
 
 def relative(case: Case, base: Case, quantity: str) -> str:
     """A quantity divided by that of another case."""
-    a, b = case.estimate(quantity), base.estimate(quantity)
-    return f"{a.mean / b.mean:.2f}×" if a and b else NOT_RUN
+    ratio = case.ratio(base, quantity)
+    return f"{ratio:.2f}×" if ratio is not None else NOT_RUN
 
 
 def columns(summary: Summary, header: list[str]) -> list[str]:
@@ -90,7 +84,7 @@ def main_rows(summary: Summary) -> list[list[str]]:
     base, cases = summary.default, summary.cases.values()
 
     def published_for(numbers: dict[tuple[str, float, bool], float]) -> list[str]:
-        theirs = [published.look_up(numbers, case.pretrained) for case in cases]
+        theirs = [numbers.get(case.masks) if case.masks else None for case in cases]
         return [NOT_RUN if value is None else str(value) for value in theirs]
 
     def ours(quantity: str) -> list[str]:
@@ -212,6 +206,9 @@ def sensitivity_rows(summary: Summary) -> list[list[str]]:
     return rows
 
 
+CHANCE_COLUMNS = ("case", "accuracy", "± seeds", "± images", "difference", "± seeds", "± images")
+
+
 def chance_rows(summary: Summary) -> list[list[str]]:
     """Two kinds of chance: other seeds and other test images.
 
@@ -235,11 +232,6 @@ def chance_rows(summary: Summary) -> list[list[str]]:
     return rows
 
 
-def chance_columns(summary: Summary) -> list[str]:
-    """The names of the columns of :func:`chance_rows`."""
-    return ["case", "accuracy", "± seeds", "± images", "difference", "± seeds", "± images"]
-
-
 def length_rows(summary: Summary) -> list[list[str]]:
     """Accuracy after pre-training of several lengths, over the seeds that all of them finished.
 
@@ -250,17 +242,22 @@ def length_rows(summary: Summary) -> list[list[str]]:
         found = [cases.get(label_of(*masks), MISSING) for masks in LENGTHENED]
         changes = [case.beats(found[0], "accuracy") for case in found[1:]]
         rows.append([str(epochs), *(number(case.estimate("accuracy")) for case in found)])
-        rows[-1] += [plus_minus(change) if change else NOT_RUN for change in changes]
+        rows[-1] += [signed_estimate(change) if change else NOT_RUN for change in changes]
     return rows
+
+
+def beside_columns(studies: Sequence[Summary]) -> list[str]:
+    """The names of the columns of :func:`beside_rows`; a study may be called ``paper``, as a published column is."""
+    return ["case", *(study.name for study in studies), *(("student", "paper") if studies[0].compared else ())]
 
 
 def beside_rows(studies: Sequence[Summary]) -> list[list[str]]:
     """Accuracies of several studies side by side. Columns: case, one per study, student's, paper's."""
-    rows = []
+    rows, numbers = [], (published.STUDENT, published.PAPER) if studies[0].compared else ()
     for key in [*published.STUDENT, None]:
         cases = [study.find(*(key or (None,))) for study in studies]
         means = [case.estimate("accuracy") for case in cases]
-        theirs = [str(numbers[key]) if key else NOT_RUN for numbers in (published.STUDENT, published.PAPER)]
+        theirs = [str(those[key]) if key else NOT_RUN for those in numbers]
         rows.append(
             [label_of(*key) if key else "from scratch", *(number(mean) if mean else "not run" for mean in means), *theirs]
         )

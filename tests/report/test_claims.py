@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from mae_core.report import published
-from mae_core.report.claims import MATTERS, RANK, Claim, bound, claims, decide, flops_ratio, judge, measured, throughout
+from mae_core.report.claims import MATTERS, Claim, bound, claims, decide, flops_ratio, judge, measured, throughout
 from mae_core.report.statistics import detectable, estimate, holm, p_value
 from mae_core.report.summary import Case, Summary
 from mae_core.study.parameters import PretrainParameters
@@ -34,18 +34,6 @@ def test_seeds_that_agree_exactly_decide_by_the_sign():
     assert judge(estimate([0.5, 0.5])) == "supported"
     assert judge(estimate([-0.5, -0.5])) == "contradicted"
     assert judge(estimate([0.0, 0.0])) == "undecided (2 seeds)"
-
-
-def test_what_was_not_run_has_no_verdict():
-    assert judge(None) == "not run"
-    assert measured(None, "accuracy") == "–"
-
-
-def test_of_several_verdicts_the_least_favourable_counts():
-    assert RANK == (
-        "contradicted", "contradicted (smaller than matters)", "no difference that matters", "undecided",
-        "supported (smaller than matters)", "supported",
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -154,9 +142,9 @@ def told(accuracy, masks=None, curves=None, epochs=4, flops=1000):
     histories = {seed: {"test_accuracy": curve} for seed, curve in (curves or {s: [1.0] for s in accuracy}).items()}
     files = {("finetune", "metrics"): finetuned, ("finetune", "history"): histories}
     if masks is None:
-        return Told("scratch", None, True, {}, 4, files=files)
+        return Told("scratch", None, True, {}, files=files)
     run = PretrainParameters(epochs=epochs, **masks)
-    return Told("case", run, False, {}, 4, files=files | {("pretrain", "metrics"): pretrained})
+    return Told("case", run, False, {}, PretrainParameters(epochs=4), files=files | {("pretrain", "metrics"): pretrained})
 
 
 MASKS = {
@@ -180,23 +168,23 @@ def study(**changes):
 
 CLAIMS = {
     "Pre-training beats training from scratch": "+33.00 ± 0.00 points",
-    "It does so after every epoch": "in 0 of 2",
+    "Pre-training is ahead after every epoch": "in 0 of 2",
     "Mask tokens in the encoder lower the accuracy": "+9.00 ± 0.00 points",
-    "They cost more FLOPs (student's model: 2.4×; paper's: 3.3×)": "2.42×",
+    "Mask tokens in the encoder cost more FLOPs (student's model: 2.4×; paper's: 3.3×)": "2.42×",
     "Skipping mask tokens saves memory": "−9 ± 0 MiB",
     "75 % masking can be learned: its frozen features beat a random encoder's (linear probe)": "+16.50 ± 0.00 points",
     "Block-wise 50 % beats random 75 %": "+13.00 ± 0.00 points",
-    "It does so at equal work, against a longer random 75 %": "+8.00 ± 0.00 points",
+    "Block-wise 50 % beats random 75 % at equal compute": "+8.00 ± 0.00 points",
     "Random 75 % beats block-wise 75 %": "+4.00 ± 0.00 points",
     "Random 75 % beats grid-wise 75 %": "+16.00 ± 0.00 points",
     "Grid-wise masking is the easier task: random's loss is higher": "+0.0160 ± 0.0000",
     "Grid-wise masking gives the worst features: every other masking's linear probe is higher":
         "block 75 %: +6.00 ± 0.00 points",
     "Block-wise masking is harder: its loss at 75 % is higher than random's": "−0.0040 ± 0.0000",
-    "Its reconstructions are less exact: random's PSNR at 75 % is higher": "+0.80 ± 0.00 dB",
+    "Block-wise reconstructions are less exact: random's PSNR at 75 % is higher": "+0.80 ± 0.00 dB",
     "A lower ratio is an easier task: block-wise loss at 75 % is above 50 %": "−0.0170 ± 0.0000",
     "75 % is the best ratio of random masking: it beats 25, 50 and 90 %": "random 50 %: +5.00 ± 0.00 points",
-    "It is so for frozen features, too (linear probe)": "random 50 %: +2.50 ± 0.00 points",
+    "75 % is the best ratio for the linear probe": "random 50 %: +2.50 ± 0.00 points",
 }  # fmt: skip
 
 
@@ -220,7 +208,7 @@ def test_every_claim_compares_the_cases_that_it_names():
     ],
 )
 def test_of_several_comparisons_the_least_favourable_is_told(changes, measured, verdict):
-    (claim,) = [claim for claim in claims(study(**changes)) if claim.statement.startswith("75 % is the best")]
+    (claim,) = [claim for claim in claims(study(**changes)) if claim.statement.startswith("75 % is the best ratio of")]
     assert claim.measured.startswith(measured)
     assert claim.verdict == verdict
 
@@ -267,9 +255,9 @@ def scattered():
 
 def test_every_tested_claim_has_a_p_value_an_adjusted_one_and_what_could_be_found():
     found = {claim.statement: claim for claim in claims(scattered())}
-    flops = found.pop("They cost more FLOPs (student's model: 2.4×; paper's: 3.3×)")
+    flops = found.pop("Mask tokens in the encoder cost more FLOPs (student's model: 2.4×; paper's: 3.3×)")
     assert (flops.p, flops.adjusted, flops.detectable, flops.survives) == (None, None, "–", False)
-    never = found.pop("It does so after every epoch")
+    never = found.pop("Pre-training is ahead after every epoch")
     assert (never.p, never.adjusted, never.verdict, never.survives) == (1.0, 1.0, "no difference that matters", False)
     assert [c.adjusted for c in found.values()] == pytest.approx(holm([*(c.p for c in found.values()), 1.0])[:-1])
     first, grid = found["Pre-training beats training from scratch"], found["Random 75 % beats grid-wise 75 %"]

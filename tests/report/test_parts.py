@@ -7,7 +7,7 @@ import fake_study
 import pytest
 
 from mae_core.report import narrative, parts, tables
-from mae_core.report.claims import shown
+from mae_core.report.claims import Claim, shown
 from mae_core.report.summary import Summary
 from mae_core.study.parameters import ReportParameters
 from mae_core.study.results import read_json, write_json
@@ -78,12 +78,34 @@ def test_own_images_without_random_75_have_another_default_case(written):
     assert claims["Pre-training beats training from scratch"] == "supported"
     assert "from block 75 %" in parts.chance(summary)
     assert [row[0] for row in tables.sensitivity_rows(summary)] == ["grid 75 %", "from scratch"]
-    assert written("block-75", "grid-75", own=False).default.pretrained is None  # the student's case has yet to run
+
+
+def test_the_students_images_without_random_75_have_another_default_case_too(written):
+    summary = written("block-75", "grid-75", "scratch", own=False, seeds=(0, 1, 2))
+    assert summary.default is summary.cases["block-75"]
+    assert "an encoder pre-trained with 75 % block masking reaches 83.00 ± " in narrative.abstract(summary)
+    told = [parts.chance(summary), narrative.sensitivity(summary), narrative.discussion(summary)]
+    assert "from block 75 %" in parts.chance(summary)
+    assert "not run" not in " ".join(told)
+    assert "**Pre-training** changes the accuracy by +13" in narrative.discussion(summary)
+
+
+def test_a_report_without_two_cases_to_compare_says_so(written):
+    summary = written("random-75", "block-75", own=False, seeds=(0, 1), skip=(("random-75", 1), ("block-75", 0)))
+    assert narrative.sensitivity(summary) == "No case shares a seed with random 75 %."
+    lone = written("scratch", own=False)
+    assert narrative.discussion(lone) == "There is nothing to discuss yet: no two cases can be compared."
+    assert "difference from random 75 % for each seed" in parts.chance(lone)  # which has not run
 
 
 def test_a_case_with_one_seed_each_has_no_interval(written):
     summary = written("random-75", "block-75", seeds=(0, 1), skip=(("random-75", 1), ("block-75", 0)))
-    assert narrative.intervals(summary).startswith("No case has more than one seed, so there are no intervals")
+    text = narrative.intervals(summary)
+    assert text.startswith(
+        "No case has more than one seed, so there are no intervals: how much the accuracies and the order"
+    )
+    assert "how much the accuracies depend on the seed is unknown" in narrative.intervals(written("random-75"))
+    assert "how much the results depend on the seed is unknown" in narrative.intervals(written("random-75", tuned=False))
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -102,5 +124,45 @@ def test_a_study_that_pre_trains_only_speaks_of_no_accuracy(written, own):
         assert {len(row) for row in rows} == {len(columns)}
     told = [narrative.main_caption(summary), narrative.introduction(summary), narrative.discussion(summary)]
     told += [narrative.main_notes(summary), parts.curves(summary), parts.features(summary), narrative.finetuning(summary)]
+    told += [narrative.abstract(summary)]
     assert "accurac" not in " ".join(told)
-    assert "± is the half-width" in narrative.main_notes(summary)
+    assert "± is explained in the [abstract]" in narrative.main_notes(summary)
+    assert " dB (PSNR); no classifier was fine-tuned. " in narrative.abstract(summary)
+    assert "± is the half-width of the 95 % interval of the mean over the 2 seeds" in narrative.abstract(summary)
+    assert "Table 10" not in narrative.abstract(summary)
+    missing = "Of the student's cases, random 75 % + mask tokens, block 50 % and block 75 % have not run. "
+    assert (missing in narrative.abstract(summary)) == (not own)
+    assert "here, no case has been fine-tuned" in narrative.introduction(summary)
+
+
+def test_validation_images_are_named_in_every_abstract(written):
+    def hold(**how):
+        written("random-75", "scratch", **how)
+        for path in Path("outputs").rglob("parameters.json"):
+            write_json(path, read_json(path) | {"holdout": 5000})
+        return narrative.abstract(Summary.read(ReportParameters(study="fake")))
+
+    told = "where it says test images, it means 5,000 validation images, held out from the training images"
+    own = hold()
+    assert told in own
+    assert "% validation accuracy after fine-tuning" in own
+    for own in (True, False):
+        only = hold(own=own, tuned=False)
+        assert told in only
+        assert "masked pixels of validation images" in only
+
+
+def test_training_from_scratch_alone_has_an_accuracy(written):
+    for own in (True, False):
+        text = narrative.abstract(written("scratch", own=own, seeds=(0, 1)))
+        assert "nothing has been pre-trained; training from scratch reaches 70.0" in text
+        assert "± is the half-width" in text
+
+
+def test_one_verdict_is_told_in_the_singular(written, monkeypatch):
+    summary = written("random-75", "mask-tokens", own=False, tuned=False, seeds=(0, 1))
+    assert narrative.correction(summary) == "One claim has a p-value, so there is no number of claims to correct for."
+    assert "1 of 1 tested verdict remains. " in narrative.abstract(summary)
+    judged = [Claim("a", "here", "+1", "supported", "1", 0.01, 0.02), Claim("b", "here", "+1", "undecided", "1", 0.3, 0.3)]
+    monkeypatch.setattr(narrative, "claims", lambda summary: judged)
+    assert narrative.correction(summary).endswith("With Holm's correction for all 2, 1 of these verdicts survives.")

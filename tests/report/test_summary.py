@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from mae_core.errors import ParameterError
-from mae_core.report import figures, narrative, published, tables
+from mae_core.report import figures, narrative, tables
 from mae_core.report.claims import claims, judge
 from mae_core.report.statistics import estimate
-from mae_core.report.summary import Summary, read_beside
-from mae_core.study.parameters import PretrainParameters, ReportParameters
+from mae_core.report.summary import Summary, accuracy_series, read_beside
+from mae_core.study.parameters import ReportParameters
 from mae_core.study.results import read_json, write_json
 
 
@@ -36,6 +36,7 @@ def verdicts(summary):
 def test_three_seeds_decide_what_the_numbers_show():
     told = verdicts(read(seeds=(0, 1, 2)))
     assert len(told) == 17
+    assert not [statement for statement in told if statement.startswith(("It ", "Its ", "They "))]  # each stands alone
     assert set(told.values()) == {"supported"}
 
 
@@ -43,10 +44,10 @@ def test_a_claim_that_the_numbers_deny_is_contradicted():
     reversed_order = dict(zip(fake_study.ACCURACY, (70, 80, 60, 83, 82, 84, 65, 71, 60, 75), strict=True))
     told = verdicts(read(seeds=(0, 1, 2), accuracy=reversed_order))
     assert told["Pre-training beats training from scratch"] == "contradicted"
-    assert told["It does so after every epoch"] == "contradicted"
+    assert told["Pre-training is ahead after every epoch"] == "contradicted"
     assert told["Mask tokens in the encoder lower the accuracy"] == "contradicted"
     assert told["Block-wise 50 % beats random 75 %"] == "contradicted"
-    assert told["It does so at equal work, against a longer random 75 %"] == "contradicted"
+    assert told["Block-wise 50 % beats random 75 % at equal compute"] == "contradicted"
     one_is_higher = told["75 % is the best ratio of random masking: it beats 25, 50 and 90 %"]
     assert one_is_higher == "contradicted"
 
@@ -68,14 +69,14 @@ def test_equal_accuracies_are_called_so():
     equal = dict.fromkeys(fake_study.ACCURACY, 80)
     told = verdicts(read(seeds=(0, 1, 2), accuracy=equal))
     assert told["Pre-training beats training from scratch"] == "no difference that matters"
-    assert told["It does so after every epoch"] == "no difference that matters"
+    assert told["Pre-training is ahead after every epoch"] == "no difference that matters"
 
 
 def test_one_seed_decides_nothing_that_is_sampled():
     told = verdicts(read())
     assert told["Pre-training beats training from scratch"] == "undecided (one seed; points for it)"
-    assert told["It does so after every epoch"] == "undecided (one seed)"
-    assert told["They cost more FLOPs (student's model: 2.4×; paper's: 3.3×)"] == "supported"
+    assert told["Pre-training is ahead after every epoch"] == "undecided (one seed)"
+    assert told["Mask tokens in the encoder cost more FLOPs (student's model: 2.4×; paper's: 3.3×)"] == "supported"
     assert judge(estimate([-1.0])) == "undecided (one seed; points against it)"
     assert judge(estimate([0.0])) == "undecided (one seed; points neither way)"
 
@@ -88,7 +89,9 @@ def test_what_was_not_run_is_said_and_not_filled_in():
     columns = {column[0]: column[1:] for column in zip(*tables.main_rows(summary), strict=True)}
     assert set(columns["scratch"]) == set(columns["grid-75"]) == {"–"}
     assert tables.sampling_rows(summary)[3] == ["grid", "75", "–", "82.0", "84.0", "–"]
-    assert "has not run" in narrative.abstract(summary)
+    text = narrative.abstract(summary)
+    assert "reaches 84.00 % test accuracy after fine-tuning. We judge 17 claims" in text
+    assert "Of the student's cases, grid 75 % has not run. There is one seed" in text
 
 
 def test_the_abstract_names_the_students_cases_that_have_not_run():
@@ -105,8 +108,10 @@ def test_nothing_run_is_a_report_too():
         Summary.read(ReportParameters(study="nothing"))
     summary = Summary.read(ReportParameters(study="nothing", cases=list(fake_study.CASES), seeds=[0]))
     assert {claim.verdict for claim in claims(summary)} == {"not run"}
-    texts = [f(summary) for f in (narrative.byline, narrative.abstract, narrative.model, narrative.discussion)]
-    assert all("not" in text or "no" in text for text in texts)
+    assert narrative.byline(summary) == "Study *nothing*: nothing has run yet."
+    assert narrative.abstract(summary) == "Nothing has run yet."
+    assert narrative.model(summary) == "The default case has not been pre-trained."
+    assert narrative.discussion(summary).startswith("There is nothing to discuss yet")
     for rows in (tables.mask_token_rows, tables.sampling_rows, tables.cost_rows, tables.recipe_rows):
         assert rows(summary)
 
@@ -202,9 +207,52 @@ def test_means_and_intervals_stand_in_the_tables():
 
 
 def test_published_numbers_belong_to_masks_and_not_to_names():
-    assert published.look_up(published.STUDENT, PretrainParameters(case="x", mask_strategy="block", mask_ratio=0.5)) == 85.1
-    assert published.look_up(published.STUDENT, PretrainParameters(mask_ratio=0.6)) is None
-    assert published.look_up(published.PAPER, None) is None
+    cases = {"x": {"mask_strategy": "block", "mask_ratio": 0.5}, "block-50": {"mask_ratio": 0.6}, "scratch": None}
+    summary = chosen(cases)
+    rows = {row[0]: row[1:] for row in tables.main_rows(summary)}
+    assert (rows["student's"], rows["paper's"]) == (["85.1", "–", "–"], ["83.9", "–", "–"])
+    assert [row["student"] for row in accuracy_series(summary)] == [85.1, None, None]
+
+
+def chosen(cases, **how):
+    """A study of these cases, all with the same loss, and with accuracies one point apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fake_study, "LOSS", dict.fromkeys(cases, 0.05))
+        fake_study.write(cases=cases, accuracy={name: 80 + place for place, name in enumerate(cases)}, **how)
+    return Summary.read(ReportParameters(study="fake", cases=list(cases)))
+
+
+def test_cases_with_the_same_masks_are_told_apart_by_their_names():
+    cases = {"random-75": {}, "deep": {"depth": 6}, "plain": None, "smooth": None, "long": {"epochs": 6}}
+    cases["longer"] = {"epochs": 6, "depth": 6}
+    summary = chosen(cases, seeds=(0, 1))
+    assert tables.main_rows(summary)[0][1:] == [
+        "random 75 %", "random 75 % (deep)", "from scratch", "from scratch (smooth)", "random 75 %, 6 epochs",
+        "random 75 %, 6 epochs (longer)",
+    ]  # fmt: skip
+    assert summary.default is summary.cases["random-75"]
+    assert summary.find(None) is summary.cases["plain"]
+    assert "ranks the same case first, random 75 %, 6 epochs (longer). " in narrative.sensitivity(summary)
+    assert "has the same sign with every seed for all 5 cases" in narrative.sensitivity(summary)
+
+
+def test_a_study_of_normalized_pixels_is_compared_as_any_other():
+    plain = read(seeds=(0, 1))
+    before = [claim_of.verdict for claim_of in claims(plain)], tables.main_rows(plain), narrative.discussion(plain)
+    set_everywhere("pretrain", norm_pix=True)
+    summary = Summary.read(ReportParameters(study="fake", cases=list(fake_study.CASES), sweep=list(fake_study.SWEEP)))
+    assert before == ([c.verdict for c in claims(summary)], tables.main_rows(summary), narrative.discussion(summary))
+    assert "predicts normalized pixels" in narrative.model(summary)
+    assert summary.equal_work() is summary.sweep["random-75-longer"]
+
+
+def test_a_case_of_another_target_than_usual_is_named_and_has_no_published_number():
+    cases = {"random-75": {}, "other": {"norm_pix": True}}
+    assert [case.label for case in chosen(cases).cases.values()] == ["random 75 %", "random 75 %, normalized pixels"]
+    shutil.rmtree("outputs")
+    summary = chosen({name: {"norm_pix": name == "random-75"} for name in cases})
+    assert [case.label for case in summary.cases.values()] == ["random 75 %", "random 75 %, plain pixels"]
+    assert [row for row in tables.main_rows(summary) if row[0] == "student's"] == [["student's", "84.4", "–"]]
 
 
 def test_the_text_takes_its_numbers_from_the_results():
@@ -253,6 +301,7 @@ def test_the_scatter_of_seeds_is_told():
     assert rows["block 50 %"][:3] == ["+0.98", "+0.97", "+1.05"]
     assert rows["block 50 %"][3] == "0.04"
     assert "random 75 %" not in rows
+    assert "compare cases by the seeds that they share" in narrative.introduction(summary)
     told = narrative.sensitivity(summary)
     assert "Each of the 3 seeds alone ranks the same case first, block 50 %." in told
     assert "same sign with every seed for all 5 cases" in told
@@ -504,6 +553,23 @@ def test_every_kind_of_masks_is_a_line_with_its_intervals():
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["2", "4", "8"]
 
 
+def test_the_last_run_may_be_of_either_stage():
+    fake_study.write()
+    path = Path("outputs/fake/block-50/seed0/pretrain/provenance.json")
+    write_json(path, read_json(path) | {"finished": "2026-11-21T10:00:00+00:00"})
+    assert "Last run: 21 November 2026" in narrative.byline(read_again())
+
+
+def test_the_discussion_finds_its_verdicts_wherever_the_claims_stand(monkeypatch):
+    accuracy = fake_study.ACCURACY | {"mask-tokens": 90}
+    summary = read(seeds=(0, 1, 2), accuracy=accuracy)
+    text = narrative.discussion(summary)
+    assert "it helps: supported; that it helps after every epoch of fine-tuning: supported." in text
+    assert "Verdict on the claim that they lower the accuracy: contradicted." in text
+    monkeypatch.setattr(narrative, "claims", lambda summary: claims(summary)[::-1])
+    assert narrative.discussion(summary) == text
+
+
 def test_other_machines_than_the_last_are_told():
     fake_study.write(seeds=(0, 1))
     assert "Trainings by machine" not in narrative.reproduce(read_again())
@@ -601,13 +667,35 @@ def test_the_orders_of_the_masks_are_told_side_by_side():
     assert "fake: block 50 %, random 75 %, block 75 %, grid 75 %; other: block 75 %, block 50 %, random 75 %; " in text
     assert "the student: block 50 %, random 75 %, block 75 %, grid 75 %; " in text
     assert text.endswith("the paper: random 75 %, grid 75 %, block 50 %, block 75 %.")
+    assert text.startswith("The same cases in other studies, each with its own model and length of training. ")
 
 
 def test_an_order_needs_two_kinds_of_masks_with_the_same_seed():
     skip = ("grid-75", "mask-tokens", "block-75", *fake_study.SWEEP)
-    assert "other: fewer than two have run" in narrative.orders(beside(skip=(*skip, "block-50")))
+    assert "other: fewer than two have run with the same seeds;" in narrative.orders(beside(skip=(*skip, "block-50")))
     apart = beside(seeds=(0, 1), skip=(*skip, ("block-50", 0), ("random-75", 1)))
-    assert "other: fewer than two have run" in narrative.orders(apart)
+    assert "other: fewer than two have run with the same seeds;" in narrative.orders(apart)
+
+
+def test_studies_of_other_images_stand_beside_each_other_alone():
+    for study in ("fake", "paper"):  # there is a study called paper
+        fake_study.write(study=study)
+        for path in Path("outputs", study).rglob("parameters.json"):
+            write_json(path, read_json(path) | {"dataset": "cifar100"})
+    studies = [Summary.read(ReportParameters(study=name)) for name in ("fake", "paper")]
+    assert tables.beside_columns(studies) == ["case", "fake", "paper"]
+    assert {len(row) for row in tables.beside_rows(studies)} == {3}
+    assert "student" not in narrative.orders(studies)
+    assert tables.beside_columns(beside()) == ["case", "fake", "other", "student", "paper"]
+
+
+def test_intervals_of_another_study_alone_are_explained_below_the_table():
+    fake_study.write(study="other", seeds=(0, 1))
+    fake_study.write()
+    studies = [Summary.read(ReportParameters(study=name)) for name in ("fake", "other")]
+    assert narrative.plus_minus(*studies).startswith("± is the half-width of the 95 % interval of the mean over the seeds")
+    assert narrative.plus_minus(*studies[::-1]) == "± is explained in the [abstract](#abstract)."
+    assert narrative.plus_minus(studies[0], studies[0]) == ""
 
 
 def test_a_study_that_is_not_there_is_left_out():
@@ -621,12 +709,9 @@ def test_the_model_of_a_default_case_with_mask_tokens_or_normalized_pixels_is_to
     fake_study.write()
     for words in ("The encoder sees the visible patches only", "and predicts pixels."):
         assert words in narrative.model(read_again())
-    path = Path("outputs/fake/random-75/seed0/pretrain/parameters.json")
-    write_json(path, read_json(path) | {"norm_pix": True, "mask_tokens_in_encoder": True})
-    run = PretrainParameters.check(read_json(path))
-    default = replace(read_again().cases["random-75"], pretrained=run)
-    summary = Summary("fake", {"random-75": default})
-    vars(summary)["default"] = default
-    text = narrative.model(summary)
+    for name in set(fake_study.CASES | fake_study.SWEEP) - {"mask-tokens"}:
+        shutil.rmtree(f"outputs/fake/{name}")
+    set_everywhere("pretrain", norm_pix=True)
+    text = narrative.model(read_again())
     assert "The encoder sees all patches, with a mask token in place of each masked one" in text
     assert "and predicts normalized pixels." in text
