@@ -1,7 +1,7 @@
 # make report              run the smoke study and write its report to report/smoke/
 # make report STUDY=laptop the same for another file in params/; reuses results that are committed
 # make report STUDY=laptop AGAIN=1      run its cases again, even if results exist
-# make sweep STUDY=laptop  run the study's other masking ratios and its run of equal work, then update its report (night, too)
+# make sweep STUDY=laptop  run the study's other masking ratios and its run of equal compute, then update its report (night, too)
 # make lengths STUDY=laptop    run three maskings with shorter and longer pre-training, then update its report
 # make seeds STUDY=laptop  run the study's cases with more seeds, then update its report (night, too)
 # make test                run all tests

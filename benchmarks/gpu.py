@@ -284,7 +284,7 @@ def carry_out(words: list[str], limit: float, log: Path) -> tuple[int | None, st
                 code = child.wait(limit - grace)
         finally:
             try:
-                if child.poll() is None:
+                if (code := child.poll()) is None:
                     os.killpg(child.pid, signal.SIGTERM)
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         code = 0 if child.wait(grace) == 0 else None

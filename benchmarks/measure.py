@@ -196,8 +196,9 @@ def take_turns(
     def start(index: int) -> None:
         connections[index], there = processes.Pipe()
         words = (whos[index], seconds, until is not None, there)
-        children[index] = processes.Process(target=serve, args=words, daemon=True)
-        children[index].start()
+        child = processes.Process(target=serve, args=words, daemon=True)
+        child.start()
+        children[index] = child
         there.close()  # so that ``recv`` notices when the process ends
 
     def leave_out(index: int, why: str) -> None:

@@ -30,7 +30,7 @@ TO_TRY = """\
 - Hide all but one patch, then move that patch about. What does the model take from a single patch?
 - Show only the outline of a thing. How many patches does the classifier need until it names the reconstruction rightly?
 - Open a picture of your own: a face, a letter, a photograph of your room. The models saw {seen} only.
-- `pretrain` trains a model with masks of your choice; as this notebook's `study`, the name of its study opens it here."""
+- `pretrain` trains a model with masks of your choice; set this notebook's `study` to its study to open it here."""
 NORMALIZED = (
     "{name} predicts normalized patches: each hidden patch gets the original's mean and deviation, so there is no PSNR."
 )
@@ -154,9 +154,11 @@ class Explorer(anywidget.AnyWidget):
         """
         self.draws += 1
         try:
-            self.hidden = pictures.hidden_patches(how, ratio, self.about["grid"], self.draws, self.hidden)
+            hidden = pictures.hidden_patches(how, ratio, self.about["grid"], self.draws, self.hidden)
         except ValueError as error:
             self.say(str(error))
+        else:
+            self.hidden = hidden
 
     def open_own(self, content: bytes) -> None:
         """Show a picture from the bytes of a file; what is no image leaves everything as it is, with a message."""

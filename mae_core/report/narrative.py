@@ -57,9 +57,9 @@ def listed(words: Sequence[str]) -> str:
 
 
 def seed_numbers(summary: Summary) -> list[int]:
-    """The number of seeds of each case that finished a stage."""
-    numbers = [max(len(case.values("accuracy")), len(case.values("loss"))) for case in summary.all_cases.values()]
-    return [n for n in numbers if n]
+    """The number of seeds of each case with an accuracy; of a study that only pre-trains, with a loss."""
+    last = "accuracy" if summary.fine_tuned else "loss"
+    return [n for case in summary.all_cases.values() if (n := len(case.values(last)))]
 
 
 def intervals(summary: Summary) -> str:
@@ -237,15 +237,16 @@ def finetuned(summary: Summary) -> FinetuneParameters:
     return FinetuneParameters.check(told[0]) if told else FinetuneParameters()
 
 
-def held_out(summary: Summary) -> int:
-    """The number of validation images, which all runs evaluate instead of test images; 0 if they evaluate test images."""
-    recipes = [case.recipe(stage) for case in summary.all_cases.values() for stage in ("pretrain", "finetune")]
+def n_validation(summary: Summary) -> int:
+    """The number of validation images that classifiers, or without any autoencoders, evaluate instead of test images."""
+    stage = "finetune" if summary.fine_tuned else "pretrain"
+    recipes = [case.recipe(stage) for case in summary.all_cases.values()]
     return next((recipe["holdout"] for recipe in recipes if recipe), 0)
 
 
 def evaluated(summary: Summary) -> str:
     """What kind of images are evaluated: test or validation."""
-    return "validation" if held_out(summary) else "test"
+    return "validation" if n_validation(summary) else "test"
 
 
 def attention(summary: Summary) -> str:
@@ -274,7 +275,7 @@ def abstract(summary: Summary) -> str:
         return "Nothing has run yet."
     drawn = dataset(summary) == DATASETS["shapes"]
     notice = "**This report shows that the pipeline works, and nothing more:** a tiny model trained on drawings. "
-    n_held = held_out(summary)
+    n_held = n_validation(summary)
     held = (
         f"**This report chooses a recipe:** where it says test images, it means {n_held:,} validation images, held out "
         "from the training images. "
@@ -294,7 +295,8 @@ def abstract(summary: Summary) -> str:
         counted, missing = f"We judge {len(judged)} claims, most of them from the report and the paper", not_run(summary)
         n_kept, verdicts = sum(claim.survives for claim in tested), count(len(tested), "tested verdict")
         remain = "remains" if n_kept == 1 else "remain"
-        corrected = f"After a correction for their number, {n_kept} of {verdicts} {remain}. " if tested else ""
+        several = sum(claim.p is not None for claim in judged) > 1
+        corrected = f"After a correction for their number, {n_kept} of {verdicts} {remain}. " if tested and several else ""
     told = f"{counted}: {tally(judged)} ([Table 8](#tab-claims)). " if "tab-claims" in parts(summary) else ""
     return (
         f"{notice if drawn else ''}{held if n_held else ''}{either(summary, repeated, alone)} On {dataset(summary)}, "
@@ -303,9 +305,9 @@ def abstract(summary: Summary) -> str:
 
 
 def reached(summary: Summary) -> str:
-    """What the default case reaches, within a sentence: its accuracy, or without fine-tuning its PSNR."""
-    default, scratch, images = summary.default, summary.find(None), evaluated(summary)
-    ours, theirs, quality = default.estimate("accuracy"), scratch.estimate("accuracy"), default.estimate("psnr")
+    """What the default case reaches, within a sentence: its accuracy, or without one another's, or its PSNR."""
+    default, images = summary.default, evaluated(summary)
+    ours, theirs, quality = default.estimate("accuracy"), summary.find(None).estimate("accuracy"), default.estimate("psnr")
     if ours:
         against = f", against {number(theirs)} % from scratch{same_recipe(summary)}" if theirs else ""
         top5 = f" (top-5: {number(found)} %)" if (found := default.estimate("top5")) else ""
@@ -314,10 +316,11 @@ def reached(summary: Summary) -> str:
             f"fine-tuning{against}"
         )
     told = f"masked pixels of {images} images are reconstructed with {number(quality)} dB (PSNR)"
-    tuned = "its classifier was not fine-tuned" if summary.fine_tuned else "no classifier was fine-tuned"
-    if theirs:
-        tuned = f"training from scratch reaches {number(theirs)} % {images} accuracy"
-    return f"{told if quality else 'nothing has been pre-trained'}; {tuned}"
+    tuned = "no classifier was fine-tuned"
+    if other := next((case for case in summary.all_cases.values() if case.estimate("accuracy")), None):
+        first = "training from scratch" if other.from_scratch else f"fine-tuning of the case *{other.label}*"
+        tuned = f"{first} reaches {number(other.estimate('accuracy'))} % {images} accuracy"
+    return f"{told if quality else 'no case of this study has been pre-trained'}; {tuned}"
 
 
 def tally(judged: Sequence[Claim]) -> str:
@@ -330,6 +333,7 @@ def not_run(summary: Summary) -> str:
     """The student's cases that have no accuracy, or without fine-tuning no loss; empty if all have one."""
     last = "accuracy" if summary.fine_tuned else "loss"
     missing = [label_of(*masks) for masks in published.STUDENT if not summary.find(*masks).values(last)]
+    missing += ["training from scratch"] if summary.fine_tuned and not summary.find(None).values(last) else []
     return (
         f"Of the student's cases, {listed(missing)} {'has' if len(missing) == 1 else 'have'} not run. " if missing else ""
     )
@@ -426,15 +430,15 @@ def unlike(summary: Summary) -> str:
     stages = {"pre-training": precisions(summary, "pretrain"), "fine-tuning": precisions(summary, "finetune")}
     if stages["pre-training"] == stages["fine-tuning"]:
         stages = {"training": stages["fine-tuning"]}
-    listed = [
+    kinds = [
         f"{stage} of {words} ({'seeds' if len(numbers) > 1 else 'seed'} {' and '.join(numbers)})"
         for stage, found in stages.items()
         for words, numbers in found.items()
     ]
-    if not listed:
+    if not kinds:
         return more
     return (
-        f"{more} Some cases that we compare were trained in different precisions: {'; '.join(listed)}. Their differences "
+        f"{more} Some cases that we compare were trained in different precisions: {'; '.join(kinds)}. Their differences "
         "contain what the precision changes, which this study does not measure."
     )
 

@@ -42,7 +42,9 @@ class Case:
     pretrained: PretrainParameters | None  # None from scratch, or if nothing has run
     from_scratch: bool  # whether fine-tuning started without weights; False if nothing has run
     folders: dict[int, Path]  # outputs/<study>/<case>/seed<k> by seed
-    usual: PretrainParameters | None = None  # of the study's first trained case; labels name another length or target
+    usual: PretrainParameters | None = (
+        None  # of the study's first case, if possible of plain pixels; labels name other lengths and targets
+    )
     spare: dict[int, Path] = field(default_factory=dict)  # folders of other seeds, for pictures that the chosen ones lack
     repeated: bool = False  # whether an earlier case of the study has the same label; the name then tells them apart
 
@@ -193,9 +195,14 @@ class Summary:
             spare = of_one_recipe(Case(name, None, False, others), case, [])
             pretrained = [PretrainParameters.check(p) for p in case.read("pretrain", "parameters").values()]
             scratch = [not p["weights"] for p in case.read("finetune", "parameters").values()]
-            usual = next((case.pretrained for case in found.values() if case.pretrained), None)
-            case = Case(name, pretrained[0] if pretrained else None, any(scratch), folders, usual, spare)
-            found[name] = replace(case, repeated=case.label in {other.label for other in found.values()})
+            found[name] = Case(name, pretrained[0] if pretrained else None, any(scratch), folders, None, spare)
+        trained = [case.pretrained for case in found.values() if case.pretrained]
+        usual = next((run for run in trained if not run.norm_pix), trained[0] if trained else None)
+        labels: set[str] = set()
+        for name, case in found.items():
+            case = replace(case, usual=usual)
+            found[name] = replace(case, repeated=case.label in labels)
+            labels.add(case.label)
         cases, sweep = ({name: found[name] for name in names} for names in (run.cases, run.sweep))
         return cls(run.study, cases, sweep, tuple(left_out))
 

@@ -1,6 +1,7 @@
 """The model card of an exported model: a README whose numbers come from the run's files."""
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,20 +110,21 @@ def history(model: Model) -> str:
 
 
 def source(model: Model) -> str:
-    """The file or folder of others' weights that the run started from; empty for none, and for its own pre-training."""
+    """The file or folder of others' weights that the run started from; empty for none, and for a run's of this package."""
     run = model.run
-    if isinstance(run, PretrainParameters) or not run.weights:
+    if isinstance(run, PretrainParameters) or not run.weights or re.search(r"/seed\d+/(pretrain|finetune)\b", run.weights):
         return ""
     path = Path(run.weights)
-    if run.folder / "pretrain" in (path, path.parent):
-        return ""
     return f"{path.parent.name}/{path.name}" if path.suffix == ".safetensors" else path.name
 
 
 def pretraining(model: Model) -> PretrainParameters | None:
     """The parameters of the pre-training that a fine-tuned run started from, if its results are beside the run's."""
-    beside = model.path.parent.parent / "pretrain" / "parameters.json"
-    return None if source(model) or not beside.is_file() else PretrainParameters.check(read_beside(beside))
+    run, beside = model.run, model.path.parent.parent / "pretrain" / "parameters.json"
+    if isinstance(run, PretrainParameters) or not beside.is_file():
+        return None
+    own = run.folder / "pretrain" in (Path(run.weights), Path(run.weights).parent)
+    return PretrainParameters.check(read_beside(beside)) if own else None
 
 
 def epochs(run: PretrainParameters | FinetuneParameters) -> str:
@@ -147,7 +149,7 @@ def notes(model: Model) -> list[str]:
 
 def facts(model: Model) -> dict[str, str]:
     """The card's table."""
-    run, c, metrics, source = model.run, model.config, model.results["metrics"], model.results["provenance"]
+    run, c, metrics, provenance = model.run, model.config, model.results["metrics"], model.results["provenance"]
     told = {
         "data": data(model).replace("|", "\\|") + (f", the first {run.train_images:,} images" if run.train_images else ""),
         "model": f"patches of {c.patch_size} × {c.patch_size}, width {c.width}, depth {c.depth}, {c.heads} heads "
@@ -162,7 +164,7 @@ def facts(model: Model) -> dict[str, str]:
             f"{value:.2f}" for value in others.values()
         )
     names = {"data_md5": "MD5 of the data", "commit": "commit", "finished": "finished", "device": "device"}
-    told |= {name: str(source[key]) for key, name in names.items() if source.get(key)}
+    told |= {name: str(provenance[key]) for key, name in names.items() if provenance.get(key)}
     return told
 
 

@@ -65,10 +65,11 @@ class Parameters(Checked):
                 made of an earlier run is deleted: after a failed check, they must not show it. A widget is also closed,
                 because ipywidgets keeps those that are open, with all that they hold.
         """
-        if view := namespace.get("view"):
-            view.close()
+        view = namespace.get("view")
         for name in ("run", "view", "summary", "model", "folder", "metrics", "history"):
             namespace.pop(name, None)
+        if callable(close := getattr(view, "close", None)):
+            close()
         return cls.check({name: namespace[name] for name in assigned_last(namespace.get("In", []), set(cls.model_fields))})
 
     def flat(self) -> dict[str, Any]:

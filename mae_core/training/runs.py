@@ -177,6 +177,8 @@ def load_encoder(model: Classifier, run: FinetuneParameters) -> dict[str, str]:
     if change := found.change(run.model):
         print(f"positions {change}")
         told["positions"] = change
+    if found.pools_mean:
+        print(f"{found.path}: its last norm follows the mean of the patches; here, it comes before")
     if found.scale:
         print(f"{found.path}: {found.scale}")
         told["scale"] = found.scale

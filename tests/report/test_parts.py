@@ -152,17 +152,54 @@ def test_validation_images_are_named_in_every_abstract(written):
         assert "masked pixels of validation images" in only
 
 
+def test_a_fine_tuning_may_hold_out_images_where_its_pre_training_did_not(written):
+    written("random-75", "scratch", own=False)
+    for path in Path("outputs").rglob("finetune/parameters.json"):
+        write_json(path, read_json(path) | {"holdout": 500})
+    text = narrative.abstract(Summary.read(ReportParameters(study="fake")))
+    assert "it means 500 validation images" in text
+    assert "% validation accuracy after fine-tuning" in text
+
+
+def test_a_fine_tuning_of_weights_from_elsewhere_has_an_accuracy(written):
+    for own in (True, False):
+        written("random-75", own=own)
+        shutil.rmtree("outputs/fake/random-75/seed0/pretrain")
+        text = narrative.abstract(Summary.read(ReportParameters(study="fake")))
+        assert "no case of this study has been pre-trained; fine-tuning of the case *random-75* reaches 84.00 %" in text
+
+
+def test_seeds_that_are_only_pre_trained_give_accuracies_no_interval(written):
+    written("random-75", "scratch", own=False, seeds=(0, 1))
+    shutil.rmtree("outputs/fake/random-75/seed1/finetune")
+    shutil.rmtree("outputs/fake/scratch/seed1")
+    text = narrative.abstract(Summary.read(ReportParameters(study="fake")))
+    assert "There is one seed, so there are no intervals" in text
+
+
+def test_plain_pixels_are_the_usual_target_whatever_the_order_of_names(written):
+    written("random-75", "block-50", own=False)
+    path = Path("outputs/fake/block-50/seed0/pretrain/parameters.json")
+    write_json(path, read_json(path) | {"norm_pix": True, "mask_strategy": "random", "mask_ratio": 0.75})
+    summary = Summary.read(ReportParameters(study="fake"))  # block-50 is read first
+    assert list(summary.cases) == ["block-50", "random-75"]
+    assert [case.label for case in summary.cases.values()] == ["random 75 %, normalized pixels", "random 75 %"]
+    assert summary.default.name == "random-75"
+
+
 def test_training_from_scratch_alone_has_an_accuracy(written):
     for own in (True, False):
         text = narrative.abstract(written("scratch", own=own, seeds=(0, 1)))
-        assert "nothing has been pre-trained; training from scratch reaches 70.0" in text
+        assert "no case of this study has been pre-trained; training from scratch reaches 70.0" in text
         assert "± is the half-width" in text
 
 
 def test_one_verdict_is_told_in_the_singular(written, monkeypatch):
     summary = written("random-75", "mask-tokens", own=False, tuned=False, seeds=(0, 1))
     assert narrative.correction(summary) == "One claim has a p-value, so there is no number of claims to correct for."
-    assert "1 of 1 tested verdict remains. " in narrative.abstract(summary)
+    assert "remain" not in narrative.abstract(summary)
     judged = [Claim("a", "here", "+1", "supported", "1", 0.01, 0.02), Claim("b", "here", "+1", "undecided", "1", 0.3, 0.3)]
     monkeypatch.setattr(narrative, "claims", lambda summary: judged)
+    monkeypatch.setattr(narrative, "shown", narrative.claims)
+    assert "1 of 1 tested verdict remains. " in narrative.abstract(summary)
     assert narrative.correction(summary).endswith("With Holm's correction for all 2, 1 of these verdicts survives.")

@@ -91,7 +91,7 @@ def test_what_was_not_run_is_said_and_not_filled_in():
     assert tables.sampling_rows(summary)[3] == ["grid", "75", "–", "82.0", "84.0", "–"]
     text = narrative.abstract(summary)
     assert "reaches 84.00 % test accuracy after fine-tuning. We judge 17 claims" in text
-    assert "Of the student's cases, grid 75 % has not run. There is one seed" in text
+    assert "Of the student's cases, grid 75 % and training from scratch have not run. There is one seed" in text
 
 
 def test_the_abstract_names_the_students_cases_that_have_not_run():

@@ -246,6 +246,7 @@ def test_the_card_of_a_model_of_own_pictures_names_their_folder_and_grants_nothi
     [
         ("", ""),
         ("outputs/mine/a/seed0/pretrain", ""),
+        ("/elsewhere/outputs/another/b/seed3/pretrain/weights.safetensors", ""),
         ("somewhere/vit_base.mae", "vit_base.mae"),
         ("somewhere/vit_base.mae/model.safetensors", "vit_base.mae/model.safetensors"),
     ],

@@ -133,6 +133,9 @@ def test_the_widget_of_an_earlier_run_is_closed():
     PretrainParameters.from_namespace(namespace)
     PretrainParameters.from_namespace(namespace)
     assert (closed, "view" in namespace) == ([True], False)
+    namespace["view"] = "a reader's own"
+    PretrainParameters.from_namespace(namespace)
+    assert "view" not in namespace
 
 
 def full(**changed):
