@@ -6,11 +6,13 @@
 # papermill executes every notebook. The executed copy is a log, not an output: Snakemake deletes the outputs of a failed
 # job but keeps its logs.
 
+import functools
 import sys
 import zlib
 from pathlib import Path
 
 from mae_core import gpus
+from mae_core.data.layout import list_images
 from mae_core.errors import ParameterError
 from mae_core.study.checkout import keep_committed
 from mae_core.study.sources import code, sources
@@ -39,18 +41,20 @@ CHOSEN = {
 COMPARED = flat_yaml(CHOSEN)
 
 
-# The last results of every run of these cases and seeds.
-def ends(cases, seeds):
-    return [f"{OUT}/{case}/seed{seed}/{study.stages(case)[-1]}/metrics.json" for case in cases for seed in seeds]
+# The results of every run of these cases and seeds, of both stages: Snakemake deletes those of a run before it repeats it,
+# and notices missing ones only if they are asked for.
+def results(cases, seeds):
+    runs = [(case, seed, stage) for case in cases for seed in seeds for stage in study.stages(case)]
+    return [f"{OUT}/{case}/seed{seed}/{stage}/metrics.json" for case, seed, stage in runs]
 
 
-FINISHED = ends(study.cases, study.seeds)
+FINISHED = results(study.cases, study.seeds)
 FIGURES = "mae_core/report/templates/mae/figures.mplstyle"
 
 # Runs on request and other studies are not inputs of the report, which shows those that exist. Only `sweep`, `lengths` and
 # `seeds` train the former.
-SWEPT, LENGTHS = (ends(cases, study.sweep_seeds or study.seeds) for cases in (study.sweep, study.lengths))
-REPEATED = ends(study.cases, study.more_seeds)
+SWEPT, LENGTHS = (results(cases, study.sweep_seeds or study.seeds) for cases in (study.sweep, study.lengths))
+REPEATED = results(study.cases, study.more_seeds)
 OTHERS = [str(path) for name in study.beside for path in sorted(Path("outputs", name).glob("*/seed*/*/metrics.json"))]
 MORE = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT + LENGTHS + REPEATED + OTHERS if Path(path).exists()}
 
@@ -62,13 +66,27 @@ keep_committed(Path(OUT), {*sources("notebooks/pretrain.ipynb"), *sources("noteb
 GPUS = len(gpus.visible()) or int(sys.platform == "darwin")
 
 
-# The CPU threads and the GPUs of a run: each of its processes has its own.
-def reserved(stage):
-    values = study.shared | getattr(study, stage)
-    n_processes, device = values.get("processes", 1), values.get("device", "auto")
-    threads = n_processes * values.get("threads", 0) or workflow.cores
-    has_gpu = GPUS > 0 or workflow.nodes is not None  # on a cluster, jobs run elsewhere: they ask for GPUs
-    return threads, n_processes if device in ("cuda", "mps") or (device == "auto" and has_gpu) else 0
+# The parameters of a run.
+def run_of(wildcards, stage):
+    return study.run(wildcards.case, int(wildcards.seed), stage)
+
+
+# The CPU threads and the GPUs of a run: each of its processes has its own. A cluster's nodes are not known here.
+def n_threads(stage):
+    def of(wildcards):
+        run = run_of(wildcards, stage)
+        return run.processes * run.threads or (8 if workflow.nodes is not None else workflow.cores)
+
+    return of
+
+
+def n_gpus(stage):
+    def of(wildcards):
+        run = run_of(wildcards, stage)
+        has_gpu = GPUS > 0 or workflow.nodes is not None  # on a cluster, jobs run elsewhere: they ask for GPUs
+        return run.processes if run.device in ("cuda", "mps") or (run.device == "auto" and has_gpu) else 0
+
+    return of
 
 
 if workflow.nodes is None and "gpu" not in workflow.global_resources:
@@ -88,11 +106,29 @@ PRESENT = "[ -z '{input.weights}' ] || find '{input.weights}' -newermt now -exec
 
 # A function under `params` must take only wildcards: Snakemake does not track one that also takes input.
 def flat(stage):
-    return lambda wildcards: flat_yaml(study.run(wildcards.case, int(wildcards.seed), stage).flat())
+    return lambda wildcards: flat_yaml(run_of(wildcards, stage).flat())
 
 
 def pretrained(wildcards):
-    return study.run(wildcards.case, int(wildcards.seed), "finetune").weights or []
+    return run_of(wildcards, "finetune").weights or []
+
+
+# Images of one's own that were added, removed or changed count as a changed parameter.
+PARTS = (study.shared, study.pretrain, study.finetune, *study.all_cases.values())
+HAS_OWN = any((values or {}).get("dataset") == "folder" for values in PARTS)
+
+
+@functools.cache
+def fingerprint(data_dir):
+    return " ".join(listing.fingerprint for listing in list_images(Path(data_dir)))
+
+
+def images(stage):
+    def of(wildcards):
+        run = run_of(wildcards, stage)
+        return fingerprint(run.data_dir) if run.dataset == "folder" else ""
+
+    return {"images": of} if HAS_OWN else {}
 
 
 # A notebook is not an input: Jupyter changes the file when it saves outputs. A change of its code counts as a parameter, and
@@ -114,8 +150,7 @@ localrules:
 
 # Images of one's own are decoded before the first run: one that cannot be read starts nothing.
 onstart:
-    parts = (study.shared, study.pretrain, study.finetune, *study.all_cases.values())
-    if any((values or {}).get("dataset") == "folder" for values in parts):
+    if HAS_OWN:
         from mae_core.study.prepare import prepare_images  # imports torch
 
         try:
@@ -126,6 +161,7 @@ onstart:
 
 rule all:
     input:
+        FINISHED,
         f"{REPORT}/index.html",
         f"{REPORT}/report.pdf",
 
@@ -141,11 +177,12 @@ rule pretrain:
         text=f"{RUN}/pretrain/log.txt",
     params:
         **notebook("pretrain"),
+        **images("pretrain"),
         flat=flat("pretrain"),
     priority: 1  # start the longest chains first: two cores then finish sooner
-    threads: reserved("pretrain")[0]
+    threads: n_threads("pretrain")
     resources:
-        gpu=reserved("pretrain")[1],
+        gpu=n_gpus("pretrain"),
     shell:
         PAPERMILL
 
@@ -161,10 +198,11 @@ rule finetune:
         text=f"{RUN}/finetune/log.txt",
     params:
         **notebook("finetune"),
+        **images("finetune"),
         flat=flat("finetune"),
-    threads: reserved("finetune")[0]
+    threads: n_threads("finetune")
     resources:
-        gpu=reserved("finetune")[1],
+        gpu=n_gpus("finetune"),
     shell:
         PRESENT + PAPERMILL
 

@@ -1,5 +1,6 @@
 """A study of one's own images, from a copy of params/own-images.yaml to its report, and one of images without classes."""
 
+import os
 import re
 from pathlib import Path
 
@@ -129,6 +130,30 @@ def test_images_without_classes_are_pre_trained_on_and_reported(project, tmp_pat
     )  # fmt: skip
     printed = "".join(output.get("text", "") for cell in done.cells for output in cell.get("outputs", []))
     assert re.search(r"random-75 +seeds finished: \[0\]", printed)
+
+
+def test_images_that_are_added_or_changed_are_trained_on_again(tmp_path):
+    data = tmp_path / "photos"
+    data.mkdir()
+    for i in range(12):
+        Image.new("RGB", (16, 16), (9 * i, 40, 60)).save(data / f"{i}.png")
+    shared = {
+        "dataset": "folder",
+        "data_dir": "data",
+        "image_size": 16,
+        "batch_size": 4,
+        "threads": 1,
+        "width": 24,
+        "depth": 1,
+    }
+    content = {"study": "tiny", "pretrain_only": True, "seeds": [0], "shared": shared | {"decoder_width": 24}}
+    checkout = Checkout(tmp_path / "project", data, content | {"pretrain": {"epochs": 1}, "cases": {"random-75": {}}})
+    checkout.snakemake("train")
+    assert "pretrain" not in checkout.planned("train")
+    os.utime(data / "3.png")  # as in a copy of the folder
+    assert "pretrain" not in checkout.planned("train")
+    Image.new("RGB", (18, 18), (200, 40, 60)).save(data / "3.png")
+    assert checkout.planned("train")["pretrain"] == {"random-75"}
 
 
 def test_a_study_that_only_pre_trains_is_planned_without_fine_tuning(project, tmp_path):

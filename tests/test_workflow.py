@@ -97,6 +97,16 @@ def test_a_second_time_nothing_runs(checkout):
     assert "Nothing to be done" in checkout.snakemake("-n")
 
 
+def test_a_run_that_failed_when_it_was_repeated_is_repeated(checkout):
+    """Before it repeats a run, Snakemake deletes its results; those of its fine-tuning are still there."""
+    results = checkout.folder / "outputs" / "tiny" / "random-75" / "seed0" / "pretrain" / "metrics.json"
+    results.rename(checkout.folder / "deleted")
+    plan = checkout.planned()
+    (checkout.folder / "deleted").rename(results)
+    assert (plan["pretrain"], plan["finetune"]) == ({"random-75"}, {"random-75"})
+    assert "Nothing to be done" in checkout.snakemake("-n")
+
+
 def test_a_change_of_one_case_runs_that_case_again(checkout):
     cases = STUDY["cases"] | {"block-50": {"mask_strategy": "block", "mask_ratio": 0.6}}
     checkout.write(STUDY | {"cases": cases})

@@ -6,7 +6,7 @@ Hidden files and folders, and files without an image's ending, are passed over. 
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ class Listing:
         labels: index of its class; -1 without classes.
         classes: their names, made printable; empty without classes.
         key: of names, sizes and times of change.
+        fingerprint: of names and sizes, so that a copy has the same.
     """
 
     root: Path
@@ -33,6 +34,7 @@ class Listing:
     labels: tuple[int, ...]
     classes: tuple[str, ...]
     key: str
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -168,14 +170,19 @@ def listing(root: Path, files: dict[int, list[Found]], classes: list[str]) -> Li
                 f"some there, or remove its folders"
             )
     pairs = sorted(((file, label) for label, found in files.items() for file in found), key=lambda pair: pair[0].place)
-    lines = sorted(os.fsencode(f.name) + f"\0{f.size}\0{f.mtime_ns}".encode() for f, _ in pairs)
     return Listing(
         root,
         tuple(file.name for file, _ in pairs),
         tuple(label for _, label in pairs),
         tuple(printable(name) for name in classes),
-        hashlib.md5(b"\0\0".join(lines)).hexdigest()[:16],
+        digest(os.fsencode(f.name) + f"\0{f.size}\0{f.mtime_ns}".encode() for f, _ in pairs),
+        digest(os.fsencode(f.name) + f"\0{f.size}".encode() for f, _ in pairs),
     )
+
+
+def digest(lines: Iterable[bytes]) -> str:
+    """16 digits of the MD5 of lines, in whatever order."""
+    return hashlib.md5(b"\0\0".join(sorted(lines))).hexdigest()[:16]
 
 
 def printable(name: str) -> str:

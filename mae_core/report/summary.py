@@ -42,9 +42,7 @@ class Case:
     pretrained: PretrainParameters | None  # None from scratch, or if nothing has run
     from_scratch: bool  # whether fine-tuning started without weights; False if nothing has run
     folders: dict[int, Path]  # outputs/<study>/<case>/seed<k> by seed
-    usual: PretrainParameters | None = (
-        None  # of the study's first case, if possible of plain pixels; labels name other lengths and targets
-    )
+    usual: PretrainParameters | None = None  # the study's usual length and target; labels name others
     spare: dict[int, Path] = field(default_factory=dict)  # folders of other seeds, for pictures that the chosen ones lack
     repeated: bool = False  # whether an earlier case of the study has the same label; the name then tells them apart
 
@@ -127,7 +125,9 @@ class Case:
         run, name = self.pretrained, f" ({self.name})" if self.repeated else ""
         if run is None:
             return f"from scratch{name}" if self.from_scratch else self.name
-        target = f", {'normalized' if run.norm_pix else 'plain'} pixels" if self.of_other_target else ""
+        target = (
+            ", normalized pixels" if self.of_other_target else ""
+        )  # plain ones are the usual target where there are any
         epochs = f", {run.epochs} epochs" if self.of_other_length else ""
         return f"{label_of(run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder)}{target}{epochs}{name}"
 
