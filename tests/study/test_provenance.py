@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from checkout import git
 from mae_core.study import provenance
 
 NOBODY = 65534
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -69,3 +71,11 @@ def test_outside_a_checkout_nothing_is_missing(checkout):
 def test_a_missing_git_is_named(checkout, monkeypatch):
     monkeypatch.setenv("PATH", str(Path("/nonexistent")))
     assert provenance.commit() == {"commit": None, "clean": None, "commit_missing": "git is not installed"}
+
+
+def test_the_modules_of_a_run_are_found_through_a_link_to_the_package(tmp_path):
+    (tmp_path / "linked").symlink_to(ROOT)
+    script = "from mae_core.study.sources import PACKAGE, sources; print(sources(PACKAGE / 'training' / 'runs.py'))"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "linked")}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, encoding="utf-8")
+    assert "'mae_core/training/loop.py'" in done.stdout, done.stderr
