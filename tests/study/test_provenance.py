@@ -99,5 +99,7 @@ def test_the_modules_of_a_run_are_found_through_a_link_to_the_package(tmp_path):
     (tmp_path / "linked").symlink_to(ROOT)
     script = "from mae_core.study.sources import PACKAGE, sources; print(sources(PACKAGE / 'training' / 'runs.py'))"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "linked")}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, encoding="utf-8"
+    )
     assert "'mae_core/training/loop.py'" in done.stdout, done.stderr
