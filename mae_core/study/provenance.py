@@ -64,19 +64,21 @@ def code() -> str:
 def commit() -> dict[str, Any]:
     """The current commit, and whether tracked files match it; both None outside a git checkout.
 
-    If git refuses to read a checkout, its sentence is under ``commit_missing``.
+    ``commit_missing`` says why there is none if git refuses to read a checkout, or if a repository around the package does
+    not hold it, as around a virtual environment.
     """
     try:
         head = checkout.git("rev-parse", "HEAD")
-        changed = checkout.git(
-            "status", "--porcelain", "--untracked-files=no", "--", ":/mae_core", ":/notebooks", ":/params"
-        )
+        holds_us = checkout.git("ls-files", "--", "mae_core/__init__.py")
+        changed = checkout.git("status", "--porcelain", "--untracked-files=no", "--", "mae_core", "notebooks", "params")
     except OSError:
         reason = "git is not installed"
     except subprocess.CalledProcessError as error:
         reason = next(iter(error.stderr.splitlines()), "git failed").removeprefix("fatal: ")
     else:
-        return {"commit": head, "clean": changed == ""}
+        if holds_us:
+            return {"commit": head, "clean": changed == ""}
+        reason = "the git repository around the package does not hold it"
     inside = any((parent / ".git").exists() for parent in (checkout.ROOT, *checkout.ROOT.parents))
     return {"commit": None, "clean": None} | ({"commit_missing": reason} if inside else {})
 

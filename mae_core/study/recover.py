@@ -26,10 +26,19 @@ def processes() -> Iterator[tuple[psutil.Process, list[str], Path | None]]:
 
 
 def check_nobody_runs(folder: Path) -> None:
-    """Raise BusyError if Snakemake is running in ``folder``, or as another user in a folder that is not readable."""
+    """Raise BusyError if Snakemake is running in ``folder``, or as another user whose lock is there."""
     for process, words, where in processes():
-        if where in (folder, None) and any(Path(word).name == "snakemake" for word in words[:3]):
+        here = where == folder or (where is None and has_lock(process, folder))
+        if here and any(Path(word).name == "snakemake" for word in words[:3]):
             raise BusyError(f"Snakemake is running here, as process {process.pid}: wait for it, or end it")
+
+
+def has_lock(process: psutil.Process, folder: Path) -> bool:
+    """Whether the user of a process owns a lock of Snakemake in ``folder``."""
+    with contextlib.suppress(psutil.Error, OSError):
+        user = process.uids().real
+        return any(lock.stat().st_uid == user for lock in (folder / ".snakemake" / "locks").iterdir())
+    return False
 
 
 def orphans(study: str, folder: Path) -> list[psutil.Process]:

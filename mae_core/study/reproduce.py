@@ -15,7 +15,7 @@ from mae_core import devices
 from mae_core.data import images
 from mae_core.errors import ParameterError
 from mae_core.study import checkout, provenance
-from mae_core.study.parameters import FinetuneParameters, PretrainParameters
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters, check_data_dir
 from mae_core.study.results import metric_rows, read_json
 from mae_core.study.study import STAGES
 from mae_core.study.tensors import tensors_sha256
@@ -66,10 +66,12 @@ def reproduce(path: Path) -> bool:
         path: ``outputs/<study>/<case>/seed<k>/<stage>/provenance.json``.
 
     Raises:
-        ParameterError: if the file is incomplete, or the data or the pre-trained weights differ.
+        ParameterError: if the file is incomplete, the data or the pre-trained weights differ, or data would be written
+            outside the project.
     """
     published = Published.read(path)
     run, told = published.run, published.provenance
+    check_data_dir(run.dataset, run.data_dir, run.image_size, published.stage == "finetune")
     images.load(run.dataset, run.data_dir, image_size=run.image_size)  # creates or downloads the data set if it is missing
     if images.checksum(run.dataset, run.data_dir, run.image_size) != told["data_md5"]:
         raise ParameterError(f"the data set in {run.data_dir} is not the one that the run used: its checksum differs")

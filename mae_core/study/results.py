@@ -5,7 +5,8 @@ Its path is ``outputs/<study>/<case>/seed<k>/<stage>/`` with stage ``pretrain`` 
 * ``parameters.json``, ``history.json`` (one list per curve), ``metrics.json`` (final numbers), ``provenance.json``
 * ``pictures.png`` and, after fine-tuning, ``attention.png``, ``mistakes.png``, ``neighbours.png``: see :func:`save_sheet`
 * after fine-tuning, ``predictions.png``: the predicted and the true class of every test image, see :func:`save_predictions`
-* ``weights.safetensors``; while training, ``checkpoint.safetensors`` and ``checkpoint.before.safetensors``
+* ``weights.safetensors``; while training, ``checkpoint.safetensors`` and ``checkpoint.before.safetensors``,
+  and ``checkpoint*.set-aside.safetensors`` if they did not fit
 """
 
 import contextlib

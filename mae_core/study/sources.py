@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mae_core import HOMES
 
-PACKAGE = Path(__file__).parents[1]
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def sources(path: str | Path) -> list[str]:

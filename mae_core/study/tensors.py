@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mae_core.errors import ParameterError
 from mae_core.study.results import whole
 
 
@@ -37,13 +38,25 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file of :func:`save_tensors` on the CPU; raises ValueError if it is damaged or from another program."""
+    """Read a file of :func:`save_tensors` on the CPU.
+
+    Raises:
+        ValueError: if it is missing, damaged or from another program.
+        ParameterError: if it cannot be read: it may be whole.
+    """
     try:
+        with open(path, "rb") as opened:  # safetensors calls a file missing whatever keeps it from opening it
+            opened.read(1)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, UnicodeDecodeError, OSError) as error:
+    except (SafetensorError, UnicodeDecodeError, FileNotFoundError, IsADirectoryError) as error:
         raise ValueError(f"{path} is damaged, or no file of weights ({error})") from error
+    except OSError as error:
+        why = error.strerror or error
+        raise ParameterError(
+            f"{path} cannot be read ({why}): check its permissions and the disk; it is unchanged"
+        ) from error
     try:
         told = json.loads(metadata["mae_core"])
         note, crc32 = told["about"], told["crc32"]

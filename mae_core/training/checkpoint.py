@@ -1,6 +1,7 @@
-"""Checkpoints, written atomically. A checkpoint of other parameters is an error; a damaged one is skipped.
+"""Checkpoints, written atomically. A checkpoint of other parameters is an error; a damaged one is set aside.
 
-A run keeps its newest two checkpoints, so damage to the newest one costs minutes and not the run.
+A run keeps its newest two checkpoints, so damage to the newest one costs minutes and not the run. What it sets aside stays
+until it is complete.
 Tensors: ``model/...``, ``optimizer/<index>/...``, ``average/...``, ``generator``, ``losses``, ``order``. JSON note: the
 rest of :class:`Position`, ``parameters``, ``made_of``, ``elapsed``. ``tensors.load_tensors(path)`` reads both.
 """
@@ -39,7 +40,7 @@ class Checkpoint:
 
     Args:
         made_of: what the run depends on besides its parameters, see provenance.ingredients. A checkpoint made with
-            other code, data or initial weights is skipped; one made on another device or precision is an error.
+            other code, data or initial weights is set aside; one made on another device or precision is an error.
         averages: moving averages of weights, by name, if the run has them.
     """
 
@@ -88,7 +89,7 @@ class Checkpoint:
         The first of several processes reads it for all of them.
 
         Raises:
-            ParameterError: if a parameter differs between the checkpoint and this run.
+            ParameterError: if a parameter differs between the checkpoint and this run, or if it cannot be read.
         """
         together = team()
         found = together.share(self.newest_usable() if together.leads else None)
@@ -104,15 +105,20 @@ class Checkpoint:
                 continue
             try:
                 tensors, about = load_tensors(path)
+            except ParameterError:  # it cannot be read, but may be whole
+                raise
             except ValueError as error:
-                print(f"{error}; going back to the checkpoint before, or to the start")
-                path.unlink()
+                what = str(error).removesuffix(": delete it")
+                print(f"{what}; kept as {set_aside(path)}, going back to the checkpoint before, or to the start")
                 continue
             self.check_parameters(about["parameters"], about["made_of"])
             other = [name for name in ("code", "data", "weights") if about["made_of"][name] != self.made_of[name]]
             if other:
-                print(f"{path} was made with other {' and '.join(other)}: starting anew")
-                path.unlink()
+                what = " and ".join(other)
+                print(
+                    f"{path} was made with other {what}: starting anew; kept as {set_aside(path)} until this run is "
+                    f"complete: to continue it instead, go back to that {what} and rename it to {path.name}"
+                )
                 continue
             self.elapsed_before = about["elapsed"]
             return tensors, about
@@ -155,8 +161,13 @@ class Checkpoint:
         return f"the last good checkpoint is {self.newest}: delete it to start anew with another rate"
 
 
+def set_aside(path: Path) -> str:
+    """Rename a checkpoint that does not fit, in place of an earlier one of that kind; return its new name."""
+    return path.replace(path.with_name(f"{path.stem}.set-aside.safetensors")).name
+
+
 def discard(folder: Path) -> None:
-    """Delete the checkpoints of a complete run: those whose curves are the ones in its ``history.json``.
+    """Delete all checkpoints of a complete run: the newest has the curves in its ``history.json``.
 
     Dates would not do: a clock that was set back makes an unfinished run look older than the results of the run before it.
     """
@@ -168,8 +179,8 @@ def discard(folder: Path) -> None:
     except (OSError, ValueError, KeyError):  # no checkpoint, or a damaged one
         return
     if complete:
-        newest.unlink(missing_ok=True)
-        newest.with_name("checkpoint.before.safetensors").unlink(missing_ok=True)
+        for path in sorted(folder.glob("checkpoint*.safetensors"), key=lambda path: path == newest):  # last what tells so
+            path.unlink(missing_ok=True)
 
 
 def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -21,9 +21,9 @@ from mae_core.errors import Explained, MissingDataError, OutputError, ParameterE
 from mae_core.evaluation import N_PICTURES, classification, flops, probes, reconstruction
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study import provenance, results
-from mae_core.study.foreign import find_encoder
+from mae_core.study.foreign import find_encoder, weights_file
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters, check_data_dir
-from mae_core.study.tensors import load_tensors, save_tensors
+from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
 from mae_core.training import objective, processes
 from mae_core.training.checkpoint import Position, discard
 from mae_core.training.loop import fit
@@ -81,6 +81,7 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
         model = new_model(Classifier, run, device, n_classes=len(train.classes))
         if run.weights:
             record.metrics |= load_encoder(model, run)
+            record.started_from = {"initial_weights_sha256": tensors_sha256(weights_file(run.weights))}
         if run.probes and record.leads:
             probe(model.encoder, train, test, run, record)
         if run.pooling == "mean":  # the norm after the mean starts anew, as the MAE paper's fc_norm
@@ -214,6 +215,7 @@ class Record:
     device: torch.device
     leads: bool = True  # False: this process only helps another one, which records the run
     data_md5: str = ""  # of the data when they were loaded
+    started_from: dict[str, str] = dataclasses.field(default_factory=dict)  # checksum of the pre-trained weights, if any
     history: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # one list per curve
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)  # final numbers
     sheets: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)  # rows of images, see results.save_sheet
@@ -261,7 +263,7 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
                     results.save_predictions(unfinished / "predictions.png", *record.predictions)
                 save_tensors(unfinished / "weights.safetensors", record.weights, run.flat())
                 source = provenance.collect(run, record.device, unfinished / "weights.safetensors", record.data_md5)
-                results.write_json(unfinished / "provenance.json", commit | source | wall)
+                results.write_json(unfinished / "provenance.json", commit | source | record.started_from | wall)
                 results.write_json(unfinished / "metrics.json", record.metrics | wall)
     except KeyboardInterrupt:
         raise StoppedError("stopped: run again to start, or to continue from the last checkpoint") from None

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,15 @@ from checkout import git
 from mae_core.study import provenance
 
 NOBODY = 65534
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A checkout with a package of one file."""
+    """A checkout with a package of two files."""
     (tmp_path / "mae_core").mkdir()
-    (tmp_path / "mae_core" / "code.py").write_text("1\n", encoding="utf-8")
+    for name in ("__init__.py", "code.py"):
+        (tmp_path / "mae_core" / name).write_text("1\n", encoding="utf-8")
     git(tmp_path, "init", "--quiet")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "--quiet", "--message", "first")
@@ -59,6 +62,27 @@ def test_another_users_repository_around_the_project_is_not_trusted(checkout, mo
     assert told["commit_missing"] == f"detected dubious ownership in repository at '{checkout}'"
 
 
+def test_a_repository_around_the_package_that_does_not_hold_it_is_not_its_commit(checkout, monkeypatch):
+    """As around a virtual environment in somebody's own project."""
+    installed = checkout / ".venv" / "site-packages"
+    shutil.copytree(checkout / "mae_core", installed / "mae_core")
+    monkeypatch.setattr("mae_core.study.checkout.ROOT", installed)
+    reason = "the git repository around the package does not hold it"
+    assert provenance.commit() == {"commit": None, "clean": None, "commit_missing": reason}
+
+
+def test_a_project_in_a_subfolder_of_a_repository_is_compared_with_its_commit(checkout, monkeypatch):
+    shutil.copytree(checkout / "mae_core", checkout / "inside" / "mae_core")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "--quiet", "--message", "second")
+    monkeypatch.setattr("mae_core.study.checkout.ROOT", checkout / "inside")
+    head = git(checkout, "rev-parse", "HEAD")
+    (checkout / "mae_core" / "code.py").write_text("2\n", encoding="utf-8")  # not the code that runs
+    assert provenance.commit() == {"commit": head, "clean": True}
+    (checkout / "inside" / "mae_core" / "code.py").write_text("2\n", encoding="utf-8")
+    assert provenance.commit() == {"commit": head, "clean": False}
+
+
 def test_outside_a_checkout_nothing_is_missing(checkout):
     shutil.rmtree(checkout / ".git")
     if any((parent / ".git").exists() for parent in checkout.parents):
@@ -69,3 +93,13 @@ def test_outside_a_checkout_nothing_is_missing(checkout):
 def test_a_missing_git_is_named(checkout, monkeypatch):
     monkeypatch.setenv("PATH", str(Path("/nonexistent")))
     assert provenance.commit() == {"commit": None, "clean": None, "commit_missing": "git is not installed"}
+
+
+def test_the_modules_of_a_run_are_found_through_a_link_to_the_package(tmp_path):
+    (tmp_path / "linked").symlink_to(ROOT)
+    script = "from mae_core.study.sources import PACKAGE, sources; print(sources(PACKAGE / 'training' / 'runs.py'))"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "linked")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, encoding="utf-8"
+    )
+    assert "'mae_core/training/loop.py'" in done.stdout, done.stderr

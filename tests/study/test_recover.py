@@ -1,12 +1,16 @@
-"""Which kernels have lost the process that started them."""
+"""Which kernels have lost the process that started them, and whose Snakemake is running here."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import types
 
 import psutil
 import pytest
 
+from mae_core.errors import BusyError
+from mae_core.study import recover
 from mae_core.study.recover import is_lost
 
 WAIT = "import sys; print(flush=True); sys.stdin.read()"
@@ -45,3 +49,18 @@ def test_a_worker_of_a_living_kernel_is_not_lost(kernel):
 def test_what_does_not_name_its_starter_is_not_lost(kernel):
     assert not is_lost(kernel(None))
     assert not is_lost(kernel("none"))
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_another_users_snakemake_counts_only_with_a_lock_here(tmp_path, monkeypatch, locked):
+    """Its working folder cannot be read."""
+    ours = psutil.Process()
+    monkeypatch.setattr(recover, "processes", lambda: [(ours, ["python", "/usr/bin/snakemake"], None)])
+    recover.check_nobody_runs(tmp_path)
+    (tmp_path / ".snakemake" / "locks").mkdir(parents=True)
+    lock = tmp_path / ".snakemake" / "locks" / "0.input.lock"
+    lock.touch()
+    if not locked:
+        monkeypatch.setattr(psutil.Process, "uids", lambda self: types.SimpleNamespace(real=lock.stat().st_uid + 1))
+    with pytest.raises(BusyError, match=f"process {ours.pid}") if locked else contextlib.nullcontext():
+        recover.check_nobody_runs(tmp_path)

@@ -108,6 +108,19 @@ def test_files_that_are_no_run_are_told(published, monkeypatch):
             reproduce(path)
 
 
+def test_a_received_run_writes_no_data_outside_the_project(tmp_path, monkeypatch):
+    folder, elsewhere = tmp_path / "project" / "pretrain", tmp_path / "elsewhere"
+    folder.mkdir(parents=True)
+    names = ("commit", "clean", "platform", "versions", "device", "precision", "data_md5", "weights_sha256")
+    run = PretrainParameters(data_dir=str(elsewhere)).flat()
+    for name, content in {"provenance": dict.fromkeys(names), "parameters": run, "metrics": {}}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "project")
+    with pytest.raises(ParameterError, match="outside the project it must already contain"):
+        reproduce(folder / "provenance.json")
+    assert not elsewhere.exists()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
 def test_a_run_on_a_device_that_is_missing_here_is_told():
     published = Published("pretrain", {}, PretrainParameters(device="cuda"), {}, {})

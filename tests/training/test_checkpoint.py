@@ -415,19 +415,46 @@ def test_the_newest_two_checkpoints_are_kept(tmp_path):
 
 @pytest.mark.parametrize("damaged", [0, 1, 2])
 @pytest.mark.parametrize("how", ["bytes", "code", "data", "weights"])
-def test_a_checkpoint_of_no_use_is_deleted_and_the_one_before_is_tried(tmp_path, capsys, how, damaged):
+def test_a_checkpoint_of_no_use_is_set_aside_and_the_one_before_is_tried(tmp_path, capsys, how, damaged):
     for step in (1, 2):
         useless = 2 - step < damaged
         made_of = MADE_OF | ({how: "another"} if useless and how != "bytes" else {})
         small(tmp_path, made_of=made_of).save(position(step=step))
     for name in ("checkpoint", "checkpoint.before")[: damaged if how == "bytes" else 0]:
         (tmp_path / f"{name}.safetensors").write_bytes(b"nothing")
+    before = sorted(path.read_bytes() for path in tmp_path.iterdir())
     start = position()
     found = small(tmp_path).restore(start)
     assert (found is start) == (damaged == 2)
     assert found.step == (2, 1, 0)[damaged]
-    assert len(list(tmp_path.iterdir())) == 2 - damaged
-    assert len(capsys.readouterr().out.splitlines()) == damaged
+    names = ["checkpoint.set-aside.safetensors", "checkpoint.before.set-aside.safetensors"][:damaged]
+    assert {path.name for path in tmp_path.glob("*set-aside*")} == set(names)
+    assert sorted(path.read_bytes() for path in tmp_path.iterdir()) == before
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == damaged
+    assert all(f"kept as {name}" in line for name, line in zip(names, told, strict=True))
+
+
+def test_back_at_its_code_a_checkpoint_set_aside_goes_on(tmp_path):
+    small(tmp_path).save(position(step=3))
+    small(tmp_path, made_of=MADE_OF | {"code": "another"}).restore(position())
+    (tmp_path / "checkpoint.set-aside.safetensors").rename(tmp_path / "checkpoint.safetensors")
+    assert small(tmp_path).restore(position()).step == 3
+
+
+def test_a_checkpoint_that_cannot_be_read_is_kept(tmp_path, monkeypatch):
+    """It may be whole: permissions or a network are at fault."""
+
+    def refuse(path, mode):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for step in (1, 2):
+        small(tmp_path).save(position(step=step))
+    with monkeypatch.context() as patch:
+        patch.setattr("mae_core.study.tensors.open", refuse, raising=False)
+        with pytest.raises(ParameterError, match=r"checkpoint.safetensors cannot be read \(Permission denied\)"):
+            small(tmp_path).restore(position())
+    assert small(tmp_path).restore(position()).step == 2
 
 
 def test_how_a_run_computes_may_change_and_what_it_computes_may_not(tmp_path):
@@ -456,6 +483,7 @@ def test_checkpoints_of_the_results_are_discarded_whatever_the_clock_said(tmp_pa
     at.history = {"train_loss": [0.1 + 0.2, 1 / 3]}
     kept.save(at)
     kept.save(at)
+    (tmp_path / "checkpoint.set-aside.safetensors").touch()
     (tmp_path / "weights.safetensors").touch()
     results.write_json(tmp_path / "history.json", at.history if curves != "other" else {"train_loss": [0.5]})
     if curves != "no results":
@@ -465,5 +493,5 @@ def test_checkpoints_of_the_results_are_discarded_whatever_the_clock_said(tmp_pa
     for age in (-1, 1):
         os.utime(tmp_path / "history.json", ns=(10**18 + age, 10**18 + age))
         checkpoint.discard(tmp_path)
-        assert len(list(tmp_path.glob("checkpoint*"))) == (0 if curves == "same" else 2)
+        assert len(list(tmp_path.glob("checkpoint*"))) == (0 if curves == "same" else 3)
     assert (tmp_path / "weights.safetensors").exists()

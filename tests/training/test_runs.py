@@ -88,6 +88,18 @@ def test_fine_tuning_learns_and_tells_what_it_measured(tiny):
         assert read_json(run.folder / "finetune" / f"{name}.json")
 
 
+def test_the_provenance_tells_from_which_weights_fine_tuning_started(tiny):
+    found = [PretrainParameters.check({**tiny, "epochs": 1}), FinetuneParameters.check({**tiny, "epochs": 1})]
+    pretrain(found[0])
+    finetune(found[1])  # from the weights of its case
+    before, after = (
+        read_json(run.folder / stage / "provenance.json")
+        for run, stage in zip(found, ("pretrain", "finetune"), strict=True)
+    )
+    assert after["initial_weights_sha256"] == before["weights_sha256"]
+    assert "initial_weights_sha256" not in before
+
+
 def test_the_probes_are_those_of_the_pre_trained_encoder_whatever_the_head_reads(tiny):
     """The norm that follows the mean of patches starts anew, as the MAE paper's fc_norm, but only after the probes."""
     pretrain(PretrainParameters.check(tiny))
