@@ -85,7 +85,7 @@ def test_the_readmes_first_screen_has_the_picture_and_both_commands():
     assert len(lines) <= 150
     first = "\n".join(lines[:40])
     assert {"make report", "make test"} <= {line.split("  ")[0] for line in lines[:40]}
-    assert re.search(r"!\[[^]]{40,}\]\(report/laptop/figures/\S+\)", first)
+    assert re.search(r"!\[[^]]{40,}\]\(report/night/figures/\S+\)", first)
     assert "| case |" in first
 
 
