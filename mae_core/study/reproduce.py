@@ -118,7 +118,7 @@ def checked_out(commit: str | None, clean: bool | None) -> Iterator[Path]:
         except subprocess.CalledProcessError as error:
             raise ParameterError(f"commit {commit} is not in this repository ({error.stderr.strip()})") from error
         try:
-            yield tree
+            yield tree / checkout.git("rev-parse", "--show-prefix")  # the project may be a subfolder of the repository
         finally:
             checkout.git("worktree", "remove", "--force", str(tree))
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkout import git
 
 from mae_core.errors import ParameterError
 from mae_core.study import provenance
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.reproduce import Published, differences, reproduce
+from mae_core.study.reproduce import Published, checked_out, differences, reproduce
 from mae_core.study.results import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +107,23 @@ def test_files_that_are_no_run_are_told(published, monkeypatch):
     for path in (folder / "provenance.json", folder / "nothing.json"):
         with pytest.raises(ParameterError, match="cannot be used"):
             reproduce(path)
+
+
+def test_the_project_may_be_a_subfolder_of_a_repository(tmp_path, monkeypatch):
+    project = tmp_path / "thesis" / "code"
+    (project / "mae_core").mkdir(parents=True)
+    (project / "mae_core" / "__init__.py").write_text("", encoding="utf-8")
+    git(tmp_path / "thesis", "init", "--quiet")
+    git(tmp_path / "thesis", "add", ".")
+    git(tmp_path / "thesis", "commit", "--quiet", "-m", "first")
+    first = git(tmp_path / "thesis", "rev-parse", "HEAD")
+    (project / "more.txt").write_text("", encoding="utf-8")
+    git(tmp_path / "thesis", "add", ".")
+    git(tmp_path / "thesis", "commit", "--quiet", "-m", "second")
+    monkeypatch.setattr("mae_core.study.checkout.ROOT", project)
+    with checked_out(first, True) as code:
+        assert (code / "mae_core" / "__init__.py").is_file()
+        assert not (code / "more.txt").exists()
 
 
 def test_a_received_run_writes_no_data_outside_the_project(tmp_path, monkeypatch):
