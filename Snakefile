@@ -14,7 +14,7 @@ from pathlib import Path
 from mae_core import gpus
 from mae_core.data.layout import list_images
 from mae_core.errors import ParameterError
-from mae_core.study.checkout import keep_committed
+from mae_core.study.repeat import date_results, decisive
 from mae_core.study.sources import code, sources
 from mae_core.study.study import Study, flat_yaml
 from snakemake.exceptions import WorkflowError
@@ -58,8 +58,11 @@ REPEATED = results(study.cases, study.more_seeds)
 OTHERS = [str(path) for name in study.beside for path in sorted(Path("outputs", name).glob("*/seed*/*/metrics.json"))]
 MORE = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT + LENGTHS + REPEATED + OTHERS if Path(path).exists()}
 
-# A pull makes the code newer than committed results. They stay as they are: `--forceall` (make report AGAIN=1) trains anew.
-keep_committed(Path(OUT), {*sources("notebooks/pretrain.ipynb"), *sources("notebooks/finetune.ipynb")})
+# Runs of other parameters than the study's are repeated. A pull makes the code newer than committed results, which stay as
+# they are: `--forceall` (make report AGAIN=1) trains anew.
+OUT_OF_DATE = date_results(study, {*sources("notebooks/pretrain.ipynb"), *sources("notebooks/finetune.ipynb")})
+if workflow.is_main_process:  # not in jobs
+    print(*OUT_OF_DATE, sep="\n", end="\n" * bool(OUT_OF_DATE), file=sys.stderr)
 
 # Training jobs share the machine: each reserves its threads and, where there are GPUs, one of them; the others wait.
 # Which one is settled by the run itself (mae_core/gpus.py), on a cluster by its scheduler.
@@ -104,9 +107,14 @@ PAPERMILL = (
 PRESENT = "[ -z '{input.weights}' ] || find '{input.weights}' -newermt now -exec touch {{}} +; "
 
 
-# A function under `params` must take only wildcards: Snakemake does not track one that also takes input.
+# A run's parameters: all of them, and those whose change repeats it. Snakemake tracks neither a function that takes input ...
 def flat(stage):
-    return lambda wildcards: flat_yaml(run_of(wildcards, stage).flat())
+    return lambda wildcards, input: flat_yaml(run_of(wildcards, stage).flat())
+
+
+# ... nor, in a fresh clone, any: see date_results.
+def tracked(stage):
+    return lambda wildcards: flat_yaml(decisive(run_of(wildcards, stage)))
 
 
 def pretrained(wildcards):
@@ -179,6 +187,7 @@ rule pretrain:
         **notebook("pretrain"),
         **images("pretrain"),
         flat=flat("pretrain"),
+        decisive=tracked("pretrain"),
     priority: 1  # start the longest chains first: two cores then finish sooner
     threads: n_threads("pretrain")
     resources:
@@ -200,6 +209,7 @@ rule finetune:
         **notebook("finetune"),
         **images("finetune"),
         flat=flat("finetune"),
+        decisive=tracked("finetune"),
     threads: n_threads("finetune")
     resources:
         gpu=n_gpus("finetune"),

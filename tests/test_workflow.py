@@ -107,11 +107,19 @@ def test_a_run_that_failed_when_it_was_repeated_is_repeated(checkout):
     assert "Nothing to be done" in checkout.snakemake("-n")
 
 
-def test_a_change_of_one_case_runs_that_case_again(checkout):
+@pytest.mark.parametrize("remembers", [True, False])
+def test_a_change_of_one_case_runs_that_case_again(checkout, tmp_path, remembers):
+    """Also where Snakemake knows nothing of the runs, as in a clone with published results."""
+    if not remembers:
+        shutil.copytree(checkout.folder, tmp_path / "copy", symlinks=True, ignore=shutil.ignore_patterns(".snakemake"))
+        checkout = copy.copy(checkout)
+        checkout.folder = tmp_path / "copy"
     cases = STUDY["cases"] | {"block-50": {"mask_strategy": "block", "mask_ratio": 0.6}}
     checkout.write(STUDY | {"cases": cases})
-    plan = checkout.planned()
+    told, plan = checkout.snakemake("-n"), checkout.planned()
     checkout.write(STUDY)
+    assert "block-50/seed0/pretrain is out of date: its mask_ratio was 0.5, and the study asks for 0.6" in told
+    assert not {"pretrain", "finetune"} & set(checkout.planned())
     assert plan == {
         "pretrain": {"block-50"},
         "finetune": {"block-50"},
@@ -121,6 +129,14 @@ def test_a_change_of_one_case_runs_that_case_again(checkout):
         "render": {""},
         "all": {""},
     }
+
+
+def test_a_change_of_how_to_compute_runs_nothing_again(checkout):
+    """Nor does a data set of torchvision that is elsewhere."""
+    checkout.write(STUDY | {"shared": SHARED | {"threads": 7, "checkpoint_seconds": 9, "data_dir": "data"}})
+    plan = checkout.planned()
+    checkout.write(STUDY)
+    assert plan == {}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,80 @@
+"""Which finished runs Snakemake repeats.
+
+Snakemake repeats what is older than its sources, and what had other parameters, but those it knows only where it trained
+the run itself: not in a fresh clone. There, the parameters are compared here, and results dated accordingly.
+"""
+
+import itertools
+import os
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mae_core.study.checkout import ROOT, git
+from mae_core.study.parameters import FREE, OUTPUTS, RunParameters
+from mae_core.study.results import read_json
+from mae_core.study.study import Study
+
+LONG_AGO = 24 * 3600 * 10**9  # 2 January 1970, in nanoseconds: older than any source
+
+
+def date_results(study: Study, sources: Iterable[str]) -> list[str]:
+    """Date the results of finished runs for Snakemake, and return a sentence on each run that is out of date.
+
+    * A run is out of date if its parameters are not the study's. Its results become older than any source.
+    * Committed results become as new as the newest of the sources that made them, unless they are newer. git dates what
+      it writes by the clock: after a pull, code may be newer than results that did not change. Results that differ from
+      the commit, or are in none, keep their time.
+    """
+    newest = max((Path(path).stat().st_mtime_ns for path in sources), default=0)
+    valid, told = committed(OUTPUTS / study.name), []
+    for run, results in finished(study):
+        if difference := changed(run, results.with_name("parameters.json")):
+            told.append(f"{results.parent} is out of date: {difference}")
+            valid.discard(results.absolute())
+            os.utime(results, ns=(LONG_AGO, LONG_AGO))
+        elif results.stat().st_mtime_ns == LONG_AGO:  # the study was changed, and changed back
+            valid.add(results.absolute())
+    for path in valid:
+        if path.stat().st_mtime_ns < newest:
+            os.utime(path, ns=(newest, newest))
+    return told
+
+
+def finished(study: Study) -> Iterator[tuple[RunParameters, Path]]:
+    """The parameters that the study asks for, and the ``metrics.json``, of every finished run."""
+    for case, seed in itertools.product(study.all_cases, study.all_seeds):
+        for stage in study.stages(case):
+            results = OUTPUTS / study.name / case / f"seed{seed}" / stage / "metrics.json"
+            if results.exists():
+                yield study.run(case, seed, stage), results
+
+
+def decisive(run: RunParameters) -> dict[str, Any]:
+    """The parameters whose change repeats a run: not those of how it is computed, nor where a known data set is."""
+    free = FREE if run.dataset == "folder" else (*FREE, "data_dir")
+    return {name: value for name, value in run.flat().items() if name not in free}
+
+
+def changed(run: RunParameters, path: Path) -> str:
+    """The first decisive parameter in which a finished run differs from the one asked for; empty if none does."""
+    try:
+        stored = read_json(path)
+    except (OSError, ValueError):
+        return f"{path.name} cannot be read"
+    stored = type(run)().flat() | stored  # runs from before a parameter existed had its default
+    for name, wanted in decisive(run).items():
+        if stored[name] != wanted:
+            return f"its {name} was {stored[name]!r}, and the study asks for {wanted!r}"
+    return ""
+
+
+def committed(folder: Path) -> set[Path]:
+    """The files of a folder that are committed and unchanged since; none outside a git checkout."""
+    try:
+        known = git("ls-files", "-z", "--", str(folder)).split("\0")
+        differ = git("diff", "--name-only", "-z", "--relative", "HEAD", "--", str(folder)).split("\0")
+    except (OSError, subprocess.CalledProcessError):
+        return set()
+    return {ROOT / name for name in set(known) - set(differ) - {""}}
