@@ -679,14 +679,18 @@ def reproduce(summary: Summary) -> str:
 
 
 def machines(summary: Summary) -> str:
-    """How many runs each kind of machine trained, by its precision; empty if all ran on one kind."""
-    kinds = Counter(
-        (told["device"].split(",")[0], told["precision"])
+    """How many runs each kind of machine trained, by its precision, and how many went on elsewhere; else empty."""
+    runs = [
+        told
         for case in summary.all_cases.values()
         for stage in ("pretrain", "finetune")
         for told in case.read(stage, "provenance").values()
-    )
+    ]
+    text = ""
+    if moved := sum("machines" in told for told in runs):
+        text = f"{count(moved, 'training')} went on elsewhere after an interruption; the machine is the last one. "
+    kinds = Counter((told["device"].split(",")[0], told["precision"]) for told in runs)
     if len(kinds) < 2:
-        return ""
+        return text
     told = ", ".join(f"{n} {device} ({precision})" for (device, precision), n in sorted(kinds.items()))
-    return f"Trainings by machine and precision of matrix products: {told}. "
+    return f"Trainings by machine and precision of matrix products: {told}. {text}"

@@ -42,14 +42,18 @@ def machine(run: RunParameters, device: torch.device) -> dict[str, str]:
 
 
 def ingredients(run: RunParameters, device: torch.device) -> dict[str, str]:
-    """What a run depends on besides its parameters: checksums of code, data and initial weights; device; precision."""
-    weights = getattr(run, "weights", "")
+    """What a run depends on besides its parameters: checksums of code, data and initial weights; device; precision.
+
+    And ``machine``, in words: a run may go on elsewhere, and its provenance then names all machines.
+    """
+    weights, here = getattr(run, "weights", ""), machine(run, device)
     return {
         "code": code(),
         "data": images.checksum(run.dataset, run.data_dir, run.image_size),
         "weights": tensors_sha256(weights_file(weights)) if weights else "",
         "device": device.type,
-        "precision": machine(run, device)["precision"],
+        "precision": here["precision"],
+        "machine": f"{here['device']}; {here['platform']}, torch {torch.__version__}",
     }
 
 

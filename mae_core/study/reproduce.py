@@ -100,6 +100,8 @@ def differences(published: Published) -> Iterator[str]:
     for name, version in provenance.versions().items():
         if told["versions"].get(name) != version:
             yield f"{name} {told['versions'].get(name)}; here {version}"
+    if machines := told.get("machines"):
+        yield f"several machines, one after the other: {', then '.join(machines)}"
     if told["clean"] is False:
         yield "the code, which had uncommitted changes"
 

@@ -3,7 +3,7 @@
 A run keeps its newest two checkpoints, so damage to the newest one costs minutes and not the run. What it sets aside stays
 until it is complete.
 Tensors: ``model/...``, ``optimizer/<index>/...``, ``average/...``, ``generator``, ``losses``, ``order``. JSON note: the
-rest of :class:`Position`, ``parameters``, ``made_of``, ``elapsed``. ``tensors.load_tensors(path)`` reads both.
+rest of :class:`Position`, ``parameters``, ``made_of``, ``elapsed``, ``machines``. ``load_tensors`` reads both.
 """
 
 import time
@@ -59,6 +59,12 @@ class Checkpoint:
         self.averages = averages or {}
         self.made_of, self.began, self.elapsed_before = made_of, time.monotonic(), 0.0
         self.saved_at = time.monotonic()
+        self.machines_before: list[str] = []
+
+    @property
+    def machines(self) -> list[str]:
+        """The machines of all starts of this run, each once, in the order of their first start."""
+        return [*dict.fromkeys([*self.machines_before, self.made_of["machine"]])]
 
     def due(self) -> bool:
         """Whether the last checkpoint is at least ``checkpoint_seconds`` old."""
@@ -75,6 +81,7 @@ class Checkpoint:
             "parameters": self.run.flat(),
             "made_of": self.made_of,
             "elapsed": self.elapsed_before + time.monotonic() - self.began,
+            "machines": self.machines,
         }
         unfinished = self.newest.with_name(".checkpoint.safetensors")
         save_tensors(unfinished, tensors, about)
@@ -120,7 +127,7 @@ class Checkpoint:
                     f"complete: to continue it instead, go back to that {what} and rename it to {path.name}"
                 )
                 continue
-            self.elapsed_before = about["elapsed"]
+            self.elapsed_before, self.machines_before = about["elapsed"], about["machines"]
             return tensors, about
         return None
 

@@ -59,8 +59,8 @@ def fit(
 
     Returns:
         The history: one list per curve, one entry per epoch. And metrics: last training loss, seconds of training (total
-        and per epoch), images per second, peak memory in bytes with the data (of the process; on CUDA of the device), and
-        the seconds that earlier processes spent on the run.
+        and per epoch), images per second, peak memory in bytes with the data (of the process; on CUDA of the device), the
+        seconds that earlier processes spent on the run, and the machines of all of them.
 
     Raises:
         NotFiniteError: if the loss or the weights are not finite; names step, learning rate and last good checkpoint.
@@ -137,6 +137,7 @@ def fit(
         "images_per_second": run.epochs * steps * run.batch_size / seconds,
         "peak_memory_bytes": devices.peak_memory(device),
         "elapsed_before": checkpoint.elapsed_before,
+        "machines": checkpoint.machines,
     }
 
 

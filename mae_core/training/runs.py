@@ -254,6 +254,7 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
             if not leads:
                 return
             wall = {"wall_seconds": time.perf_counter() - began + record.metrics.pop("elapsed_before")}
+            machines = record.metrics.pop("machines")
             with results.replaced(folder, last="metrics.json") as unfinished:
                 results.write_json(unfinished / "parameters.json", run.flat())
                 results.write_json(unfinished / "history.json", record.history)
@@ -263,6 +264,8 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
                     results.save_predictions(unfinished / "predictions.png", *record.predictions)
                 save_tensors(unfinished / "weights.safetensors", record.weights, run.flat())
                 source = provenance.collect(run, record.device, unfinished / "weights.safetensors", record.data_md5)
+                if len(machines) > 1:
+                    source["machines"] = machines  # the run was interrupted, and went on elsewhere
                 results.write_json(unfinished / "provenance.json", commit | source | record.started_from | wall)
                 results.write_json(unfinished / "metrics.json", record.metrics | wall)
     except KeyboardInterrupt:

@@ -584,6 +584,8 @@ def test_other_machines_than_the_last_are_told():
     told = {"2 Old CPU (float32)", f"{runs - 2} {device.split(',')[0]} ({precision})"}
     text = narrative.reproduce(summary)
     assert set(text.split("precision of matrix products: ")[1].split(". MD5")[0].split(", ")) == told
+    write_json(path, read_json(path) | {"machines": ["Old CPU, 2 threads", "Older CPU, 1 thread"]})
+    assert "1 training went on elsewhere after an interruption" in narrative.reproduce(read_again())
 
 
 def test_cases_of_one_seed_in_different_precisions_are_told():

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mae_core import devices
 from mae_core.errors import NotFiniteError, ParameterError, StoppedError
 from mae_core.study import provenance, results
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
@@ -297,6 +298,22 @@ def test_time_is_counted_over_all_starts(tiny, monkeypatch):
     assert metrics["train_seconds"] < metrics["wall_seconds"]
 
 
+def test_the_provenance_names_all_machines_of_a_run(tiny, monkeypatch):
+    for name in ("first", "second"):
+        monkeypatch.setattr(devices, "cpu_name", lambda name=name: name)
+        run, _ = interrupted(tiny, monkeypatch, after=2)
+    pretrain(run)
+    told = results.read_json(run.folder / "pretrain" / "provenance.json")
+    assert [machine.split(",")[0] for machine in told["machines"]] == ["first", "second"]
+    assert told["device"].startswith("second, ")
+
+
+def test_a_run_that_stays_on_its_machine_names_it_once(tiny, monkeypatch):
+    run, _ = interrupted(tiny, monkeypatch)
+    pretrain(run)
+    assert "machines" not in results.read_json(run.folder / "pretrain" / "provenance.json")
+
+
 def test_a_loss_that_is_not_finite_is_never_saved(tiny, monkeypatch):
 
     calls, error = [], objective.masked_error
@@ -326,7 +343,7 @@ def test_a_flipped_bit_anywhere_in_weights_is_noticed(tmp_path):
 
 # Checkpoints alone: of a linear layer that took one step --------------------------------------------------------------
 
-MADE_OF = {"code": "c", "data": "d", "weights": "w", "device": "cpu", "precision": "float32"}
+MADE_OF = {"code": "c", "data": "d", "weights": "w", "device": "cpu", "precision": "float32", "machine": "this one"}
 
 
 def small(folder, seed=0, made_of=MADE_OF, **more):

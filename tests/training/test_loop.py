@@ -169,7 +169,7 @@ def fit_idly(tmp_path, monkeypatch):
 
     It returns the indices and the rate of every step, the history and the metrics.
     """
-    ingredients = {"code": "", "data": "", "weights": "", "device": "cpu", "precision": "float32"}
+    ingredients = {"code": "", "data": "", "weights": "", "device": "cpu", "precision": "float32", "machine": "this one"}
     monkeypatch.setattr(provenance, "ingredients", lambda *words: ingredients)
     train = Split(torch.zeros(70, 3, 32, 32, dtype=torch.uint8), torch.zeros(70, dtype=torch.int64), ("a",))
 
