@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mae_core.report import published
-from mae_core.report.statistics import LEVEL, Estimate, detectable, estimate, holm, p_value, signed_estimate
+from mae_core.report.statistics import LEVEL, Estimate, detectable, estimate, holm, p_value, same, signed_estimate
 from mae_core.report.summary import Case, Summary
 
 # Points of accuracy. Every difference of the student's and the paper's that is repeated here is 0.7 points or more, so one
@@ -28,7 +28,8 @@ class Claim:
     Attributes:
         verdict: ``supported``, ``contradicted``, ``no difference that matters``, ``undecided`` (with the reason) or
             ``not run``.
-        detectable: the smallest difference that these seeds could have found, in the unit of ``measured``.
+        detectable: the smallest difference that these seeds could have found, in the unit of ``measured``; of several
+            comparisons the largest, or that of the one that contradicts the claim.
         p: of the paired t test; None if it was not run, has one seed, or is counted.
         adjusted: ``p`` after Holm's correction for all claims that have one.
         key: the name by which the discussion finds it; empty for others.
@@ -67,10 +68,11 @@ def claims(summary: Summary) -> list[Claim]:
         found = {f"{(a if one_below else b).label}: ": a.beats(b, quantity) for a, b in pairs}
         differences = [difference for difference in found.values() if difference]
         if len(differences) < len(pairs):
-            return Claim(statement, source, "–", "not run", key=key)
+            ran = all(case.values(quantity) for pair in pairs for case in pair)
+            return Claim(statement, source, "–", "undecided (no shared seed)" if ran else "not run", key=key)
         decisive, verdict, p = decide(differences, bound(quantity))
         against = next(name for name, difference in found.items() if difference is decisive) if len(pairs) > 1 else ""
-        least = amount(detectable(decisive), quantity)
+        least = amount(findable(differences, decisive, verdict), quantity)
         return Claim(statement, source, against + measured(decisive, quantity), verdict, least, p, key=key)
 
     judged = [
@@ -141,8 +143,12 @@ def throughout(default: Case, scratch: Case) -> Claim:
     histories = [case.read("finetune", "history") for case in (default, scratch)]
     seeds = sorted(histories[0].keys() & histories[1].keys())
     curves = [[history[seed]["test_accuracy"] for seed in seeds] for history in histories]
-    if len({len(curve) for case in curves for curve in case}) != 1:
+    if not all(histories):
         return claim
+    if not seeds:
+        return replace(claim, verdict="undecided (no shared seed)")
+    if len({len(curve) for case in curves for curve in case}) > 1:
+        return replace(claim, verdict="undecided (different numbers of epochs)")
     epochs = [
         estimate([a - b for a, b in zip(*both, strict=True)])
         for both in zip(*(zip(*curve, strict=True) for curve in curves), strict=True)
@@ -150,8 +156,18 @@ def throughout(default: Case, scratch: Case) -> Claim:
     differences = [difference for epoch in epochs for difference in epoch.values]
     ahead = f"in {sum(difference > 0 for difference in differences)} of {len(differences)}"
     decisive, verdict, p = decide(epochs, MATTERS)
+    least = amount(findable(epochs, decisive, verdict), "accuracy")
     verdict = "undecided (one seed)" if len(seeds) == 1 else verdict
-    return replace(claim, measured=ahead, verdict=verdict, detectable=amount(detectable(decisive), "accuracy"), p=p)
+    return replace(claim, measured=ahead, verdict=verdict, detectable=least, p=p)
+
+
+def findable(differences: Sequence[Estimate], decisive: Estimate, verdict: str) -> float | None:
+    """What a claim of several differences could have found: all of them, or the one that contradicts it; None without."""
+    if verdict.startswith("contradicted"):
+        return detectable(decisive)
+    found = [detectable(difference) for difference in differences]
+    known = [least for least in found if least is not None]
+    return max(known) if len(known) == len(found) else None
 
 
 def flops_ratio(tokens: Case, default: Case, compared: bool = True) -> Claim:
@@ -171,8 +187,8 @@ def decide(differences: Sequence[Estimate], bound: float | None) -> tuple[Estima
     Returns:
         The difference that decides, the verdict, and the p-value of the claim. A claim of several differences needs them
         all, so its p-value is the largest of theirs (intersection-union test, Berger 1982). One negative difference
-        contradicts it, so the p-value is then the smallest of the negative ones times the number of differences
-        (Bonferroni). None if a difference that the p-value needs has one seed.
+        contradicts it if the smallest p-value of the negative ones, times the number of differences (Bonferroni), is
+        below 5 %; that is then the claim's p-value. None if a difference that the p-value needs has no test.
     """
     verdict, decisive = min(
         ((judge(difference, bound), difference) for difference in differences),
@@ -181,7 +197,8 @@ def decide(differences: Sequence[Estimate], bound: float | None) -> tuple[Estima
     tested = [(p_value(difference), difference) for difference in differences]
     if verdict.startswith("contradicted"):
         negative = [p for p, difference in tested if p is not None and difference.mean < 0]
-        return decisive, verdict, min(1.0, len(differences) * min(negative))
+        p = min(1.0, len(differences) * min(negative)) if negative else None
+        return decisive, verdict if p is None or p < LEVEL else undecided(decisive), p
     known = [p for p, _ in tested if p is not None]
     return decisive, verdict, max(known) if len(known) == len(tested) else None
 
@@ -195,7 +212,14 @@ def judge(difference: Estimate, bound: float | None = None) -> str:
     if difference.interval is None:
         points = "for it" if difference.mean > 0 else "against it" if difference.mean < 0 else "neither way"
         return f"undecided (one seed; points {points})"
+    if bound is not None and same(difference.values):
+        return "undecided (the seeds do not differ)"
     small = bound is not None and abs(difference.mean) + difference.interval < bound
     if not difference.excludes_zero:
-        return "no difference that matters" if small else f"undecided ({len(difference.values)} seeds)"
+        return "no difference that matters" if small else undecided(difference)
     return ("supported" if difference.mean > 0 else "contradicted") + (f" ({SMALLER})" if small else "")
+
+
+def undecided(difference: Estimate) -> str:
+    """The verdict that so many seeds do not decide."""
+    return f"undecided ({len(difference.values)} seeds)"

@@ -11,7 +11,7 @@ from mae_core.report import published
 from mae_core.report.claims import MATTERS, SMALLER, Claim, claims, measured, shown
 from mae_core.report.figures import MOST_CLASSES
 from mae_core.report.over_images import of_difference
-from mae_core.report.parts import parts, references_left_out
+from mae_core.report.parts import every_case, parts, references_left_out
 from mae_core.report.statistics import estimate, signed
 from mae_core.report.summary import LENGTHENED, Case, Summary, label_of, shared_seeds
 from mae_core.report.tables import number
@@ -20,6 +20,7 @@ from mae_core.study.results import read_json
 
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "shapes": "the package's own drawn shapes"}
 MOST_NAMES = 12  # classes named in a sentence
+STAGES = ("pretrain", "finetune")
 VERDICTS = ("supported", "contradicted", "no difference that matters", "undecided", "not run")
 
 
@@ -70,8 +71,8 @@ def intervals(summary: Summary) -> str:
         results = "accuracies" if summary.fine_tuned else "results"
         order = " and the order of the cases depend" if len(numbers) > 1 else " depend"
         return (
-            f"{'No case has more than' if len(summary.seeds) > 1 else 'There is'} one seed, so there are no intervals: how "
-            f"much the {results}{order} on the seed is unknown."
+            f"{'No case has more than' if len(summary.seeds) > 1 else 'There is'} one seed, so there are no intervals over "
+            f"seeds: how much the {results}{order} on the seed is unknown."
         )
     least, most = min(several), max(several)
     number_of = f"{most}" if most == least else f"{least} to {most}"
@@ -119,7 +120,7 @@ def introduction(summary: Summary) -> str:
     """The introduction."""
     compared = (
         "A student's report tested them on CIFAR-10 ([Krizhevsky](#ref-krizhevsky2009)) with a tiny model and trained each "
-        "case once. We repeat that study."
+        "case once. We repeat its cases with the model and the recipe of [Table 11](#tab-recipe)."
     )
     then = (
         "is then fine-tuned to classify images."
@@ -163,11 +164,11 @@ def references(summary: Summary) -> dict[str, str]:
 def main_caption(summary: Summary) -> str:
     """The caption of the main table."""
     if not summary.fine_tuned:
-        return "Results of every case: error on masked pixels of test images, and cost."
+        return f"Results of {every_case(summary)}: error on masked pixels of test images, and cost."
     theirs = either(summary, ", with the student's and the paper's")
     return (
-        f"Results of every case: test accuracy (%) after fine-tuning in the last epoch{theirs}; in the best epoch; "
-        "probes of the frozen encoder (%); and cost."
+        f"Results of {every_case(summary)}: test accuracy (%) after fine-tuning in the last epoch{theirs}; in the best "
+        "epoch; probes of the frozen encoder (%); and cost."
     )
 
 
@@ -176,14 +177,26 @@ def main_notes(summary: Summary) -> str:
     of_pretraining = "images a second and peak memory: pre-training (all three: medians over the seeds). "
     if not summary.fine_tuned:
         flops = f"FLOPs: one image's forward pass, relative to {summary.default.label}; minutes: with data and evaluation; "
-        return flops + of_pretraining + plus_minus(summary)
+        return f"{flops}{of_pretraining}{several_machines(summary)}{plus_minus(summary)}"
     models = "Student: ViT-T/2 on CIFAR-10. Paper: ViT-L on ImageNet-1k, [He et al.](#ref-he2021). "
     return (
-        f"{either(summary, models)}*Best epoch* is chosen on the test images and is therefore too high. The probes "
+        f"{either(summary, models)}*Best epoch* is chosen on the test images, so it can be too high. The probes "
         "read the mean patch token of the encoder before fine-tuning; from scratch, that is a random encoder. FLOPs: one "
         "image's forward pass in pre-training; minutes: both stages, with data and evaluation; "
-        f"{of_pretraining}{plus_minus(summary)}"
+        f"{of_pretraining}{several_machines(summary)}{plus_minus(summary)}"
     )
+
+
+def several_machines(summary: Summary) -> str:
+    """Which cases ran on which machines, if not all ran on the same: speeds do not compare then; else empty."""
+    groups: dict[str, list[str]] = {}
+    for case in summary.cases.values():
+        if told := {p["device"] for stage in STAGES for p in case.read(stage, "provenance").values()}:
+            groups.setdefault(" or ".join(sorted(told)), []).append(case.label)
+    if len(groups) < 2:
+        return ""
+    told = "; ".join(f"{', '.join(cases)}: {device}" for device, cases in groups.items())
+    return f"Times, speeds and memory are not all of the same machine: {told}. "
 
 
 def confusion_caption(summary: Summary) -> str:
@@ -225,8 +238,8 @@ def finetuning(summary: Summary) -> str:
     return (
         f"**Fine-tuning.** The encoder sees all patches, and a linear head reads {read}. All weights are trained."
         f"{f' The recipe has {added}.' if added else ''} {scratch}"
-        f"We report the {images} accuracy of the last epoch. The best epoch, chosen on the same {images} images, "
-        "overestimates the accuracy of every case; we list it separately. [Table 11](#tab-recipe) lists the main "
+        f"We report the {images} accuracy of the last epoch. The best epoch is chosen on the same {images} images, "
+        "which can only raise the accuracy; we list it separately. [Table 11](#tab-recipe) lists the main "
         "parameters; each run's `parameters.json` has all of them."
     )
 
@@ -282,7 +295,8 @@ def abstract(summary: Summary) -> str:
     )
     repeated = (
         "A student's report tested the masked autoencoder (MAE) of [He et al.](#ref-he2021) at small scale, with a tiny "
-        "vision transformer. We repeat that study so that every number comes from a run that anyone can reproduce."
+        "vision transformer. We repeat its cases, with the model and the recipe of [Table 11](#tab-recipe), so that every "
+        "number comes from a run that anyone can reproduce."
     )
     alone = (
         "We pre-train a masked autoencoder (MAE, [He et al.](#ref-he2021)) at small scale, so that every number comes from "
@@ -293,14 +307,28 @@ def abstract(summary: Summary) -> str:
     tested = [claim for claim in judged if claim.one_sided]
     if summary.compared:
         counted, missing = f"We judge {len(judged)} claims, most of them from the report and the paper", not_run(summary)
-        n_kept, verdicts = sum(claim.survives for claim in tested), count(len(tested), "tested verdict")
-        remain = "remains" if n_kept == 1 else "remain"
-        several = sum(claim.p is not None for claim in judged) > 1
-        corrected = f"After a correction for their number, {n_kept} of {verdicts} {remain}. " if tested and several else ""
+        n_kept = sum(claim.survives for claim in tested)
+        if tested and sum(claim.p is not None for claim in judged) > 1:
+            are, remain = "is" if len(tested) == 1 else "are", "remains" if n_kept == 1 else "remain"
+            corrected = (
+                f"Of the supported or contradicted ones, {len(tested)} {are} decided by a test; {n_kept} {remain} so after "
+                "a correction for the number of claims. "
+            )
     told = f"{counted}: {tally(judged)} ([Table 8](#tab-claims)). " if "tab-claims" in parts(summary) else ""
+    told += interim(summary) if told else ""
     return (
         f"{notice if drawn else ''}{held if n_held else ''}{either(summary, repeated, alone)} On {dataset(summary)}, "
         f"{reached(summary)}. {told}{missing}{corrected}{intervals(summary)}"
+    )
+
+
+def interim(summary: Summary) -> str:
+    """That more seeds are planned than have run; empty otherwise."""
+    n = len(summary.seeds)
+    return (
+        f"The verdicts are interim: {n} of {summary.planned} planned seeds {'has' if n == 1 else 'have'} run. "
+        if n < summary.planned
+        else ""
     )
 
 
@@ -384,7 +412,7 @@ def resized(summary: Summary) -> str:
 def reconstruction_caption(case: Case) -> str:
     """The caption of the reconstructions, with the mean PSNR."""
     psnr = case.estimate("psnr")
-    told = f" Over all test images, masked pixels have a PSNR of {number(psnr)} dB." if psnr else ""
+    told = f" The mean PSNR of masked pixels, over all test images, is {number(psnr)} dB." if psnr else ""
     return f"Test images with masked patches, their reconstructions, and the originals ({case.label}).{told}"
 
 
@@ -399,7 +427,8 @@ def rule(summary: Summary) -> str:
         "seed. The claim is *supported* if the interval lies above zero, *contradicted* if it lies below zero, *no "
         f"difference that matters* if it contains zero and lies within ± {MATTERS:g} points of accuracy, and *undecided* "
         f"otherwise; *{SMALLER}* marks a supported or contradicted difference whose interval lies within the same "
-        f"bounds. {either(summary, published_ones, 'Losses, PSNR and memory have no such bounds.')}"
+        f"bounds. {either(summary, published_ones, 'Losses, PSNR and memory have no such bounds.')} A verdict says what "
+        "holds for the model and the recipe of [Table 11](#tab-recipe); a larger model may give another."
     )
 
 
@@ -408,7 +437,7 @@ def correction(summary: Summary) -> str:
     found = claims(summary)
     tested = [claim for claim in found if claim.p is not None]
     if not tested:
-        why = "There is one seed" if len(summary.seeds) == 1 else "No claim has several seeds"
+        why = "There is one seed" if len(summary.seeds) == 1 else "No claim has several seeds with different results"
         return f"{why}, so we can give no p-value, no correction for the number of claims, and no smallest difference."
     if len(tested) == 1:
         return "One claim has a p-value, so there is no number of claims to correct for."
@@ -551,10 +580,10 @@ def sensitivity(summary: Summary) -> str:
     best = {k: max(accuracies, key=lambda label: accuracies[label][k]) for k in complete}
     named = ""
     if len(best) > 1 and len(set(best.values())) == 1:
-        named = f"Each of the {len(best)} seeds alone ranks the same case first, {best[complete[0]]}. "
+        named = f"Of these {len(accuracies)} cases, each of the {len(best)} seeds alone ranks {best[complete[0]]} first. "
     elif len(best) > 1:
         told = "; ".join(f"seed {k}: {label}" for k, label in best.items())
-        named = f"The seeds disagree on the best case ({told}). "
+        named = f"The seeds disagree on the best of these {len(accuracies)} cases ({told}). "
     differences = {case.label: found.values for case in others if (found := case.beats(default, "accuracy"))}
     repeated = {label: values for label, values in differences.items() if len(values) > 1}
     if not repeated:
@@ -584,7 +613,13 @@ def discussion(summary: Summary) -> str:
     default, scratch = summary.find("random", 0.75), summary.find(None)
     tokens = summary.find("random", 0.75, mask_tokens=True)
     block50, block75, grid = summary.find("block", 0.5), summary.find("block", 0.75), summary.find("grid", 0.75)
-    verdicts = {claim.key: claim.verdict for claim in claims(summary)}
+    judged = claims(summary)
+    tested = sum(claim.p is not None for claim in judged)
+    verdicts = {
+        claim.key: claim.verdict
+        + ", but not after the correction" * (tested > 1 and claim.one_sided and not claim.survives)
+        for claim in judged
+    }
     paragraphs = []
     if gain := summary.default.beats(scratch, "accuracy"):
         probe = summary.default.beats(scratch, "linear")

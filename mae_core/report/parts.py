@@ -49,19 +49,20 @@ CONFUSION = """\
 MISTAKES = "[Figure 8](#fig-mistakes) shows the misclassified test images with the highest confidence."
 
 CLAIMS = """\
-A claim about several cases, or about every epoch, needs all its comparisons and is contradicted by one;
+A claim about several cases, or about every epoch, needs all its comparisons, and one can contradict it;
 [Table 8](#tab-claims) shows the comparison that decides. FLOPs are counted, so they need no interval.
 
 **How much could be found.** *Could find* is the smallest true difference that the paired t test at 5 % finds with a
 probability of 80 %, if the seeds scatter as these do, in the unit of the measured difference (noncentral t distribution,
-[Cohen](#ref-cohen1988), [Faul et al.](#ref-faul2007)). An undecided claim says nothing about smaller differences.
+[Cohen](#ref-cohen1988), [Faul et al.](#ref-faul2007)); of several comparisons, the largest, or that
+of the one that contradicts the claim. An undecided claim says nothing about smaller differences.
 
 **How many claims.** *p* is the p-value of the paired t test. For a claim that needs several comparisons, it is the largest
 of their p-values (intersection–union rule, [Berger](#ref-berger1982)). For a claim that a comparison contradicts, it is the
-smallest p-value of those that point against it, times the number of comparisons. *Holm* is p corrected for the number of
-claims ([Holm](#ref-holm1979)): among all verdicts with a corrected p below 5 %, the probability of any error is at most
-5 %. This holds for one look at the results. Whoever adds seeds and judges again has more chances of an error, so verdicts
-are final only with the last planned seed."""
+smallest p-value of those that point against it, times the number of comparisons, and must be below 5 %. *Holm* is p
+corrected for the number of claims ([Holm](#ref-holm1979)): among all verdicts with a corrected p below 5 %, the
+probability of any error is at most 5 %. This holds for one look at the results. Whoever adds seeds and judges again has
+more chances of an error, so verdicts are final only with the last planned seed."""
 
 MASKS = {
     "random": "*Random* masks are drawn uniformly without replacement.",
@@ -161,24 +162,37 @@ def features(summary: Summary) -> str:
     )
 
 
+def every_case(summary: Summary) -> str:
+    """What the tables of cases hold: without those of the sweep, if it has run."""
+    swept = any(case.values("loss") for case in summary.sweep.values())
+    return "the main cases" if swept else "every case"
+
+
 def features_caption(summary: Summary) -> str:
     """The caption of the table of frozen features."""
     if not summary.fine_tuned:
         return "Every case: error on masked pixels of test images."
-    return "Every case before fine-tuning: probes of the frozen encoder (%), and error on masked pixels of test images."
+    return (
+        f"{every_case(summary).capitalize()} before fine-tuning: probes of the frozen encoder (%), and error on masked "
+        "pixels of test images."
+    )
 
 
 def ratio_and_work(summary: Summary) -> str:
-    """The passage on the masking ratio and on equal compute."""
+    """The passage on the masking ratio and on equal compute, or that the runs for them are still to come."""
     there = parts(summary)
     ratio = (
         "[Table 5](#tab-ratio) and [Figure 11](#fig-ratio) vary the ratio of random masks, as figure 5 of "
         "[He et al.](#ref-he2021) does."
     )
-    work = (
-        "Block-wise masks\nof 50 % leave twice as many patches visible as random masks of 75 %, so an epoch costs more. "
+    if len(summary.ratios()) < 2:
+        ratio = "No second ratio of random masks has run yet ([Table 5](#tab-ratio), [Figure 11](#fig-ratio))."
+    work = "Block-wise masks\nof 50 % leave twice as many patches visible as random masks of 75 %, so an epoch costs more. "
+    work += (
         "[Table 6](#tab-work) compares the two at\nequal compute: random 75 % is trained for more epochs, until both have "
         "used the same number of FLOPs."
+        if summary.equal_work().pretrained
+        else "A comparison at equal\ncompute, with more epochs of random 75 %, has not run yet ([Table 6](#tab-work))."
     )
     told = {"tab-ratio": ("Masking ratio", ratio), "tab-work": ("Equal compute", work)}
     shown = [words for label, words in told.items() if label in there]

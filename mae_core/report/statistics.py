@@ -60,6 +60,11 @@ def deviation(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
+def same(values: Sequence[float]) -> bool:
+    """Whether several seeds gave the same value, up to rounding: then nothing is known of their scatter."""
+    return len(values) > 1 and float(np.ptp(values)) <= 1e-9 * float(np.max(np.abs(values)))
+
+
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
     """``first - second`` for the seeds that both have, as in a paired t-test; None without shared seeds.
 
@@ -70,27 +75,25 @@ def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -
 
 
 def p_value(difference: Estimate) -> float | None:
-    """Two-sided p-value of the paired t test that the true difference is zero; None with fewer than two seeds.
+    """Two-sided p-value of the paired t test that the true difference is zero; None with fewer than two values.
 
-    It is below 5 % exactly when the 95 % interval excludes zero.
+    It is below 5 % exactly when the 95 % interval excludes zero. Without scatter there is no test.
     """
     scatter, n = deviation(difference.values), len(difference.values)
-    if scatter is None:
+    if scatter is None or same(difference.values):
         return None
-    if scatter == 0:
-        return float(difference.mean == 0)
     return float(2 * stdtr(n - 1, -abs(difference.mean) / (scatter / np.sqrt(n))))
 
 
 def detectable(difference: Estimate) -> float | None:
-    """The smallest true difference that the paired t test would find with a probability of 80 %; None with one seed.
+    """The smallest true difference that the paired t test would find with a probability of 80 %; None without scatter.
 
     If the true difference is d, the statistic of the test follows the noncentral t distribution with noncentrality
     d * sqrt(n) / s (Cohen 1988, chapter 2; Faul et al. 2007). We take s, the standard deviation of the differences, to be
     the observed one. The tail on the other side, below 1e-5, is left out.
     """
     scatter, n = deviation(difference.values), len(difference.values)
-    if scatter is None:
+    if scatter is None or same(difference.values):
         return None
     critical = stdtrit(n - 1, 1 - LEVEL / 2)
     return float(nctdtrinc(n - 1, 1 - POWER, critical) * scatter / np.sqrt(n))

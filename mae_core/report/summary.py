@@ -172,6 +172,7 @@ class Summary:
     cases: dict[str, Case] = field(default_factory=dict)
     sweep: dict[str, Case] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()  # runs of another recipe, each with the parameter that differs
+    planned: int = 0  # number of seeds that were asked for, whether they have run or not
 
     @classmethod
     def read(cls, run: ReportParameters) -> "Summary":
@@ -204,7 +205,7 @@ class Summary:
             found[name] = replace(case, repeated=case.label in labels)
             labels.add(case.label)
         cases, sweep = ({name: found[name] for name in names} for names in (run.cases, run.sweep))
-        return cls(run.study, cases, sweep, tuple(left_out))
+        return cls(run.study, cases, sweep, tuple(left_out), len(run.seeds))
 
     @property
     def all_cases(self) -> dict[str, Case]:

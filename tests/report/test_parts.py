@@ -102,7 +102,7 @@ def test_a_case_with_one_seed_each_has_no_interval(written):
     summary = written("random-75", "block-75", seeds=(0, 1), skip=(("random-75", 1), ("block-75", 0)))
     text = narrative.intervals(summary)
     assert text.startswith(
-        "No case has more than one seed, so there are no intervals: how much the accuracies and the order"
+        "No case has more than one seed, so there are no intervals over seeds: how much the accuracies and the order"
     )
     assert "how much the accuracies depend on the seed is unknown" in narrative.intervals(written("random-75"))
     assert "how much the results depend on the seed is unknown" in narrative.intervals(written("random-75", tuned=False))
@@ -201,5 +201,6 @@ def test_one_verdict_is_told_in_the_singular(written, monkeypatch):
     judged = [Claim("a", "here", "+1", "supported", "1", 0.01, 0.02), Claim("b", "here", "+1", "undecided", "1", 0.3, 0.3)]
     monkeypatch.setattr(narrative, "claims", lambda summary: judged)
     monkeypatch.setattr(narrative, "shown", narrative.claims)
-    assert "1 of 1 tested verdict remains. " in narrative.abstract(summary)
+    told = "Of the supported or contradicted ones, 1 is decided by a test; 1 remains so after a correction"
+    assert told in narrative.abstract(summary)
     assert narrative.correction(summary).endswith("With Holm's correction for all 2, 1 of these verdicts survives.")

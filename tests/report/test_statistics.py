@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mae_core.report.statistics import detectable, deviation, estimate, holm, p_value, paired_difference, signed
+from mae_core.report.statistics import detectable, deviation, estimate, holm, p_value, paired_difference, same, signed
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])
@@ -74,8 +74,6 @@ def test_the_p_value_and_the_interval_say_the_same():
     rng = np.random.default_rng(2)
     told = [estimate(rng.normal(1, 1, 4)) for _ in range(200)]
     assert [difference.excludes_zero for difference in told] == [p_value(difference) < 0.05 for difference in told]
-    assert p_value(estimate([0.5, 0.5])) == 0.0
-    assert p_value(estimate([0.0, 0.0])) == 1.0
     assert p_value(estimate([1.0])) is None
 
 
@@ -87,7 +85,17 @@ def test_the_smallest_detectable_difference_is_found_in_80_of_100_studies(n):
     found = stats.nct.sf(critical, n - 1, shift) + stats.nct.sf(critical, n - 1, -shift)
     assert found == pytest.approx(0.8, abs=1e-5)
     assert detectable(estimate([1.0])) is None
-    assert detectable(estimate([1.0, 1.0])) == 0.0
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.5], [0.0, 0.0, 0.0], [75.42 - 75.25, 76.42 - 76.25]])
+def test_seeds_that_do_not_differ_have_no_test(values):
+    assert same(values)
+    assert (p_value(estimate(values)), detectable(estimate(values))) == (None, None)
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.5, 0.5001], [0.0, 1e-12], [-0.5, 0.5]])
+def test_seeds_that_differ_a_little_do_differ(values):
+    assert not same(values)
 
 
 def test_a_difference_of_that_size_is_detected_as_often_as_it_says():

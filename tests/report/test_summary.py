@@ -232,7 +232,7 @@ def test_cases_with_the_same_masks_are_told_apart_by_their_names():
     ]  # fmt: skip
     assert summary.default is summary.cases["random-75"]
     assert summary.find(None) is summary.cases["plain"]
-    assert "ranks the same case first, random 75 %, 6 epochs (longer). " in narrative.sensitivity(summary)
+    assert "alone ranks random 75 %, 6 epochs (longer) first. " in narrative.sensitivity(summary)
     assert "has the same sign with every seed for all 5 cases" in narrative.sensitivity(summary)
 
 
@@ -303,7 +303,7 @@ def test_the_scatter_of_seeds_is_told():
     assert "random 75 %" not in rows
     assert "compare cases by the seeds that they share" in narrative.introduction(summary)
     told = narrative.sensitivity(summary)
-    assert "Each of the 3 seeds alone ranks the same case first, block 50 %." in told
+    assert "Of these 6 cases, each of the 3 seeds alone ranks block 50 % first." in told
     assert "same sign with every seed for all 5 cases" in told
     assert "There is one seed" in narrative.sensitivity(Summary.read(ReportParameters(study="fake", seeds=[0])))
 
@@ -314,7 +314,7 @@ def test_a_difference_whose_sign_depends_on_the_seed_is_named():
     assert "depends on the seed for grid 75 %" in told
     equal = dict.fromkeys(fake_study.ACCURACY, 84.0)
     told = narrative.sensitivity(read(seeds=(0, 1, 2), accuracy=equal))
-    assert "The seeds disagree on the best case (seed 0: random 75 % + mask tokens; seed 1: " in told
+    assert "The seeds disagree on the best of these 6 cases (seed 0: grid 75 %; seed 1: " in told
 
 
 def test_pictures_come_from_the_first_seed_that_has_them():
@@ -415,8 +415,29 @@ def test_the_report_states_its_rule_and_what_is_left_of_the_verdicts():
     assert f"{decided} of the {len(found)} claims with a p-value are supported or contradicted" in text
     assert f"Holm's correction for all {len(found)}, {decided - len(lost)} of these verdicts survive" in text
     assert text.count("“") == len(lost)
-    remain = f"After a correction for their number, {decided - len(lost)} of {decided} tested verdicts remain."
-    assert remain in narrative.abstract(summary)
+    remain = f"{decided} are decided by a test; {decided - len(lost)} remain so after a correction"
+    assert f"Of the supported or contradicted ones, {remain} for the number of claims." in narrative.abstract(summary)
+    assert "The verdicts are interim" not in narrative.abstract(summary)
+
+
+def test_verdicts_of_some_planned_seeds_are_interim():
+    fake_study.write(seeds=(0, 1))
+    for planned, told in (((0, 1, 2, 3), "interim: 2 of 4 planned seeds have run. "), ((0, 1), "")):
+        summary = Summary.read(ReportParameters(study="fake", cases=[*fake_study.CASES], seeds=[*planned]))
+        assert told in narrative.abstract(summary)
+        assert ("interim" in narrative.abstract(summary)) == bool(told)
+
+
+def test_cases_on_different_machines_are_told():
+    fake_study.write(seeds=(0, 1))
+    assert narrative.several_machines(read_again()) == ""
+    path = Path("outputs/fake/block-50/seed1/pretrain/provenance.json")
+    write_json(path, read_json(path) | {"device": "Old CPU, 2 threads"})
+    summary = read_again()
+    text = narrative.several_machines(summary)
+    assert text.startswith("Times, speeds and memory are not all of the same machine: block 50 %: A processor or Old CPU, ")
+    assert text.count("; ") == 1
+    assert text in narrative.main_notes(summary)
 
 
 def test_a_verdict_that_the_correction_takes_back_is_named():

@@ -103,7 +103,12 @@ def test_the_sweep_is_part_of_the_laptop_study_and_runs_on_request():
     assert not study.sweep.keys() & study.cases.keys()
     assert (study.seeds, study.more_seeds, study.sweep_seeds) == ((0,), tuple(range(1, 10)), (0, 1, 2))
     assert study.run("scratch", 2, "finetune").seed == 2
-    usual, longer = (study.run(name, 0, "pretrain") for name in ("random-75", "random-75-longer"))
+
+
+@pytest.mark.parametrize("name", ["laptop", "night"])
+def test_the_longer_case_has_the_compute_of_block_50(name):
+    study = Study.read(ROOT / "params" / f"{name}.yaml")
+    usual, longer = (study.run(case, 0, "pretrain") for case in ("random-75", "random-75-longer"))
     block50, work = study.run("block-50", 0, "pretrain"), {}
     for run in (usual, longer, block50):
         work[run.case] = flops.of_pretraining(run) * run.epochs
