@@ -82,7 +82,10 @@ def explained_shortage(images_at_once: int = 0) -> Iterator[None]:
             advice = f"set micro_batch: {less} (the results stay the same but for rounding), or less still"
         else:
             what = "the data, the model and what its evaluation needs"
-            advice = "end other programs that use it, set device: cpu, or take a smaller width or a larger patch_size"
+            advice = (
+                "end other programs that use it, set device: cpu, or data_on: host for many images, or take a smaller "
+                "image_size or width, or a larger patch_size"
+            )
         raise DeviceMemoryError(f"the memory does not hold {what}: {advice}") from error
 
 
@@ -117,18 +120,43 @@ def n_cores() -> int:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that a program can still use: on a CUDA device, or of this machine, within the limit of its control group."""
+    """Bytes that this process can still use: on a CUDA device, or of this machine.
+
+    The machine's memory is limited by the process's control groups, and shared with the other processes of its run.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    available = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError):  # no control group, or one without a limit ("max")
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text(encoding="utf-8"))
-        used = int((group / "memory.current").read_text(encoding="utf-8"))
-        counted = (line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
-        cached = next((int(value) for name, value in counted if name == "inactive_file"), 0)
-        available = min(available, max(0, limit - used + cached))
-    return available
+    available = min([psutil.virtual_memory().available, *left_in_groups()])
+    return available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torch's launcher
+
+
+def left_in_groups(told: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """Bytes that this process's Linux control groups leave it, for each with a limit, of version 2 and of version 1.
+
+    In a container, the file names a group of the host, which is not there: then its parents are looked at, up to the root.
+    """
+    with contextlib.suppress(OSError):
+        for line in told.read_text(encoding="utf-8").splitlines():
+            number, kinds, name = line.split(":", 2)
+            if number == "0":
+                root, files, cache = groups, ("memory.max", "memory.current"), "inactive_file"
+            elif "memory" in kinds.split(","):
+                files, cache = ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"
+                root = groups / "memory"
+            else:
+                continue
+            for group in (root, *(root.joinpath(*parts) for parts in beginnings(name))):
+                with contextlib.suppress(OSError, ValueError):  # no such group, or one without a limit ("max")
+                    limit, used = (int((group / file).read_text(encoding="utf-8")) for file in files)
+                    counted = (line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
+                    cached = next((int(value) for name, value in counted if name == cache), 0)
+                    yield max(0, limit - used + cached)
+
+
+def beginnings(path: str) -> list[list[str]]:
+    """The parts of a path and of all its parents, without the root."""
+    parts = [part for part in path.split("/") if part]
+    return [parts[: n + 1] for n in range(len(parts))]
 
 
 def reset_peak_memory(device: torch.device) -> None:

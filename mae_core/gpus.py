@@ -18,6 +18,7 @@ from mae_core import locks
 from mae_core.errors import ParameterError
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
+os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA then numbers the GPUs as nvidia-smi does
 TAKEN: dict[str | None, str | None] = {}  # what this process has set the variable to, and what it was given before
 WAIT_SECONDS = 1.0  # between two looks for a free GPU
 

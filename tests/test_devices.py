@@ -82,3 +82,40 @@ def test_a_system_that_does_not_tell_a_processs_cores_has_all_of_the_machine(mon
     assert devices.n_cores() == len(os.sched_getaffinity(0))
     monkeypatch.delattr(os, "sched_getaffinity")
     assert devices.n_cores() == os.cpu_count()
+
+
+GROUPS = {  # what /proc/self/cgroup says -> the groups below /sys/fs/cgroup: limit, in use, cache of files
+    "0::/\n": {"": ("1000", "300", "100")},
+    "0::/slurm/job_7/step_0\n": {"slurm": ("max", "900", "0"), "slurm/job_7": ("1000", "300", "100")},
+    "0::/docker/abc\n": {"": ("1000", "300", "100")},  # a container that sees its own group as the root
+    "0::/a/b\n": {"a": ("1000", "300", "100"), "a/b": ("5000", "200", "0")},
+    "3:cpu,cpuacct:/x\n9:memory:/slurm/job_7\n": {
+        "memory": (str(2**63), "9", "0"),
+        "memory/slurm/job_7": ("1000", "300", "100"),
+    },
+}
+
+
+@pytest.mark.parametrize("told", GROUPS)
+def test_the_limit_of_a_control_group_above_this_process_counts(tmp_path, told):
+    old = "memory" in told
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if old else ("memory.max", "memory.current")
+    for group, (limit, used, cache) in GROUPS[told].items():
+        (tmp_path / group).mkdir(parents=True, exist_ok=True)
+        counted = f"file 7\n{'total_' * old}inactive_file {cache}\n"
+        for name, content in zip((*names, "memory.stat"), (limit, used, counted), strict=True):
+            (tmp_path / group / name).write_text(content, encoding="utf-8")
+    (tmp_path / "cgroup").write_text(told, encoding="utf-8")
+    assert min(devices.left_in_groups(tmp_path / "cgroup", tmp_path)) == 800
+
+
+def test_without_control_groups_the_machine_is_the_limit(tmp_path):
+    assert list(devices.left_in_groups(tmp_path / "none", tmp_path)) == []
+
+
+def test_the_processes_of_a_run_share_the_memory_of_the_machine(monkeypatch):
+    monkeypatch.setattr(devices, "left_in_groups", lambda: [8000])
+    cpu = torch.device("cpu")
+    assert devices.available_memory(cpu) == 8000
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert devices.available_memory(cpu) == 2000

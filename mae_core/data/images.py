@@ -262,7 +262,11 @@ def augment(images_BCHW: Tensor, how: str, generator: torch.Generator | None = N
     return padded.flatten(2).gather(2, place_BHW.flatten(1)[:, None].expand(-1, C, -1)).reshape(B, C, H, W)
 
 
-def batches(n: int, device: torch.device) -> list[slice]:
-    """Slices that cover n images; small ones on a CPU, whose activations fit into the caches (LOG.md)."""
+def batches(n: int, device: torch.device, n_patches: int) -> list[slice]:
+    """Slices that cover n images to evaluate; small ones on a CPU, whose activations fit into the caches (LOG.md).
+
+    Images of more than 256 patches come in smaller ones, so that the activations need no more memory.
+    """
     size = 128 if device.type == "cpu" else 500
+    size = max(1, size * 256 // max(256, n_patches))
     return [slice(start, start + size) for start in range(0, n, size)]

@@ -6,6 +6,8 @@ Shapes: B batch, K classes, C = 3 colours, H = W pixels.
 import torch
 from torch import Tensor
 
+CANNOT_DRAW = {"mps"}  # kinds of devices without torch's Dirichlet distribution
+
 
 def mix(
     images_BCHW: Tensor,
@@ -50,7 +52,11 @@ def blend(values: Tensor, weight: Tensor) -> Tensor:
 
 def beta(alpha: float, generator: torch.Generator | None, device: torch.device) -> Tensor:
     """A draw from Beta(alpha, alpha), as ``torch.distributions`` makes it, which takes no generator: a scalar."""
-    return torch._sample_dirichlet(torch.full((1, 2), alpha, device=device), generator)[0, 0]
+    drawn_on = device
+    if device.type in CANNOT_DRAW:
+        seed = int(torch.randint(2**31, (), generator=generator, device=device))
+        generator, drawn_on = torch.Generator().manual_seed(seed), torch.device("cpu")
+    return torch._sample_dirichlet(torch.full((1, 2), alpha, device=drawn_on), generator)[0, 0].to(device)
 
 
 def rectangle(H: int, W: int, share: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -17,6 +17,8 @@ from mae_core.data import folder_of
 from mae_core.data.cifar import CheckedCIFAR10
 from mae_core.errors import MissingDataError
 
+AT_ONCE = 50  # images that are composed together
+
 
 class Shapes(CheckedCIFAR10):
     """5,000 training and 1,000 test images of ten shapes, drawn from fixed seeds.
@@ -81,42 +83,67 @@ def draw_shapes(n_images: int, seed: int, size: int = 32) -> tuple[np.ndarray, n
     """
     rng = np.random.default_rng(seed)
     labels_n = rng.permutation(np.arange(n_images) % len(Shapes.names))
-    y, x = (np.mgrid[0:size, 0:size].astype(np.float32) + 0.5) / size * 2 - 1
 
     def column(low: float, high: float) -> np.ndarray:
         return rng.uniform(low, high, (n_images, 1, 1)).astype(np.float32)
 
-    scale, angle = column(0.45, 0.75), column(-0.4, 0.4)
-    dx, dy = x - column(-0.25, 0.25), y - column(-0.25, 0.25)
+    def texture() -> tuple[np.ndarray, ...]:
+        return column(0, math.pi), column(2, 12), column(0, 2 * math.pi), column(0.3, 3)
+
+    placed = column(0.45, 0.75), column(-0.4, 0.4), column(-0.25, 0.25), column(-0.25, 0.25)
+    # As in photographs, colour hints at the class: each class has a preferred hue, mixed with a random one.
+    hue_C1 = np.arange(len(Shapes.names))[:, None] / len(Shapes.names)
+    favourite_C3 = 0.5 + 0.5 * np.cos(2 * math.pi * (hue_C1 + np.array([0, 1, 2]) / 3))
+    ground_2n3, ground = rng.uniform(0, 1, (2, n_images, 3)), texture()
+    figure_2n3 = 0.6 * favourite_C3[labels_n] + 0.4 * rng.uniform(0, 1, (2, n_images, 3))
+    figure = texture()
+    images_nHWC = np.empty((n_images, size, size, 3), np.uint8)
+    for start in range(0, n_images, AT_ONCE):  # large images need some gigabytes otherwise
+        part = slice(start, start + AT_ONCE)
+        of_part = [[values[part] for values in drawn] for drawn in (placed, ground, figure)]
+        image = composed(labels_n[part], size, ground_2n3[:, part], figure_2n3[:, part], *of_part)
+        image += rng.normal(0, 0.02, image.shape).astype(np.float32)
+        images_nHWC[part] = (image.clip(0, 1) * 255).round()
+    return images_nHWC, labels_n
+
+
+def composed(
+    labels_n: np.ndarray,
+    size: int,
+    ground_2n3: np.ndarray,
+    figure_2n3: np.ndarray,
+    placed: list[np.ndarray],
+    ground_texture: list[np.ndarray],
+    figure_texture: list[np.ndarray],
+) -> np.ndarray:
+    """Shapes on their grounds: images_nHWC in [0, 1]."""
+    y, x = (np.mgrid[0:size, 0:size].astype(np.float32) + 0.5) / size * 2 - 1
+    scale, angle, right, down = placed
+    dx, dy = x - right, y - down
     u = (dx * np.cos(angle) + dy * np.sin(angle)) / scale
     v = (dy * np.cos(angle) - dx * np.sin(angle)) / scale
-    inside = np.empty((n_images, size, size), np.float32)
+    inside = np.empty((len(labels_n), size, size), np.float32)
     for label in range(len(Shapes.names)):
         chosen = labels_n == label
         distance = signed_distance(label, u[chosen], v[chosen]) * scale[chosen]
         inside[chosen] = np.clip(0.5 - distance * size / 2, 0, 1)  # one pixel of soft edge
-
-    # As in photographs, colour hints at the class: each class has a preferred hue, mixed with a random one.
-    hue_C1 = np.arange(len(Shapes.names))[:, None] / len(Shapes.names)
-    favourite_C3 = 0.5 + 0.5 * np.cos(2 * math.pi * (hue_C1 + np.array([0, 1, 2]) / 3))
-    ground = textured(rng.uniform(0, 1, (2, n_images, 3)), x, y, rng)
-    mixed_2n3 = rng.uniform(0, 1, (2, n_images, 3))
-    figure = textured(0.6 * favourite_C3[labels_n] + 0.4 * mixed_2n3, x, y, rng)
+    ground, figure = textured(ground_2n3, x, y, *ground_texture), textured(figure_2n3, x, y, *figure_texture)
     alike = np.abs(ground.mean((1, 2)) - figure.mean((1, 2))).sum(-1) < 0.5
     ground[alike] = 1 - ground[alike]
-    image = ground + inside[..., None] * (figure - ground)
-    image += rng.normal(0, 0.02, image.shape).astype(np.float32)
-    return (image.clip(0, 1) * 255).round().astype(np.uint8), labels_n
+    return ground + inside[..., None] * (figure - ground)
 
 
-def textured(colours_2n3: np.ndarray, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Blend two colours per image with a wave of random direction, frequency and softness: (n, H, W, 3) in [0, 1]."""
+def textured(
+    colours_2n3: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    angle: np.ndarray,
+    pitch: np.ndarray,
+    phase: np.ndarray,
+    hardness: np.ndarray,
+) -> np.ndarray:
+    """Blend two colours per image with a wave of this direction, frequency and softness: (n, H, W, 3) in [0, 1]."""
     first, second = colours_2n3[:, :, None, None].astype(np.float32)
-    n_images = len(first)
-    angle, pitch, phase, hardness = (
-        rng.uniform(low, high, (n_images, 1, 1)).astype(np.float32)
-        for low, high in ((0, math.pi), (2, 12), (0, 2 * math.pi), (0.3, 3))
-    )
     wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * pitch + phase)
     blend = (0.5 + 0.35 * np.tanh(hardness * wave))[..., None]
     return first * blend + second * (1 - blend)

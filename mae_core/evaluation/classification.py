@@ -21,7 +21,8 @@ def class_scores(model: nn.Module, split: Split, run: RunParameters, device: tor
     """The model's outputs for all images: scores_nC, float32."""
     model.eval()
     model = devices.cast(model, devices.choose_precision(run.precision, device))
-    return torch.cat([model(to_unit(images_BCHW)).float() for images_BCHW in split.stream(batches(len(split), device))])
+    parts = batches(len(split), device, run.model.n_patches)
+    return torch.cat([model(to_unit(images_BCHW)).float() for images_BCHW in split.stream(parts)])
 
 
 def accuracy(scores_nC: Tensor, labels_n: Tensor) -> float:

@@ -83,7 +83,7 @@ def features(weights: str, folder: Path, pool: Pool, device: torch.device) -> Fe
     if not names:
         raise MissingDataError(f"{folder} contains no images")
     vectors = []
-    for part in batches(len(names), device):
+    for part in batches(len(names), device, encoder.config.n_patches):
         pixels_BHWC = np.stack([decoded(root / name, encoder.config.image_size) for name in names[part]])
         images_BCHW = to_unit(torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).to(device))
         vectors.append(pooled(encoder, images_BCHW, pool, found.pools_mean).cpu())

@@ -21,7 +21,7 @@ MASK_SEED = 20211111  # arbitrary: the date of the MAE paper
 
 
 def fixed_masks(run: PretrainParameters, n_images: int, device: torch.device) -> Mask:
-    """The evaluation masks of a run, drawn on the CPU; image i always gets the same mask."""
+    """The evaluation masks of a run, drawn on the CPU; of so many images, image i always gets the same mask."""
     generator = torch.Generator().manual_seed(MASK_SEED)
     mask = sample_mask(run.mask_strategy, run.mask_ratio, n_images, run.model.grid_size, generator)
     return mask.to(device)
@@ -62,7 +62,7 @@ def reconstruction_metrics(
     masks = fixed_masks(run, len(test), device)
     fast = devices.cast(model, devices.choose_precision(run.precision, device))
     loss, quality = [], []
-    parts = batches(len(test), device)
+    parts = batches(len(test), device, run.model.n_patches)
     for batch, images_BCHW in zip(parts, test.stream(parts), strict=True):
         images, mask = to_unit(images_BCHW), masks[batch]
         pred = fast(images, mask, run.mask_tokens_in_encoder).float()

@@ -140,7 +140,7 @@ def block_priority(batch_size: int, grid_size: int, n_masked: int, generator: to
     covered_BRN = (in_rows_BRG[..., :, None] & in_columns_BRG[..., None, :]).flatten(2)
 
     # A patch's turn is the first rectangle that covers it; uncovered patches come last.
-    first_BN = covered_BRN.int().argmax(dim=1)
+    first_BN = covered_BRN.to(torch.uint8).argmax(dim=1)
     turn_BN = torch.where(covered_BRN.any(dim=1), first_BN, BLOCK_RECTANGLES)
 
     # Within a turn, patches are ordered line by line from the chosen side of the rectangle.

@@ -70,7 +70,16 @@ def fit(
     steps = len(train) // run.batch_size
     if not steps:
         raise ParameterError(f"batch_size is {run.batch_size}: there are only {len(train)} training images")
+    if run.epochs * steps == 1 and run.warmup_epochs:
+        raise ParameterError(
+            f"warmup_epochs is {run.warmup_epochs:g}: the single step of this run would have a rate of 0; "
+            "set warmup_epochs: 0, or take more epochs or a smaller batch_size"
+        )
     together = team()
+    if together.size > run.batch_size:
+        raise ParameterError(
+            f"batch_size is {run.batch_size}: it must be at least the number of processes, {together.size}"
+        )
     plan = choose_plan(run, device, together.size)
     print(f"{plan}; {train.place}")
     optimizer, average = new_optimizer(model, run), Average(model, getattr(run, "ema_decay", 0.0))

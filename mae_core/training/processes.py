@@ -9,6 +9,7 @@ functions are a process's side; there they work under ``torchrun``, too, for sev
 """
 
 import contextlib
+import datetime
 import json
 import logging
 import os
@@ -30,12 +31,13 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mae_core import errors as explained
 from mae_core import gpus
-from mae_core.devices import n_cores
-from mae_core.errors import Explained, ProcessError, StoppedError
+from mae_core.devices import choose_device, n_cores
+from mae_core.errors import Explained, ParameterError, ProcessError, StoppedError
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 
 BEAT = 2.0  # seconds between two signs of life of a process
 SILENCE = 20.0  # seconds without one, after which it counts as hung
+PATIENCE = datetime.timedelta(days=30)  # with a process that gives signs of life: the first one alone evaluates
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,14 @@ def train(run: PretrainParameters | FinetuneParameters, stage: str) -> None:
     """Train a run with ``run.processes`` processes on this machine, and wait for its results.
 
     Raises:
-        ParameterError: if there are fewer GPUs than processes, and as in the processes.
+        ParameterError: if there are fewer GPUs than processes, or no way for them to talk, and as in the processes.
         ProcessError: if a process is killed or hangs; the others end, too, within a minute.
         StoppedError: on SIGINT or SIGTERM, after a checkpoint.
     """
+    if choose_device(run.device).type == "mps":
+        raise ParameterError(
+            f"processes is {run.processes}: an Apple GPU trains in one process; set processes: 1, or device: cpu"
+        )
     handlers = {
         number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     }
@@ -167,7 +173,8 @@ def joined(device: torch.device) -> Iterator[Team]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, rank, size = next(iter(dist.rendezvous("env://")))
     pulse = Pulse(store.clone(), Team(rank, size))  # before all meet, so that each finds the other's signs
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
+    kind = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(kind, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     pulse.start()
     with contextlib.ExitStack() as stack:
         stack.callback(dist.destroy_process_group)

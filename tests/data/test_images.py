@@ -154,9 +154,15 @@ def test_a_file_is_read_again_for_its_checksum_only_after_a_change(few_shapes_di
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("n", [1, 127, 128, 1000, 10000])
 def test_batches_cover_every_image_once(n, device):
-    slices = batches(n, torch.device(device))
+    slices = batches(n, torch.device(device), n_patches=256)
     assert [i for part in slices for i in range(n)[part]] == list(range(n))
     assert max(part.stop - part.start for part in slices) == (128 if device == "cpu" else 500)
+
+
+@pytest.mark.parametrize(("n_patches", "size"), [(1, 128), (256, 128), (257, 127), (1024, 32), (4096, 8), (65536, 1)])
+def test_images_of_many_patches_come_in_smaller_batches(n_patches, size):
+    slices = batches(1000, torch.device("cpu"), n_patches)
+    assert {part.stop - part.start for part in slices} == {size}
 
 
 def test_a_damaged_file_is_told_as_such_and_an_unwritable_folder_too(tmp_path, draws_few):

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from scipy import stats
 from torchvision.transforms import v2
 
+from mae_core.data import mixing
 from mae_core.data.mixing import mix
 
 REFERENCE = {"mixup": v2.MixUp, "cutmix": v2.CutMix}
@@ -50,3 +52,14 @@ def test_the_label_has_the_share_of_the_pixels(how):
     for _ in range(20):
         mixed_BCHW, probabilities_BK = mix(images_BCHW, torch.tensor([0, 1]), 2, generator=generator, **how)
         torch.testing.assert_close(mixed_BCHW.mean((1, 2, 3)), probabilities_BK[:, 1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.8, 3.0])
+def test_a_device_that_cannot_draw_the_share_takes_it_from_the_cpu(monkeypatch, alpha):
+    monkeypatch.setattr(mixing, "CANNOT_DRAW", {"cpu"})
+    shares = [
+        [mixing.beta(alpha, generator, torch.device("cpu")).item() for _ in range(2000)]
+        for generator in (torch.Generator().manual_seed(0), torch.Generator().manual_seed(0))
+    ]
+    assert shares[0] == shares[1]
+    assert stats.kstest(shares[0], stats.beta(alpha, alpha).cdf).pvalue > 0.01

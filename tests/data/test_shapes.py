@@ -1,6 +1,7 @@
 import itertools
 import os
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -175,3 +176,13 @@ def test_a_set_that_cannot_be_put_in_place_leaves_nothing(tmp_path, monkeypatch)
     with pytest.raises(MissingDataError, match=r"cannot be created there \(forbidden\)"):
         load("shapes", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_large_images_are_composed_a_few_at_a_time():
+    tracemalloc.start()
+    try:
+        draw_shapes(400, seed=1, size=48)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 40e6  # 93 bytes a pixel and image made 86 MB, all at once

@@ -212,6 +212,19 @@ def test_every_step_has_the_learning_rate_of_its_place(fit_idly):
     assert history["learning_rate"] == expected[3::4]  # of an epoch's last step
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"batch_size": 70, "epochs": 1}, "warmup_epochs is 1: the single step of this run would have a rate of 0"),
+        ({"batch_size": 16, "processes": 2}, "batch_size is 16: it must be at least the number of processes, 17"),
+    ],
+)
+def test_a_run_that_could_not_train_is_refused(fit_idly, monkeypatch, more, told):
+    monkeypatch.setattr(loop, "team", lambda: types.SimpleNamespace(size=17, leads=True))
+    with pytest.raises(ParameterError, match=told):
+        fit_idly(**more)
+
+
 def test_the_history_has_the_means_of_epochs_and_what_was_measured_after_them(fit_idly):
     measured = iter([30.0, 50.0, 40.0])
     _, history, metrics = fit_idly(test_epoch=lambda: {"test_accuracy": next(measured)})

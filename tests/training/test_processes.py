@@ -1,6 +1,7 @@
 """Several processes train one run: the same losses but for rounding, one set of results, and no run that waits forever."""
 
 import contextlib
+import datetime
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import psutil
@@ -159,6 +161,27 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(processes.gpus, "visible", lambda: {"0": "GPU-a", "1": "GPU-b"})
     with pytest.raises(ParameterError, match="processes is 3: each needs a GPU of its own, and there are 2 here"):
         processes.train(PretrainParameters(processes=3), "pretrain")
+
+
+def test_processes_on_an_apple_gpu_are_refused(monkeypatch):
+    monkeypatch.setattr(processes, "choose_device", lambda device: torch.device("mps"))
+    with pytest.raises(ParameterError, match="processes is 2: an Apple GPU trains in one process; set processes: 1, or"):
+        processes.train(PretrainParameters(processes=2), "pretrain")
+
+
+def test_processes_wait_for_the_first_one_as_long_as_it_lives(monkeypatch):
+    """torch's own patience is 30 minutes: a long evaluation by the first process would end the run."""
+    given = {}
+    store = types.SimpleNamespace(clone=lambda: types.SimpleNamespace(set=lambda *words: None))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(processes, "started", lambda: True)
+    monkeypatch.setattr(processes.dist, "rendezvous", lambda url: iter([(store, 0, 2)]))
+    monkeypatch.setattr(processes.dist, "init_process_group", lambda kind, **more: given.update(more))
+    monkeypatch.setattr(processes.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(processes.Pulse, "start", lambda self: None)
+    monkeypatch.setattr(processes.Pulse, "end", lambda self: None)
+    with processes.joined(torch.device("cpu")):
+        assert given["timeout"] >= datetime.timedelta(days=7)
 
 
 @pytest.mark.slow
