@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from mae_core.errors import Explained
+from mae_core.errors import Explained, ParameterError
 
 EPILOG = """examples:
   mae-core parameters params/paper.yaml block-50 0 pretrain > run.yaml
@@ -52,6 +52,24 @@ def render(words: argparse.Namespace) -> int:
     write = write_report_of_results if words.results.is_dir() else write_report
     write(words.results, words.folder)
     print(f"report: {words.folder / 'index.html'} and {words.folder / 'report.pdf'}")
+    return 0
+
+
+def table(words: argparse.Namespace) -> int:
+    """Write every number of a study, unrounded, to outputs/<study>/results.csv.
+
+    Its parameters are those of the notebook report.
+    """
+    import yaml
+
+    from mae_core.report.tables import write_results
+    from mae_core.study.parameters import ReportParameters
+
+    try:
+        values = dict(yaml.safe_load(words.parameters))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise ParameterError(f"{words.parameters!r} does not name parameters: write '{{study: laptop}}'") from error
+    print(write_results(ReportParameters.check(values)))
     return 0
 
 
@@ -123,6 +141,7 @@ COMMANDS: dict[Callable[[argparse.Namespace], int], dict[str, dict]] = {
         "results": {"help": "outputs/<study>, or outputs/<study>/report.ipynb", "type": Path},
         "folder": {"help": "folder for index.html and report.pdf, such as report/<study>", "type": Path},
     },
+    table: {"parameters": {"help": "the study, and what of it, as YAML, such as '{study: laptop, seeds: [0, 1]}'"}},
     reproduce: {"provenance": {"help": "outputs/<study>/<case>/seed<k>/<stage>/provenance.json", "type": Path}},
     keep: {"folder": {"help": "outputs/<study>/<case>/seed<k>/<stage>, with weights.safetensors", "type": Path}},
     export: {

@@ -39,6 +39,20 @@ def test_an_error_is_one_sentence(capsys):
     assert ended.value.code == "ParameterError: the study file missing.yaml cannot be read: No such file or directory"
 
 
+@pytest.mark.parametrize("parameters", ["laptop", "{study: laptop", "[1]", ""])
+def test_a_table_of_no_parameters_is_refused(parameters, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["table", parameters])
+    assert ended.value.code == f"ParameterError: {parameters!r} does not name parameters: write '{{study: laptop}}'"
+
+
+def test_a_study_without_results_has_no_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["table", "{study: mine}"])
+    assert ended.value.code.startswith("ParameterError: outputs/mine holds no results")
+
+
 def test_help_starts_without_torch():
     script = "import sys; from mae_core import cli\ntry: cli.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8")

@@ -93,6 +93,22 @@ def test_a_published_study_is_printed_without_its_notebooks_and_weights(checkout
     assert done.stderr.startswith("ExportError: outputs/tiny/ablations.ipynb")
 
 
+def test_everything_may_be_in_folders_with_spaces(checkout, tmp_path, monkeypatch):
+    place = tmp_path / "My Thesis"
+    place.mkdir()
+    (place / "venv").symlink_to(sys.prefix)
+    monkeypatch.setattr(sys, "executable", str(place / "venv" / "bin" / "python"))
+    copied = copy.copy(checkout)
+    copied.folder = place / "project"
+    shutil.copytree(checkout.folder, copied.folder, symlinks=True, ignore=shutil.ignore_patterns(".snakemake"))
+    for name in ("outputs/tiny/results.csv", "outputs/tiny/scratch/seed0/finetune/metrics.json", "report/tiny/report.pdf"):
+        (copied.folder / name).unlink()
+    copied.snakemake()
+    assert (copied.folder / "report" / "tiny" / "report.pdf").exists()
+    for name in ("outputs/tiny/results.csv", "outputs/tiny/scratch/seed0/finetune/weights.safetensors"):
+        assert (copied.folder / name).exists()
+
+
 def test_a_second_time_nothing_runs(checkout):
     assert "Nothing to be done" in checkout.snakemake("-n")
 

@@ -1,6 +1,7 @@
 """The study's tables as rows of text, from saved results; a dash stands for runs that are missing."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mae_core.report import over_images, published
@@ -8,6 +9,8 @@ from mae_core.report.claims import shown
 from mae_core.report.statistics import Estimate, deviation, signed, signed_estimate
 from mae_core.report.summary import DEFAULTS, LENGTHENED, QUANTITIES, Case, Summary, label_of, shared_seeds
 from mae_core.report.summary import NOT_RUN as MISSING
+from mae_core.study.parameters import OUTPUTS, ReportParameters
+from mae_core.study.results import write_csv
 
 NOT_RUN = "–"
 PUBLISHED = ("student", "paper", "student's", "paper's")  # columns and rows of published numbers
@@ -312,6 +315,13 @@ def provenance_rows(summary: Summary) -> list[list[str]]:
                 checksum = (told["weights_sha256"] or NOT_RUN)[:12]
                 rows.append([f"{case.name}/seed{seed}/{stage}", finished, commit, checksum])
     return rows
+
+
+def write_results(run: ReportParameters) -> Path:
+    """Write ``outputs/<study>/results.csv``, see :func:`csv_rows`, and return its path."""
+    path = OUTPUTS / run.study / "results.csv"
+    write_csv(path, csv_rows(Summary.read(run)))
+    return path
 
 
 def csv_rows(summary: Summary) -> list[list[str]]:
