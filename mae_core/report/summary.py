@@ -12,6 +12,7 @@ from mae_core.report import published
 from mae_core.report.statistics import Estimate, estimate, paired_difference
 from mae_core.study.parameters import FREE, OUTPUTS, SWEEP, FinetuneParameters, PretrainParameters, ReportParameters
 from mae_core.study.results import load_predictions, read_json
+from mae_core.study.study import Study
 
 # Quantities of a run: name -> (stage, path into metrics.json)
 QUANTITIES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -337,10 +338,20 @@ def found_in(results: Path) -> ReportParameters:
     table = results / "results.csv"
     listed = [line.split(",")[1] for line in table.read_text(encoding="utf-8").splitlines()[1:]] if table.exists() else []
     cases = dict.fromkeys([*listed, *(path.parents[2].name for path in runs)])
-    seeds = {read_json(path)["seed"] for path in runs}
-    sweep = [case for case in cases if case in SWEEP]
-    usual = [case for case in cases if case not in SWEEP]
-    return ReportParameters(study=read_json(runs[0])["study"], cases=usual, sweep=sweep, seeds=sorted(seeds))
+    seeds, study = {read_json(path)["seed"] for path in runs}, read_json(runs[0])["study"]
+    added = on_request(study)
+    sweep = [case for case in cases if case in added]
+    usual = [case for case in cases if case not in added]
+    return ReportParameters(study=study, cases=usual, sweep=sweep, seeds=sorted(seeds))
+
+
+def on_request(study: str) -> set[str]:
+    """The cases under ``sweep`` and ``lengths`` of a study's file; without a file, those of the published studies."""
+    try:
+        found = Study.read(Path("params") / f"{study}.yaml")
+    except ParameterError:
+        return set(SWEEP)
+    return {*found.sweep, *found.lengths}
 
 
 NOT_RUN = Case("not run", None, False, {})

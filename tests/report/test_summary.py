@@ -295,6 +295,24 @@ def test_the_ratios_stand_in_order_and_the_longer_run_apart():
     assert "Random 75 % at equal compute has not run" in narrative.discussion(summary)
 
 
+def test_without_a_list_the_studys_file_says_which_cases_are_on_request():
+    fake_study.write()
+    file = Path("params/fake.yaml")
+    file.parent.mkdir()
+    study = {
+        "study": "fake",
+        "seeds": [0],
+        "cases": {"random-75": {}},
+        "sweep": {"block-50": {}},
+        "lengths": {"grid-75": {}},
+    }
+    for content, expected in ((study, {"block-50", "grid-75"}), ({"study": "fake"}, {*fake_study.SWEEP})):
+        file.write_text(json.dumps(content), encoding="utf-8")
+        summary = Summary.read(ReportParameters(study="fake"))
+        assert set(summary.sweep) == expected
+        assert set(summary.all_cases) == {*fake_study.CASES, *fake_study.SWEEP}
+
+
 def test_the_scatter_of_seeds_is_told():
     summary = read(seeds=(0, 1, 2))
     rows = {row[0]: row[1:] for row in tables.sensitivity_rows(summary)}
