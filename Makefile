@@ -1,10 +1,10 @@
 # make report              run the smoke study and write its report to report/smoke/
 # make report STUDY=laptop the same for another file in params/; reuses results that are committed
 # make report STUDY=laptop AGAIN=1      run its cases again, even if results exist
-# make sweep STUDY=laptop  run the study's other masking ratios and its run of equal compute, then update its report (night, too)
-# make lengths STUDY=laptop    run three maskings with shorter and longer pre-training, then update its report
-# make seeds STUDY=laptop  run the study's cases with more seeds, then update its report (night, too)
-# make test                run all tests
+# make sweep STUDY=laptop  hours: run its other masking ratios and its run of equal compute, then update its report (night, too)
+# make lengths STUDY=laptop    many hours: run three maskings with shorter and longer pre-training, then update its report
+# make seeds STUDY=laptop  many hours: run the study's cases with more seeds, then update its report (night, too)
+# make test                run the tests, but for the slow ones
 # make recover STUDY=laptop    after a kill -9: end leftover processes so that the next `make report` can start
 # make soak                inject kills, damage and full disks for ten minutes, start 500 notebooks; report what was lost
 # make bench               measure speed against transformers, lightly and the machine's limits
@@ -33,14 +33,25 @@ ifeq ($(shell test -w "$(HOME)" && echo writable),)
 export XDG_CACHE_HOME ?= $(CURDIR)/.snakemake/cache
 endif
 
-.PHONY: report sweep lengths seeds test recover soak bench gpu lint lab explore env help
-report: $(READY)
+.PHONY: report sweep lengths seeds study test recover soak bench gpu lint lab explore env help
+report: study $(READY)
 	snakemake $(if $(AGAIN),--forceall) --configfile params/$(STUDY).yaml
 	@echo "report: report/$(STUDY)/index.html and report/$(STUDY)/report.pdf"
 
-sweep lengths seeds: $(READY)
+sweep lengths seeds: %: study-with-% $(READY)
 	snakemake $@ $(if $(AGAIN),--forceall) --configfile params/$(STUDY).yaml
 	snakemake --forcerun ablations report --configfile params/$(STUDY).yaml
+
+# What is not there is told before anything is set up. A study's file has what `make seeds` runs under more_seeds.
+STUDIES = $(sort $(basename $(notdir $(1))))
+study:
+	@test -f params/$(STUDY).yaml || { echo "there is no params/$(STUDY).yaml: choose among $(call STUDIES,$(wildcard params/*.yaml))," \
+	  "or write it" >&2; exit 1; }
+
+study-with-%: study
+	@grep -q '^$(KEY):' params/$(STUDY).yaml || { echo "params/$(STUDY).yaml has no $(KEY): add it, or choose a study that has it:" \
+	  "$(call STUDIES,$(shell grep -l '^$(KEY):' params/*.yaml))" >&2; exit 1; }
+study-with-%: KEY = $(subst seeds,more_seeds,$*)
 
 test: $(DEV)
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

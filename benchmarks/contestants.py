@@ -45,7 +45,7 @@ MLP_RATIO = 4
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model, its images (pixels) and a batch; the defaults are the report's ViT-T/2."""
+    """Sizes of a model, its images (pixels) and a batch; the defaults are the student's ViT-T/2."""
 
     image_size: int = 32
     patch_size: int = 2

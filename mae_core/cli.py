@@ -49,7 +49,7 @@ def render(words: argparse.Namespace) -> int:
     """Create a study's report as HTML and PDF, from its results folder or its executed report notebook."""
     from mae_core.report.export import write_report, write_report_of_results
 
-    write = write_report_of_results if words.results.is_dir() else write_report
+    write = write_report if words.results.is_file() else write_report_of_results
     write(words.results, words.folder)
     print(f"report: {words.folder / 'index.html'} and {words.folder / 'report.pdf'}")
     return 0
@@ -152,7 +152,11 @@ COMMANDS: dict[Callable[[argparse.Namespace], int], dict[str, dict]] = {
         "weights": {"help": "a file or folder of weights: of this package, timm or transformers"},
         "images": {"help": "a folder of images, or of a folder for each class", "type": Path},
         "out": {"help": "the file to write: .npz or .parquet", "type": Path},
-        "--pool": {"help": "of the patches' tokens, or the class token", "choices": ["mean", "class"], "default": "mean"},
+        "--pool": {
+            "help": "mean of the patches' tokens (default), or the class token",
+            "choices": ["mean", "class"],
+            "default": "mean",
+        },
     },
     recover: {"study": {"help": "the study file, such as params/laptop.yaml", "type": Path}},
     schema: {},

@@ -30,7 +30,9 @@ def choose_device(name: str = "auto") -> torch.device:
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
-        raise ParameterError(f"device is {name!r}: this machine has none that torch {torch.__version__} can use")
+        raise ParameterError(
+            f"device is {name!r}: this machine has none that torch {torch.__version__} can use; set device: auto or cpu"
+        )
     return torch.device(name)
 
 

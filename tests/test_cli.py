@@ -53,6 +53,14 @@ def test_a_study_without_results_has_no_table(tmp_path, monkeypatch):
     assert ended.value.code.startswith("ParameterError: outputs/mine holds no results")
 
 
+@pytest.mark.parametrize("words", ["nowhere", "nowhere/report.ipynb"])
+def test_results_that_are_not_there_are_no_traceback(words, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["render", words, str(tmp_path / "out")])
+    told = f"ParameterError: {words} holds no results: give a study's folder, such as outputs/laptop"
+    assert (ended.value.code, (tmp_path / "out").exists()) == (told, False)
+
+
 def test_help_starts_without_torch():
     script = "import sys; from mae_core import cli\ntry: cli.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8")

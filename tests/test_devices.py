@@ -66,7 +66,7 @@ def test_memory_and_name_are_told():
             block[start] = 1
         assert devices.peak_memory(cpu) >= before + 2**27
     assert "thread" in devices.describe(cpu)
-    with pytest.raises(ParameterError, match=r"device is 'mps'|device is 'cuda'"):
+    with pytest.raises(ParameterError, match=r"device is '(mps|cuda)': .* can use; set device: auto or cpu$"):
         devices.choose_device("cuda" if not torch.cuda.is_available() else "mps")
 
 

@@ -182,6 +182,26 @@ def test_make_lab_opens_explore_also_as_root(tmp_path, uid, options):
     assert " ".join(words) == f"jupyter lab{options} notebooks/explore.ipynb"
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["report", "STUDY=nowhere"], r"there is no params/nowhere\.yaml: choose among .*laptop .*smoke .*, or write it"),
+        (["sweep", "STUDY=nowhere"], r"there is no params/nowhere\.yaml: choose among .*"),
+        (["lengths", "STUDY=smoke"], r"params/smoke\.yaml has no lengths: add it, or choose a study that has it: laptop"),
+        (["sweep", "STUDY=paper"], r"params/paper\.yaml has no sweep: .*: laptop night"),
+        (["seeds", "STUDY=paper"], r"params/paper\.yaml has no more_seeds: .*: laptop night"),
+    ],
+)
+def test_make_tells_what_a_study_lacks_before_anything_is_set_up(tmp_path, words, told):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    done = subprocess.run(["make", *words, "PYTHON=false"], cwd=tmp_path, capture_output=True, encoding="utf-8")
+    assert re.fullmatch(told, done.stderr.splitlines()[0])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert not (tmp_path / ".venv").exists()
+
+
 class Installed:
     """A copy of the Makefile whose python and uv only write down what they are asked to do."""
 

@@ -17,7 +17,7 @@ from mae_core.study.tensors import load_tensors
 pytestmark = pytest.mark.slurm
 
 ROOT = Path(__file__).parents[1]
-ONE_NODE = ROOT.parent / "shared" / "slurm" / "one-node.sh"
+ONE_NODE = Path(os.environ.get("MAE_SLURM_SCRIPT", ROOT.parent / "shared" / "slurm" / "one-node.sh"))
 SMALL = ["--default-resources", "slurm_partition=gpu", "mem_mb=1500"]  # for a small node
 QUICK = ["--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1", "--latency-wait", "5"]
 NO_ACCOUNTING = ["--slurm-status-command", "squeue", "--slurm-no-account"]
@@ -44,7 +44,7 @@ def slurm(tmp_path_factory):
     if find_spec("snakemake_executor_plugin_slurm") is None:
         pytest.skip("Snakemake's plugin for SLURM is not installed: pip install -e '.[slurm]'")
     if not ONE_NODE.exists():
-        pytest.skip("there is no ../shared/slurm to start a cluster with")
+        pytest.skip("nothing starts a SLURM of one node: set MAE_SLURM_SCRIPT to a script that does (CONTRIBUTING.md)")
     folder = tmp_path_factory.mktemp("slurm")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}  # nproc obeys them
     subprocess.run(["bash", ONE_NODE, "start", folder], check=True, env=environment)

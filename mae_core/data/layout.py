@@ -80,7 +80,7 @@ def list_images(data_dir: Path) -> tuple[Listing, Listing]:
         n = max(1, min(1000, len(files) // 10))
         others, files = files[:n], files[n:]
         if not files:
-            raise MissingDataError(f"{data_dir} holds one image only: pre-training needs more")
+            raise MissingDataError(f"{data_dir} holds one image only, which is set aside for testing: put more there")
     return listing(root, {-1: files}, []), listing(root, {-1: others}, [])
 
 

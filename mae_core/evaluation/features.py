@@ -14,7 +14,7 @@ from torch import Tensor
 from mae_core import devices
 from mae_core.data.decode import decode
 from mae_core.data.images import batches, to_unit
-from mae_core.data.layout import images
+from mae_core.data.layout import ENDINGS, images
 from mae_core.errors import MissingDataError, OutputError, ParameterError
 from mae_core.model.mae import Encoder
 from mae_core.study.foreign import find_encoder
@@ -81,7 +81,7 @@ def features(weights: str, folder: Path, pool: Pool, device: torch.device) -> Fe
     root = folder.resolve()
     names = sorted(file.name for file in images(root, root))
     if not names:
-        raise MissingDataError(f"{folder} contains no images")
+        raise MissingDataError(f"{folder} contains no images ({' '.join(ENDINGS)}): name another folder")
     vectors = []
     for part in batches(len(names), device, encoder.config.n_patches):
         pixels_BHWC = np.stack([decoded(root / name, encoder.config.image_size) for name in names[part]])

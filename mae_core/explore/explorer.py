@@ -184,7 +184,7 @@ class Explorer(anywidget.AnyWidget):
         if self.features is None:
             train = training_images(self.run, N_SEARCHED, self.about["side"])
             if train is None:
-                self.say("the training images are no longer there")
+                self.say(f"the training images are no longer in {self.run.data_dir}: put them back, and ask again")
                 return
             (train,) = place([train], "host", trained.device)
             train_nD = class_scores(encoder, train, trained.run, trained.device)

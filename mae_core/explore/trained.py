@@ -139,7 +139,7 @@ def open_autoencoder(path: Path, device: torch.device) -> tuple[MaskedAutoencode
         model = MaskedAutoencoder(run.model)
         model.load_state_dict(tensors)
     except (ValueError, RuntimeError) as error:
-        raise ParameterError(f"{path} cannot be opened ({error})") from error
+        raise ParameterError(f"{path} cannot be opened ({error}): train that run again, or open other cases") from error
     return model.to(device).eval(), run.model_copy(update={"device": device.type, "precision": "float32"})
 
 
@@ -150,7 +150,7 @@ def open_classifier(path: Path, device: torch.device) -> Classifier:
         model = Classifier(FinetuneParameters.check(about).model, n_classes=len(tensors["head.bias"]))
         model.load_state_dict(tensors)
     except (ValueError, RuntimeError, KeyError) as error:
-        raise ParameterError(f"{path} cannot be opened ({error})") from error
+        raise ParameterError(f"{path} cannot be opened ({error}): train that run again, or open other cases") from error
     return model.to(device).eval()
 
 

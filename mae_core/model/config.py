@@ -13,12 +13,12 @@ STRATEGIES, VARIANTS = get_args(Strategy), get_args(Variant)
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a model; the defaults are the report's ViT-T/2.
+    """The shape of a model; the defaults are the student's ViT-T/2.
 
     ``variant`` selects one of two published models, or a mixture:
 
-    * ``report``: learned positions (none for the class token in the encoder), no bias in qkv, no projection between
-      encoder and decoder, no norm after the decoder.
+    * ``report``, the student's: learned positions (none for the class token in the encoder), no bias in qkv, no projection
+      between encoder and decoder, no norm after the decoder.
     * ``paper``: fixed sine-cosine positions, qkv bias, a projection into the decoder, a norm after it, as in He et al.
       and in ``transformers.ViTMAEForPreTraining``.
     * ``vit``: as ``paper``, but with learned positions, as a plain ViT; for weights from elsewhere.

@@ -214,7 +214,7 @@ def confusion_alt(summary: Summary) -> str:
     return f"A matrix of {n} by {n} classes, darkest on its diagonal."
 
 
-# What fine-tuning can have beyond the report's recipe: parameter -> words for its value
+# What fine-tuning can have beyond the student's recipe: parameter -> words for its value
 PARTS = {
     "layer_decay": "layer-wise decay of the learning rate ({}; [Clark et al. 2020](https://arxiv.org/abs/2003.10555))",
     "drop_path": "drop path (up to {}; [Huang et al. 2016](https://arxiv.org/abs/1603.09382))",

@@ -95,7 +95,7 @@ class RunParameters(Parameters):
     compile: Compile = Field("auto", description="use torch.compile; graphs: with CUDA graphs; auto: on for cuda")
     deterministic: bool = Field(False, description="true: the same bits every time on cuda, too; slower")
     checkpoint_seconds: float = Field(60.0, description="seconds between checkpoints for resuming", ge=0)
-    variant: Variant = Field("report", description="model of the report, of the MAE paper, or a plain ViT")
+    variant: Variant = Field("report", description="report: the student's model; paper: the MAE paper's; vit: a plain ViT")
     attention: Attention = Field(
         "auto", description="explicit: softmax(q k) v; auto: fused, except where a cpu is slower so"
     )
@@ -104,7 +104,9 @@ class RunParameters(Parameters):
     width: int = Field(48, description="encoder's width; must be a multiple of heads", ge=4, le=4096)
     depth: int = Field(2, description="number of encoder blocks", ge=1, le=64)
     heads: int = Field(2, description="number of attention heads in the encoder", ge=1, le=64)
-    decoder_width: int = Field(48, description="decoder's width; variant report: must equal width", ge=4, le=4096)
+    decoder_width: int = Field(
+        48, description="decoder's width, for pre-training; variant report: must equal width", ge=4, le=4096
+    )
     decoder_depth: int = Field(1, description="number of decoder blocks", ge=1, le=64)
     decoder_heads: int = Field(2, description="number of attention heads in the decoder", ge=1, le=64)
     norm_eps: float = Field(1e-6, description="epsilon of LayerNorm; for many weights of transformers 1e-12", ge=0, le=1)

@@ -92,4 +92,5 @@ def recover(path: Path, folder: Path) -> None:
     check_nobody_runs(folder.resolve())
     done = subprocess.run(words, cwd=folder, capture_output=True, encoding="utf-8")
     if done.returncode:
-        raise BusyError(f"Snakemake's lock could not be removed: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines()[-1]
+        raise BusyError(f"Snakemake's lock could not be removed ({said}): remove the folder .snakemake/locks yourself")

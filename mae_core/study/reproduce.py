@@ -74,7 +74,9 @@ def reproduce(path: Path) -> bool:
     check_data_dir(run.dataset, run.data_dir, run.image_size, published.stage == "finetune")
     images.load(run.dataset, run.data_dir, image_size=run.image_size)  # creates or downloads the data set if it is missing
     if images.checksum(run.dataset, run.data_dir, run.image_size) != told["data_md5"]:
-        raise ParameterError(f"the data set in {run.data_dir} is not the one that the run used: its checksum differs")
+        raise ParameterError(
+            f"the data set in {run.data_dir} is not the one that the run used (its checksum differs): put that one there"
+        )
     for difference in differences(published):
         print(f"not as published: {difference}")
     with tempfile.TemporaryDirectory() as place:
@@ -117,8 +119,13 @@ def checked_out(commit: str | None, clean: bool | None) -> Iterator[Path]:
         tree = Path(folder) / "code"
         try:
             checkout.git("worktree", "add", "--quiet", "--detach", str(tree), commit)
+        except OSError as error:
+            raise ParameterError(f"commit {commit} is needed, but git is not installed: install it") from error
         except subprocess.CalledProcessError as error:
-            raise ParameterError(f"commit {commit} is not in this repository ({error.stderr.strip()})") from error
+            raise ParameterError(
+                f"commit {commit} is not in this repository ({error.stderr.strip()}): take a clone of the project; in a "
+                f"shallow one, fetch the whole history: git fetch --unshallow"
+            ) from error
         try:
             yield tree / checkout.git("rev-parse", "--show-prefix")  # the project may be a subfolder of the repository
         finally:
@@ -134,7 +141,7 @@ def provide_weights(published: Published, path: Path, place: Path) -> None:
     wanted = Path(getattr(published.run, "weights", ""))
     beside = path.absolute().parents[1] / "pretrain" / "provenance.json"
     if not beside.exists():
-        raise ParameterError(f"{path} is a fine-tuned run, but its pre-training's provenance is missing: {beside}")
+        raise ParameterError(f"{path} is a fine-tuned run, but {beside} is missing: put its pre-training's results there")
     pretraining = Published.read(beside)
     expected = pretraining.provenance["weights_sha256"]
     for weights in (wanted, beside.with_name("weights.safetensors")):

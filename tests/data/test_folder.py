@@ -203,6 +203,12 @@ def test_what_lies_beside_the_images_does_not_matter(tmp_path):
     assert [len(listing.names) for listing in list_images(tmp_path / "own")] == [1, 1]
 
 
+def test_a_single_image_is_not_enough(tmp_path):
+    save(tmp_path / "a.png")
+    with pytest.raises(MissingDataError, match=r"holds one image only, which is set aside for testing: put more there"):
+        list_images(tmp_path)
+
+
 def test_links_within_the_folder_are_followed_but_not_in_circles(photos):
     (photos / "train" / "red sky" / "again.png").symlink_to(photos / "train" / "red sky" / "small.png")
     (photos / "train" / "red sky" / "round").symlink_to(photos / "train" / "red sky")

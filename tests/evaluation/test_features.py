@@ -112,7 +112,7 @@ def test_what_cannot_be_used_is_named(weights, pictures, tmp_path):
     with pytest.raises(ParameterError, match=r"out.csv ends in '.csv': it must end in .npz or .parquet"):
         write_features(str(weights[1]), folder, tmp_path / "out.csv")
     (tmp_path / "images" / "empty").mkdir()
-    with pytest.raises(MissingDataError, match="contains no images"):
+    with pytest.raises(MissingDataError, match=r"contains no images \(\.jpg .*\): name another folder"):
         write_features(str(weights[1]), folder / "empty", tmp_path / "out.npz")
     with pytest.raises(MissingDataError, match="is no folder: name a folder of images"):
         write_features(str(weights[1]), folder / "nowhere", tmp_path / "out.npz")

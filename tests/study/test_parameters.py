@@ -8,8 +8,10 @@ from typing import Literal, get_args, get_origin
 import nbformat
 import pytest
 
+from mae_core.data import DATASETS
 from mae_core.errors import ParameterError
-from mae_core.explore.trained import ExploreParameters
+from mae_core.explore.trained import SEEN, ExploreParameters, Shown
+from mae_core.report import narrative
 from mae_core.study.parameters import (
     FinetuneParameters,
     PretrainParameters,
@@ -198,6 +200,11 @@ def test_a_notebooks_cell_holds_the_same_parameters(name):
     for line, spec in zip(cell.source.splitlines(), KINDS[name].model_fields.values(), strict=True):
         choices = f" ({', '.join(get_args(spec.annotation))})" if get_origin(spec.annotation) is Literal else ""
         assert line.endswith(f"  # {spec.description}{choices}")
+
+
+def test_the_explorer_and_the_report_know_every_data_set():
+    assert set(get_args(Shown)) == {"auto", *DATASETS}
+    assert SEEN.keys() == narrative.DATASETS.keys() == {*DATASETS} - {"folder"}
 
 
 def test_a_notebook_started_below_the_root_works_at_the_root(tmp_path, monkeypatch):

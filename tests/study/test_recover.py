@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import psutil
 import pytest
@@ -13,6 +14,7 @@ from mae_core.errors import BusyError
 from mae_core.study import recover
 from mae_core.study.recover import is_lost
 
+ROOT = Path(__file__).parents[2]
 WAIT = "import sys; print(flush=True); sys.stdin.read()"
 
 
@@ -49,6 +51,15 @@ def test_a_worker_of_a_living_kernel_is_not_lost(kernel):
 def test_what_does_not_name_its_starter_is_not_lost(kernel):
     assert not is_lost(kernel(None))
     assert not is_lost(kernel("none"))
+
+
+def test_a_lock_that_stays_is_told_with_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(recover, "check_nobody_runs", lambda folder: None)
+    failed = types.SimpleNamespace(returncode=1, stderr="Unlocking\nPermission denied\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    told = r"could not be removed \(Permission denied\): remove the folder .snakemake/locks yourself$"
+    with pytest.raises(BusyError, match=told):
+        recover.recover(ROOT / "params" / "smoke.yaml", tmp_path)
 
 
 @pytest.mark.parametrize("locked", [False, True])

@@ -14,7 +14,7 @@ from checkout import git
 from mae_core.errors import ParameterError
 from mae_core.study import provenance
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.reproduce import Published, checked_out, differences, reproduce
+from mae_core.study.reproduce import Published, checked_out, differences, provide_weights, reproduce
 from mae_core.study.results import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +85,7 @@ def test_it_says_so_when_the_weights_differ(published, monkeypatch, capsys, tmp_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data_md5": "0"}, "the data set in data is not the one that the run used"),
+        ({"data_md5": "0"}, r"the data set in data is not the one .* \(its checksum differs\): put that one there"),
         ({"commit": "0" * 40}, "is not in this repository"),
     ],
 )
@@ -97,6 +97,29 @@ def test_what_cannot_be_repeated_is_told(published, monkeypatch, change, message
     (folder / "provenance.json").write_text(json.dumps(told), encoding="utf-8")
     with pytest.raises(ParameterError, match=message):
         reproduce(folder / "provenance.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", "commit 0{40} is needed, but git is not installed: install it"),
+        (
+            os.environ["PATH"],
+            r"commit 0{40} is not in this repository \(.+\): .* the whole history: git fetch --unshallow$",
+        ),
+    ],
+)
+def test_a_commit_that_cannot_be_had_is_told_with_what_to_do(path, message, monkeypatch):
+    monkeypatch.setenv("PATH", path)
+    with pytest.raises(ParameterError, match=message), checked_out("0" * 40, True):
+        pytest.fail("there is no such commit")
+
+
+def test_a_fine_tuned_run_without_its_pre_training_is_told(tmp_path):
+    published = Published("finetune", {}, FinetuneParameters(weights="w.safetensors"), {}, {})
+    path = tmp_path / "finetune" / "provenance.json"
+    with pytest.raises(ParameterError, match=r"pretrain/provenance.json is missing: put its pre-training's results there"):
+        provide_weights(published, path, tmp_path)
 
 
 def test_files_that_are_no_run_are_told(published, monkeypatch):
