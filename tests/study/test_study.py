@@ -22,7 +22,7 @@ def smoke():
     return yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["smoke", "laptop", "paper"])
+@pytest.mark.parametrize("name", ["smoke", "laptop", "night", "paper"])
 def test_every_study_has_the_six_cases_and_checks(name):
     study = Study.read(ROOT / "params" / f"{name}.yaml")
     assert study.name == name
