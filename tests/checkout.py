@@ -1,4 +1,4 @@
-"""A copy of the project with its own small study, for tests of whole studies."""
+"""The project's checkout, and a copy of it with its own small study, for tests of whole studies."""
 
 import os
 import re
@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
+
+from mae_core.study import checkout
 
 ROOT = Path(__file__).parents[1]
 STUDY = {
@@ -21,8 +24,30 @@ STUDY = {
     "cases": {"random-75": {}, "block-50": {"mask_strategy": "block", "mask_ratio": 0.5}, "scratch": None},
 }  # fmt: skip
 
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+
+
+def tracked(*names):
+    """The files in these folders, or with these names, that git tracks; where it cannot tell, all of them but caches."""
+    try:
+        found = checkout.git("ls-files", "-z", "--", *names).split("\0")
+    except (OSError, subprocess.CalledProcessError):
+        found = []
+    if any(found):
+        return [Path(name) for name in found if (ROOT / name).is_file()]
+    paths = [path for name in names for path in (ROOT / name, *(ROOT / name).rglob("*")) if path.is_file()]
+    return [path.relative_to(ROOT) for path in paths if not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts)]
+
+
+def published():
+    """The studies whose reports are published: those that .gitignore excepts."""
+    return re.findall(r"^!report/([\w-]+)/$", (ROOT / ".gitignore").read_text(encoding="utf-8"), re.MULTILINE)
+
 
 def git(folder, *words):
+    """What git prints about a folder; a test that asks where there is no git is skipped."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
     names = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
     return subprocess.run(
         ["git", "-C", folder, *names, *words], check=True, capture_output=True, encoding="utf-8"

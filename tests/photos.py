@@ -9,8 +9,21 @@ from PIL import Image
 from torchvision.datasets import CIFAR100
 
 RED, BLUE = (220, 30, 40), (30, 40, 200)
-UPSIDE_DOWN = Image.Exif()
-UPSIDE_DOWN[0x0112] = 3
+
+
+def held(orientation):
+    """The EXIF block of a picture that was taken with the camera held so; 3 is upside down."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def quarters(size=(64, 48)):
+    """A picture of four colours, one in each corner."""
+    picture = halves(size)
+    picture.paste((20, 200, 60), (0, 0, size[0] // 2, size[1] // 2))
+    picture.paste((240, 230, 90), (size[0] // 2, size[1] // 2, *size))
+    return picture
 
 
 def halves(size=(64, 48), above=RED, below=BLUE):
@@ -46,7 +59,7 @@ def pictures(above=RED, below=BLUE):
     picture, upside_down = halves((500, 400), above, below), halves((90, 70), below, above)
     forms = {
         "large.jpg": (picture, {"quality": 95}),
-        "TURNED.JPEG": (upside_down, {"exif": UPSIDE_DOWN, "quality": 95}),
+        "TURNED.JPEG": (upside_down, {"exif": held(3), "quality": 95}),
         "print.jpg": (halves((120, 120), above, below).convert("CMYK"), {"quality": 95}),
         "small.png": (halves((24, 30), above, below), {}),
         "palette.PNG": (halves((64, 64), above, below).quantize(16), {}),

@@ -16,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import measure, summary
 from benchmarks.__main__ import COMPARED, MORE, PEERS, TINY, contestants, machine_name, main, tasks_here, training_flops
-from benchmarks.contestants import EPOCH_STEPS, Contestant, Shape, build
+from benchmarks.contestants import EPOCH_STEPS, MODELS, Contestant, Shape, build, parameters, tune
 from benchmarks.measure import counted_bytes, take_turns
 from mae_core import devices
+from mae_core.evaluation import flops
 from mae_core.study.results import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -229,6 +230,17 @@ def test_flops_are_those_of_the_published_model():
     assert of["mask tokens"] == pytest.approx(3 * (depth + 4) * products, rel=0.02)
 
 
+@pytest.mark.parametrize(("name", "task"), MODELS)
+def test_a_peer_does_the_same_work_as_ours(monkeypatch, name, task):
+    """With explicit attention: torch's counter does not count the CPU's fused attention."""
+    monkeypatch.setattr(devices, "set_up", lambda threads=0: None)
+    model = MODELS[name, task](Shape())
+    tune(model, Contestant(name, "finetune", "float32", False, device="cpu"))
+    run = parameters(Contestant("ours", "pretrain" if task == "pretrain" else "finetune", "float32", False))
+    ours = flops.of_pretraining(run) if task == "pretrain" else flops.of_classifier(run)
+    assert flops.count(model, torch.rand(1, 3, 32, 32)) == pytest.approx(ours, rel=0.1)
+
+
 @pytest.mark.slow
 def test_the_command_writes_what_it_measured(monkeypatch, tmp_path, capsys):
     words = ["benchmarks", "--tiny", "--tasks", "ours", "--blocks", "1", "--seconds", "0.05", "--out", str(tmp_path)]
@@ -348,3 +360,33 @@ def test_the_docs_show_the_published_results(path):
     for told in re.findall(r"\| (\d\.\d\d) \| \d\.\d\d \(", "\n".join(tuned)):
         assert told in settings
     assert path.with_suffix(".md").read_text(encoding="utf-8") == summary.markdown(content)
+
+
+def cells(text):
+    """The rows of a Markdown table, without the line under its head."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    return [rows[0], *rows[2:]]
+
+
+def test_the_readmes_table_of_speed_is_that_of_the_results():
+    """The race on a GPU has no file yet: its rates stand in the docs alone."""
+    content = read_json(ROOT / "benchmarks" / "results" / "amd-epyc-2-threads-avx512-bfloat16.json")
+    expected = [
+        [task, own.removesuffix(" (bfloat16)"), peer.replace(", bfloat16)", ")"), ratio]
+        for task, own, _, peer, ratio, *_ in cells("\n".join(summary.overview(content)))[1:]
+    ]
+    docs = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8").split("### One NVIDIA H200, by hand\n")[1]
+    modes, *by_hand = cells(docs.split("\n\n- ")[0])
+    for task, own, *others in by_hand:
+        rates = {mode.split(",")[0]: int(rate.replace(",", "")) for mode, rate in zip(modes[2:], others, strict=True)
+                 if mode.endswith(", compiled") and rate[:1].isdigit()}  # fmt: skip
+        best = max(rates, key=rates.get)
+        ratio = int(own.replace(",", "")) / rates[best]
+        expected.append([task, own, f"{rates[best]:,} ({best})", f"{ratio:.2f}"])
+
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Speed\n")[1].split("\n## ")[0]
+    _, *told = cells(section)
+    assert [row[1:] for row in told] == expected
+    machines = ["two cores of an AMD EPYC, bfloat16, batch 128", "", "", "one NVIDIA H200, bfloat16, all compiled", ""]
+    assert [row[0] for row in told] == machines
+    assert {timing["shape"]["batch_size"] for timing in summary.racers(content["parts"]["pretrain"])} == {128}

@@ -1,6 +1,9 @@
 import gc
 import mmap
 import os
+import platform
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +30,15 @@ def test_precision_is_what_was_asked_for():
     assert devices.choose_precision("auto", torch.device("mps")) == torch.float32
     expected = torch.bfloat16 if devices.cpu_has_bfloat16() else torch.float32
     assert devices.choose_precision("auto", cpu) == expected
+
+
+def test_bfloat16_is_what_the_processor_says():
+    told = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not told.exists():
+        pytest.skip("no /proc/cpuinfo of an x86 processor")
+    (flags,) = set(re.findall(r"^flags\s*: (.*)$", told.read_text(encoding="utf-8"), re.MULTILINE))
+    assert devices.cpu_has_bfloat16() == bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
+    assert devices.cpu_has_tiles() == ("amx_bf16" in flags.split())
 
 
 def test_a_cast_leaves_the_model_as_it_is():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from nbclient import NotebookClient
+from photos import held
 from PIL import Image
 
 from mae_core.data.images import load, to_unit
@@ -358,11 +359,10 @@ def test_a_picture_of_ones_own_is_upright_square_and_small(view):
     assert (own_picture(file_of(wide, "PNG"), 32) == torch.tensor([255, 0, 0])[:, None, None]).all()
     halves = Image.new("RGB", (64, 64), "blue")
     halves.paste("red", (0, 0, 64, 32))  # red above
-    turned = Image.Exif()
-    turned[0x0112] = 3  # upside down
-    picture_CHW = own_picture(file_of(halves, "JPEG", exif=turned, quality=95), 32).int()
-    assert picture_CHW[2, 4, 16] > 200
-    assert picture_CHW[0, 28, 16] > 200
+    for orientation, red, blue in ((3, (28, 16), (4, 16)), (6, (16, 28), (16, 4)), (8, (16, 4), (16, 28))):
+        picture_CHW = own_picture(file_of(halves, "JPEG", exif=held(orientation), quality=95), 32).int()
+        assert picture_CHW[2, *blue] > 200
+        assert picture_CHW[0, *red] > 200
     before = reconstruction(view)
     view.answer(None, {"ask": "own"}, [memoryview(file_of(wide.convert("P"), "GIF"))])
     assert view.image == OWN

@@ -11,9 +11,11 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from checkout import git, needs_git
 
 from mae_core.cli import COMMANDS
 from mae_core.explore.trained import KEPT
+from mae_core.study import checkout
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -89,21 +91,22 @@ def test_the_readmes_first_screen_has_the_picture_and_both_commands():
     assert "| case |" in first
 
 
-def test_the_readmes_examples_write_different_files_that_git_ignores_and_need_no_gpu():
+def test_the_readmes_examples_write_different_files_that_git_ignores_and_need_no_gpu(tmp_path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     written = re.findall(r"^papermill \S+ (\S+)", text, re.M) + re.findall(r"^mae-core .*> (\S+)", text, re.M)
     assert len(written) == len(set(written)) == 4
-    ignored = subprocess.run(["git", "check-ignore", *written], cwd=ROOT, capture_output=True, encoding="utf-8")
-    assert ignored.stdout.split() == written or "not a git repository" in ignored.stderr
     (study,) = re.findall(r"^mae-core parameters (\S+)", text, re.M)
     assert study == "params/smoke.yaml"  # a copied line must not train a published study anew
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    git(tmp_path, "init", "--quiet")
+    assert git(tmp_path, "check-ignore", *written).split() == written
 
 
 def test_no_data_are_committed_and_only_small_weights():
-    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, encoding="utf-8")
-    if done.returncode:
-        pytest.skip("not a git checkout")
-    files = done.stdout.split()
+    try:
+        files = checkout.git("ls-files").split()
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout, or git is not installed")
     weights = [f for f in files if f.endswith((".safetensors", ".pt", ".pth", ".pkl", ".tar.gz"))]
     assert {Path(f).name for f in weights} <= {KEPT}
     assert all((ROOT / f).stat().st_size < 1.5e6 for f in weights if (ROOT / f).exists())
@@ -132,6 +135,15 @@ def test_the_workflow_runs_what_ci_runs():
     assert workflow["permissions"] == {"contents": "read"}
 
 
+def test_the_profile_of_slurm_gives_every_job_a_limit_memory_and_time_for_a_checkpoint():
+    profile = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text(encoding="utf-8"))
+    given = dict(entry.split("=", 1) for entry in profile["default-resources"])
+    assert {"slurm_partition", "runtime", "mem_mb"} <= set(given)
+    assert given["slurm_extra"] == "\"'--signal=TERM@60'\""
+    assert "set-resources" not in profile  # the Snakefile asks for as many GPUs as a run has processes
+
+
+@needs_git
 def test_git_sees_no_outputs_that_jupyter_saved(tmp_path):
     """With the filter that ``make env`` sets up."""
     words = ["make", "--dry-run", "--what-if", "pyproject.toml", "env", f"VENV={sys.prefix}"]

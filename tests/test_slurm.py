@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import yaml
 from checkout import STUDY, Checkout
 
 from mae_core.study.tensors import load_tensors
@@ -98,14 +97,6 @@ def wait_for(what, seconds):
     while not what():
         assert time.monotonic() < end
         time.sleep(0.2)
-
-
-def test_the_profile_gives_every_job_a_limit_memory_and_time_for_a_checkpoint():
-    profile = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text(encoding="utf-8"))
-    given = dict(entry.split("=", 1) for entry in profile["default-resources"])
-    assert {"slurm_partition", "runtime", "mem_mb"} <= set(given)
-    assert given["slurm_extra"] == "\"'--signal=TERM@60'\""
-    assert "set-resources" not in profile  # the Snakefile asks for as many GPUs as a run has processes
 
 
 def test_a_study_runs_to_its_report_side_by_side_on_two_gpus(slurm, tmp_path, few_shapes_dir):

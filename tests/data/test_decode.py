@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 import pytest
-from photos import BLUE, RED, animated, halves, pictures, sixteen_bits, transparent
+from photos import BLUE, RED, animated, halves, held, pictures, quarters, sixteen_bits, transparent
 from PIL import Image, ImageOps
 
 from mae_core.data.decode import decode
@@ -33,6 +33,14 @@ def test_sixteen_bits_are_scaled_and_not_clipped():
         pixels = decode(content(sixteen_bits(), form), 20)
         assert (abs(pixels[:7] - 153.0) <= 1).all()  # 60 % of 255, with a trace of the edge
         assert (abs(pixels[13:] - 51.0) <= 1).all()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_upright_however_the_camera_was_held(orientation, form):
+    taken = content(quarters(), form, exif=held(orientation))
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(taken))).convert("RGB")
+    assert np.array_equal(decode(taken, 24), ImageOps.fit(upright, (24, 24), Image.Resampling.LANCZOS))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])

@@ -6,10 +6,12 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from mae_core.data.images import Split
+from mae_core.data.images import Split, augment, to_unit
+from mae_core.data.mixing import mix
 from mae_core.errors import NotFiniteError, ParameterError, StoppedError
 from mae_core.evaluation import classification
 from mae_core.model.mae import Classifier, MaskedAutoencoder
+from mae_core.model.vit import drop_paths
 from mae_core.study import provenance
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.results import read_json
@@ -18,6 +20,7 @@ from mae_core.training import loop, objective
 from mae_core.training.checkpoint import Checkpoint
 from mae_core.training.loop import compile_loss, fit, learning_rate, new_optimizer, progress, sum_of_weights
 from mae_core.training.plan import choose_plan
+from mae_core.training.replicas import Replicas
 from mae_core.training.runs import finetune, new_model, pretrain
 
 
@@ -158,6 +161,37 @@ def test_a_step_takes_its_images_and_moves_the_weights_by_its_rate(monkeypatch, 
     for old, new in zip(before, model.parameters(), strict=True):
         torch.testing.assert_close((new - old).abs(), torch.full_like(old, 0.125), rtol=1e-4, atol=0)
     assert len(asked) == compiled
+
+
+PARTS = {"augment": "crop-flip", "mixup": 0.8, "cutmix": 1.0, "drop_path": 0.2}
+
+
+@pytest.mark.parametrize("on", [(), *((part,) for part in PARTS), ("mixup", "cutmix"), tuple(PARTS)], ids=" ".join)
+def test_a_step_crops_flips_mixes_and_drops_branches_as_its_run_says(monkeypatch, on):
+    run = FinetuneParameters(depth=3, **{part: PARTS[part] for part in on})
+    train = Split(torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8), torch.arange(20) % 4, tuple("abcd"))
+    model, got, batch = torch.nn.Linear(1, 1), [], torch.randperm(20)[:12]
+    monkeypatch.setattr(Replicas, "compute_gradients", lambda self, *given: got.extend(given) or torch.zeros(()))
+    generator, again = (torch.Generator().manual_seed(5) for _ in range(2))
+    plan = choose_plan(run, torch.device("cpu"))
+    loop.new_step(model, objective.classification(run, 4), train, run, plan, new_optimizer(model, run), generator)(
+        batch, 0.1
+    )
+    images_BCHW, targets, _ = got
+
+    plain_BCHW, labels_B = to_unit(train.images_nCHW[batch]), train.labels_n[batch]
+    expected_BCHW, classes, paths = plain_BCHW, labels_B, None
+    if "augment" in on:
+        expected_BCHW = to_unit(augment(train.images_nCHW[batch], "crop-flip", again))
+    if "mixup" in on or "cutmix" in on:
+        alphas = [PARTS[part] * (part in on) for part in ("mixup", "cutmix")]
+        expected_BCHW, classes = mix(expected_BCHW, labels_B, 4, *alphas, again)
+    if "drop_path" in on:
+        paths = drop_paths(12, 3, 0.2, again, torch.device("cpu"))
+    assert images_BCHW.equal(expected_BCHW)
+    assert images_BCHW.equal(plain_BCHW) == (not set(on) - {"drop_path"})
+    assert targets.classes.equal(classes)
+    assert targets.paths_BL2 is None if paths is None else targets.paths_BL2.equal(paths)
 
 
 # The loop alone: 70 images in batches of 16, so 4 steps an epoch, which compute nothing ------------------------------

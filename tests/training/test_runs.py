@@ -8,6 +8,7 @@ from PIL import Image
 
 from mae_core.data.images import checksum, load
 from mae_core.errors import BusyError, ParameterError
+from mae_core.evaluation.probes import features, knn, linear_probe
 from mae_core.explore.trained import open_run
 from mae_core.model.mae import Classifier, MaskedAutoencoder
 from mae_core.model.vit import resize_positions, sincos_positions
@@ -100,18 +101,29 @@ def test_the_provenance_tells_from_which_weights_fine_tuning_started(tiny):
     assert "initial_weights_sha256" not in before
 
 
-def test_the_probes_are_those_of_the_pre_trained_encoder_whatever_the_head_reads(tiny):
+def test_the_probes_are_those_of_the_pre_trained_encoder_whatever_the_head_reads(tiny, monkeypatch):
     """The norm that follows the mean of patches starts anew, as the MAE paper's fc_norm, but only after the probes."""
-    pretrain(PretrainParameters.check(tiny))
-    found = {}
+    pretrained, started, fit = pretrain(PretrainParameters.check(tiny)), [], runs.fit
+    train, test = (load("shapes", tiny["data_dir"], first, limit) for first, limit in ((True, 512), (False, 0)))
+
+    def follow(model, *words):
+        started.append(model.encoder.norm.weight.detach().clone())
+        return fit(model, *words)
+
+    def probed(encoder):
+        train_nD, test_nD = features(encoder, train, test, run, torch.device("cpu"))
+        both = {"linear": linear_probe, "knn": knn}
+        return {name: measure(train_nD, train.labels_n, test_nD, test.labels_n) for name, measure in both.items()}
+
+    monkeypatch.setattr(runs, "fit", follow)
     for pooling in ("class-token", "mean"):
-        run = FinetuneParameters.check({**tiny, "pooling": pooling, "base_lr": 0.0}).resolved()
+        run = FinetuneParameters.check({**tiny, "pooling": pooling, "base_lr": 0.1}).resolved()
         assert run.weights
-        finetune(run)
-        found[pooling] = read_json(run.folder / "finetune" / "metrics.json")["probes"]
-        norm = weights(run, "finetune")["encoder.norm.weight"]
-        assert norm.equal(torch.ones(24)) == (pooling == "mean")
-    assert found["mean"] == found["class-token"]
+        tuned = finetune(run)
+        found = read_json(run.folder / "finetune" / "metrics.json")["probes"]
+        assert found == probed(pretrained.encoder)
+        assert found != probed(tuned.encoder)
+        assert started.pop().equal(torch.ones(24)) == (pooling == "mean")
 
 
 def test_a_run_on_validation_images_never_sees_the_test_images(tiny, monkeypatch):
