@@ -191,8 +191,8 @@ def several_machines(summary: Summary) -> str:
     """Which cases ran on which machines, if not all ran on the same: speeds do not compare then; else empty."""
     groups: dict[str, list[str]] = {}
     for case in summary.cases.values():
-        if told := {p["device"] for stage in STAGES for p in case.read(stage, "provenance").values()}:
-            groups.setdefault(" or ".join(sorted(told)), []).append(case.label)
+        if devices := {p["device"] for stage in STAGES for p in case.read(stage, "provenance").values()}:
+            groups.setdefault(" or ".join(sorted(devices)), []).append(case.label)
     if len(groups) < 2:
         return ""
     told = "; ".join(f"{', '.join(cases)}: {device}" for device, cases in groups.items())
