@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkout import git
+from checkout import git, needs_git
 
 from mae_core.errors import ParameterError
 from mae_core.study import checkout, provenance
@@ -104,9 +104,10 @@ def test_what_cannot_be_repeated_is_told(published, monkeypatch, change, message
     ("path", "message"),
     [
         ("", "commit 0{40} is needed, but git is not installed: install it"),
-        (
+        pytest.param(
             os.environ["PATH"],
             r"commit 0{40} is not in this repository \(.+\): .* the whole history: git fetch --unshallow$",
+            marks=needs_git,
         ),
     ],
 )
