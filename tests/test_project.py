@@ -208,7 +208,8 @@ def test_make_tells_what_a_study_lacks_before_anything_is_set_up(tmp_path, words
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "params", tmp_path / "params")
-    done = subprocess.run(["make", *words, "PYTHON=false"], cwd=tmp_path, capture_output=True, encoding="utf-8")
+    words = ["make", "--no-print-directory", *words, "PYTHON=false"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, encoding="utf-8")
     assert re.fullmatch(told, done.stderr.splitlines()[0])
     assert (done.returncode, done.stdout) == (2, "")
     assert not (tmp_path / ".venv").exists()

@@ -71,9 +71,9 @@ def fit(
     if not steps:
         raise ParameterError(f"batch_size is {run.batch_size}: there are only {len(train)} training images")
     if run.epochs * steps == 1 and run.warmup_epochs:
-        raise ParameterError(
-            f"warmup_epochs is {run.warmup_epochs:g}: the single step of this run would have a rate of 0; "
-            "set warmup_epochs: 0, or take more epochs or a smaller batch_size"
+        print(
+            f"this run changes no weight: warmup_epochs is {run.warmup_epochs:g}, so its single step has a rate of 0; set "
+            "warmup_epochs: 0, or take more epochs or a smaller batch_size"
         )
     together = team()
     if together.size > run.batch_size:

@@ -246,17 +246,19 @@ def test_every_step_has_the_learning_rate_of_its_place(fit_idly):
     assert history["learning_rate"] == expected[3::4]  # of an epoch's last step
 
 
-@pytest.mark.parametrize(
-    ("more", "told"),
-    [
-        ({"batch_size": 70, "epochs": 1}, "warmup_epochs is 1: the single step of this run would have a rate of 0"),
-        ({"batch_size": 16, "processes": 2}, "batch_size is 16: it must be at least the number of processes, 17"),
-    ],
-)
-def test_a_run_that_could_not_train_is_refused(fit_idly, monkeypatch, more, told):
+def test_a_single_step_of_a_warm_up_is_told_to_change_nothing(fit_idly, capsys):
+    assert [rate for _, rate in fit_idly(batch_size=70, epochs=1)[0]] == [0.0]
+    assert (
+        "this run changes no weight: warmup_epochs is 1, so its single step has a rate of 0; set" in capsys.readouterr().out
+    )
+    fit_idly(batch_size=70, epochs=1, warmup_epochs=0.0, folder="other")
+    assert "changes no weight" not in capsys.readouterr().out
+
+
+def test_more_processes_than_images_a_step_are_refused(fit_idly, monkeypatch):
     monkeypatch.setattr(loop, "team", lambda: types.SimpleNamespace(size=17, leads=True))
-    with pytest.raises(ParameterError, match=told):
-        fit_idly(**more)
+    with pytest.raises(ParameterError, match="batch_size is 16: it must be at least the number of processes, 17"):
+        fit_idly(batch_size=16)
 
 
 def test_the_history_has_the_means_of_epochs_and_what_was_measured_after_them(fit_idly):
