@@ -60,9 +60,9 @@ MORE = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT + LENGTHS + 
 
 # Runs of other parameters than the study's are repeated. A pull makes the code newer than committed results, which stay as
 # they are: `--forceall` (make report AGAIN=1) trains anew.
-OUT_OF_DATE = date_results(study, {*sources("notebooks/pretrain.ipynb"), *sources("notebooks/finetune.ipynb")})
-if workflow.is_main_process:  # not in jobs
-    print(*OUT_OF_DATE, sep="\n", end="\n" * bool(OUT_OF_DATE), file=sys.stderr)
+for sentence in date_results(study, {*sources("notebooks/pretrain.ipynb"), *sources("notebooks/finetune.ipynb")}):
+    if workflow.is_main_process:  # not in jobs
+        print(sentence, file=sys.stderr)
 
 # Training jobs share the machine: each reserves its threads and, where there are GPUs, one of them; the others wait.
 # Which one is settled by the run itself (mae_core/gpus.py), on a cluster by its scheduler.

@@ -13,6 +13,7 @@ EPILOG = """examples:
   mae-core parameters params/paper.yaml block-50 0 pretrain > run.yaml
   mae-core train params/paper.yaml block-50 0 pretrain
   mae-core render outputs/laptop my-report
+  mae-core table "{study: laptop}"
   mae-core reproduce outputs/laptop/random-75/seed0/pretrain/provenance.json
   mae-core keep outputs/laptop/random-75/seed0/pretrain
   mae-core export outputs/laptop/random-75/seed0/finetune my-model

@@ -147,18 +147,13 @@ def left_in_groups(told: Path = Path("/proc/self/cgroup"), groups: Path = Path("
                 root = groups / "memory"
             else:
                 continue
-            for group in (root, *(root.joinpath(*parts) for parts in beginnings(name))):
+            own = root / name.lstrip("/")
+            for group in (own, *(parent for parent in own.parents if parent.is_relative_to(root))):
                 with contextlib.suppress(OSError, ValueError):  # no such group, or one without a limit ("max")
                     limit, used = (int((group / file).read_text(encoding="utf-8")) for file in files)
                     counted = (line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
                     cached = next((int(value) for name, value in counted if name == cache), 0)
                     yield max(0, limit - used + cached)
-
-
-def beginnings(path: str) -> list[list[str]]:
-    """The parts of a path and of all its parents, without the root."""
-    parts = [part for part in path.split("/") if part]
-    return [parts[: n + 1] for n in range(len(parts))]
 
 
 def reset_peak_memory(device: torch.device) -> None:

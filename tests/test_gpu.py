@@ -11,7 +11,6 @@ import psutil
 import pytest
 import torch
 import yaml
-from stopwatch import Stopwatch
 
 from benchmarks import gpu
 from mae_core.study.results import FULL, read_json, write_json
@@ -159,26 +158,23 @@ def test_a_part_that_fails_or_hangs_is_told_and_the_next_one_runs(tmp_path, monk
     sleep = "import time; time.sleep(60)"
     child = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {sleep!r}]); print(p.pid, flush=True); "
     stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('waiting', flush=True); "
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-c", child + "p.kill()"], check=True)
-    start = 5 * (time.monotonic() - began)  # where others work, too, Python may need a second to get so far
     parts = [
         part("fails", "print('FAILED tests/a.py::b'); raise SystemExit('2 | 3 tests failed')"),
-        part("hangs", child + "p.wait()", limit=1.0 + start),
-        part("ignores SIGTERM", stubborn + sleep, limit=2.0 + start),
+        part("hangs", child + "p.wait()", limit=1.0),
+        part("ignores SIGTERM", stubborn + sleep, limit=2.0),
         part("works", "import json; print(sorted(json.load(open('parts.json')))); print('4 passed')"),
         part("too long", "print('never')", limit=1e6),
     ]
-    watch = Stopwatch()
-    assert gpu.work(parts, tmp_path, "all", 30 + 5 * start) == 1
-    assert watch.seconds() < 10 + 2 * start
+    began = time.monotonic()
+    assert gpu.work(parts, tmp_path, "all", 30) == 1
+    assert time.monotonic() - began < 10
     found = {name: (entry["state"], entry["result"]) for name, entry in parts_json().items()}
     assert found["fails"] == ("failed", "FAILED tests/a.py::b; 2 | 3 tests failed")
     assert found["hangs"][0] == "failed"
     told, pid = found["hangs"][1].rsplit(": ", 1)
-    assert told == f"its {1 + start:.0f} s ran out"
+    assert told == "its 1 s ran out"
     assert not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
-    assert found["ignores SIGTERM"] == ("failed", f"its {2 + start:.0f} s ran out: waiting")
+    assert found["ignores SIGTERM"] == ("failed", "its 2 s ran out: waiting")
     assert found["works"] == ("done", "4 passed")
     assert "too long" not in found
     log = (tmp_path / "log.txt").read_text(encoding="utf-8")

@@ -46,9 +46,9 @@ def test_the_bootstrap_holds_the_truth_in_95_of_100_test_sets():
 
 def test_the_same_images_give_the_same_interval_in_a_moment():
     values_n = np.random.default_rng(4).choice([-1.0, 0.0, 1.0], 10_000)
-    began = time.process_time()
+    began = time.perf_counter()
     assert bootstrap(values_n) == bootstrap(values_n) == bootstrap(values_n[::-1])
-    assert time.process_time() - began < 1
+    assert time.perf_counter() - began < 1
     assert bootstrap(values_n) != bootstrap(values_n, seed=1)
     assert bootstrap(np.ones(9)) == (1.0, 1.0)
 
