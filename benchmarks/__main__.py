@@ -171,7 +171,7 @@ def training_flops(who: Contestant) -> int:
     shape = {k: v for k, v in dataclasses.asdict(who.shape).items() if k != "batch_size"}
     shape |= {"decoder_width": who.shape.width, "decoder_heads": who.shape.heads}
     if who.task in ("finetune", "evaluate"):
-        forward = flops.of_classifier(FinetuneParameters(**shape))
+        forward = flops.of_classifier(FinetuneParameters(**shape), n_classes=10)
         return forward * (3 if who.task == "finetune" else 1)
     return 3 * flops.of_pretraining(PretrainParameters(**shape, mask_tokens_in_encoder=who.task == "mask tokens"))
 

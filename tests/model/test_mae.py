@@ -33,7 +33,7 @@ def test_the_defaults_of_a_model_are_the_reports():
 
 
 def test_flops_do_not_depend_on_the_kind_of_attention():
-    counts = {of_classifier(PretrainParameters(attention=kind)) for kind in ("auto", "explicit", "fused")}
+    counts = {of_classifier(PretrainParameters(attention=kind), 10) for kind in ("auto", "explicit", "fused")}
     assert len(counts) == 1
 
 
@@ -48,11 +48,12 @@ def test_block_50_costs_143_times_the_flops_of_random_75():
     assert block / random == pytest.approx(1.43, abs=0.01)
 
 
-def test_flops_are_those_of_the_matrix_products():
+@pytest.mark.parametrize("n_classes", [10, 100])
+def test_flops_are_those_of_the_matrix_products(n_classes):
     run = PretrainParameters(**VIT_T2)
     tokens, width, hidden = 257, 192, 768
     block = 2 * tokens * (4 * width**2 + 2 * width * hidden) + 4 * tokens**2 * width
-    assert of_classifier(run) == 12 * block + 2 * 256 * 12 * width + 2 * width * 10
+    assert of_classifier(run, n_classes) == 12 * block + 2 * 256 * 12 * width + 2 * width * n_classes
 
 
 @pytest.mark.parametrize("norm_pix", [False, True])

@@ -4,6 +4,7 @@ import pytest
 from photos import write, write_cifar100
 
 from mae_core.errors import ParameterError
+from mae_core.evaluation.flops import of_classifier
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.results import load_sheet, read_json
 from mae_core.study.tensors import load_tensors
@@ -95,5 +96,7 @@ def test_cifar100_goes_through_both_stages_with_its_top_5(tmp_path, monkeypatch)
     finetune(FinetuneParameters.check({**values, "epochs": 3, "augment": "none"}))
     metrics = read_json(run.folder / "finetune" / "metrics.json")
     assert metrics["top5_accuracy"] > metrics["last_epoch_accuracy"]
+    run = FinetuneParameters(**values)
+    assert metrics["flops_per_image"] == of_classifier(run, 100) > of_classifier(run, 10)
     assert len(metrics["predictions"]["classes"]) == 100
     assert load_sheet(run.folder / "finetune" / "pictures.png", 1).shape == (1, 10, 32, 32, 3)
