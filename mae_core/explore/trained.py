@@ -20,7 +20,7 @@ from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study.checked import Name, Seed, UserPath
 from mae_core.study.parameters import OUTPUTS, Device, FinetuneParameters, Parameters, PretrainParameters, check_data_dir
 from mae_core.study.results import FULL, KEPT, load_sheet, read_json
-from mae_core.study.tensors import load_tensors, save_tensors
+from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
 from mae_core.training.runs import pretrain
 
 Shown = Literal["auto", "shapes", "cifar10", "cifar100", "folder"]
@@ -99,6 +99,8 @@ class Trained:
 def keep(folder: Path) -> Path:
     """Copy the weights of a run to ``weights.bfloat16.safetensors`` beside them, in half the size; return the path.
 
+    The copy names the checksum of the weights, so that a reader can tell whether they are those of the run beside it.
+
     Args:
         folder: the run's folder of one stage, ``outputs/<study>/<case>/seed<k>/<stage>``.
 
@@ -113,7 +115,8 @@ def keep(folder: Path) -> Path:
     except ValueError as error:
         raise ParameterError(str(error)) from error
     try:
-        save_tensors(folder / KEPT, {name: tensor.bfloat16() for name, tensor in tensors.items()}, about)
+        kept = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+        save_tensors(folder / KEPT, kept, about, copied_sha256=tensors_sha256(folder / FULL))
     except (OSError, SafetensorError) as error:
         raise OutputError(
             f"{folder / KEPT} cannot be written ({error}): check its permissions and the free space"

@@ -10,7 +10,7 @@ import yaml
 from mae_core.errors import ParameterError
 from mae_core.study.finished import Model, read_beside
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.results import FULL, METRICS
+from mae_core.study.results import KEPT, METRICS
 
 HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}  # what model hubs call them
 SHOWN = ("last_epoch_accuracy", "linear", "knn", "test_loss", "test_psnr")
@@ -138,12 +138,18 @@ def masks(run: PretrainParameters) -> str:
 
 def notes(model: Model) -> list[str]:
     """What else a reader should know, one sentence each."""
-    kept = "Its weights were kept in bfloat16; the figures below are those of the run before that."
+    repeats = (
+        "Its weights are those of a repetition of this run: with the same parameters, but with results that were not "
+        "recorded here and can differ, so this card tells none."
+    )
+    measured = bool(model.results["metrics"]) and not model.repeats
+    kept = f"Its weights were kept in bfloat16{'; the figures below are those of the run before that' * measured}."
     others = f"It started from the weights `{source(model)}`, whose licence applies."
     return [
         *([others] if source(model) else []),
         *model.lacking,
-        *([kept] if model.path.name != FULL and model.results["metrics"] else []),
+        *([repeats] if model.repeats else []),
+        *([kept] if model.path.name == KEPT else []),
     ]
 
 
@@ -159,7 +165,7 @@ def facts(model: Model) -> dict[str, str]:
     }  # fmt: skip
     values = metrics | metrics.get("probes", {})
     told |= {METRICS[key][0]: METRICS[key][1].format(values[key]) for key in SHOWN if key in values}
-    if others := accuracies(model):
+    if "last_epoch_accuracy" in values and (others := accuracies(model)):
         told["the same with other seeds (" + ", ".join(map(str, others)) + ")"] = ", ".join(
             f"{value:.2f}" for value in others.values()
         )

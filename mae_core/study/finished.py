@@ -9,8 +9,9 @@ from torch import Tensor
 from mae_core.errors import ParameterError
 from mae_core.model.config import ModelConfig
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
+from mae_core.study.repeat import changed
 from mae_core.study.results import FULL, KEPT, read_json
-from mae_core.study.tensors import load_tensors, tensors_sha256
+from mae_core.study.tensors import load_tensors, origin_sha256, tensors_sha256
 
 EPS_OF_TIMM = 1e-6  # of its LayerNorm; no configuration changes it
 
@@ -24,12 +25,15 @@ class Model:
         tensors: their state, in float32.
         run: the parameters of their training.
         results: the contents of ``metrics.json`` and ``provenance.json`` beside them; empty without these files.
+        repeats: whether the weights are of a repetition of the run beside them, whose results are not known: ``results``
+            then has no more than the names of classes.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     run: PretrainParameters | FinetuneParameters
     results: dict[str, dict[str, Any]]
+    repeats: bool = False
 
     @classmethod
     def read(cls, source: Path) -> Self:
@@ -52,10 +56,19 @@ class Model:
             raise ParameterError(f"{path} holds no model of a finished run: name its {FULL}")
         beside = {name: path.with_name(f"{name}.json") for name in ("metrics", "provenance")}
         results = {name: read_beside(file) for name, file in beside.items()}
-        expected = results["provenance"].get("weights_sha256")
-        if path.name == FULL and expected and tensors_sha256(path) != expected:
-            raise ParameterError(f"{path} is not what provenance.json beside it describes: move it to a folder of its own")
-        return cls(path, {name: tensor.float() for name, tensor in tensors.items()}, run, results)
+        expected, repeats = results["provenance"].get("weights_sha256"), False
+        if path.name == FULL:
+            wrong = "provenance.json" if expected and tensors_sha256(path) != expected else ""
+        else:
+            repeats = any(results.values()) and origin_sha256(path) != expected
+            described = path.with_name("parameters.json")
+            wrong = described.name if repeats and described.is_file() and changed(run, described) else ""
+        if wrong:
+            raise ParameterError(f"{path} is not what {wrong} beside it describes: move it to a folder of its own")
+        if repeats:
+            classes = results["metrics"].get("predictions", {}).get("classes")
+            results = {"metrics": {"predictions": {"classes": classes}} if classes else {}, "provenance": {}}
+        return cls(path, {name: tensor.float() for name, tensor in tensors.items()}, run, results, repeats)
 
     @property
     def config(self) -> ModelConfig:

@@ -16,15 +16,20 @@ from mae_core.errors import ParameterError
 from mae_core.study.results import whole
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write tensors, a JSON note and a checksum of both as safetensors."""
+def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any], copied_sha256: str = "") -> None:
+    """Write tensors, a JSON note and a checksum of both as safetensors.
+
+    Args:
+        copied_sha256: for a copy in another precision, :func:`tensors_sha256` of the weights that it was made from.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     note = json.dumps(about)
     with whole(path) as temporary:
         try:
             # One entry only: safetensors writes several in random order, but equal weights must give equal bytes.
-            told = json.dumps({"about": note, "crc32": checksum(tensors, note)})
-            write_tensors(temporary, tensors, {"mae_core": told})
+            told = {"about": note, "crc32": checksum(tensors, note)}
+            told |= {"copied_sha256": copied_sha256} if copied_sha256 else {}
+            write_tensors(temporary, tensors, {"mae_core": json.dumps(told)})
         except SafetensorError as error:
             raise OSError(str(error)) from error
 
@@ -75,6 +80,13 @@ def checksum(tensors: dict[str, Tensor], note: str) -> int:
         crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
         crc = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, crc)
     return crc
+
+
+def origin_sha256(path: Path) -> str:
+    """:func:`tensors_sha256` of the weights that a file of :func:`save_tensors` was copied from; its own if of none."""
+    with safe_open(path, framework="pt") as file:
+        copied = json.loads(file.metadata()["mae_core"]).get("copied_sha256", "")
+    return copied or tensors_sha256(path)
 
 
 def tensors_sha256(path: Path) -> str:

@@ -19,9 +19,11 @@ from mae_core.explore.trained import keep
 from mae_core.model.mae import Classifier, MaskedAutoencoder, masked_error
 from mae_core.model.masking import mask_from_priority
 from mae_core.study import hub
+from mae_core.study.checkout import ROOT
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.results import write_json
+from mae_core.study.results import KEPT, read_json, write_json
 from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
+from mae_core.training.runs import finetune
 
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
@@ -274,10 +276,68 @@ def test_kept_weights_are_told_as_such(finished, tmp_path):
     kept = keep(finished)
     (finished / "weights.safetensors").unlink()
     hub.export(finished, tmp_path / "out")
-    assert "kept in bfloat16" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "Its weights were kept in bfloat16; the figures below are those of the run before that." in text
+    assert "| test accuracy, last epoch (%) | 71.25 |" in text
+    assert "| commit | c0ffee |" in text
+    assert yaml.safe_load(text.split("---\n", 2)[1])["model-index"]
+    assert "repetition" not in text
     theirs = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in theirs.values()} == {torch.float32}
     assert theirs["head.bias"].equal(load_tensors(kept)[0]["head.bias"].float())
+
+
+def test_the_kept_weights_of_a_fresh_run_have_its_results(tiny, tmp_path):
+    run = FinetuneParameters.check({**tiny, "weights": "", "probes": False})
+    finetune(run)
+    folder = run.folder / "finetune"
+    keep(folder)
+    (folder / "weights.safetensors").unlink()
+    assert not hub.export(folder, tmp_path / "out").repeats
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    accuracy = read_json(folder / "metrics.json")["last_epoch_accuracy"]
+    assert f"| test accuracy, last epoch (%) | {accuracy:.2f} |" in text
+    (result,) = yaml.safe_load(text.split("---\n", 2)[1])["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == accuracy
+
+
+@pytest.mark.parametrize("note", ["another", "none"])
+def test_kept_weights_of_a_repetition_have_none_of_the_runs_results(finished, tmp_path, note):
+    path = keep(finished)
+    if note == "another":  # the run was repeated, with other weights
+        write_json(finished / "provenance.json", {"commit": "c0ffee", "weights_sha256": "0123"})
+    else:  # kept by an earlier version
+        save_tensors(path, *load_tensors(path))
+    (finished / "weights.safetensors").unlink()
+    model = hub.export(finished, tmp_path / "out")
+    assert_tells_no_results((tmp_path / "out" / "README.md").read_text(encoding="utf-8"))
+    assert model.classes == CLASSES
+    _, about = load_tensors(path)
+    write_json(finished / "parameters.json", about)
+    hub.export(finished, tmp_path / "out")
+    write_json(finished / "parameters.json", about | {"epochs": 12})
+    with pytest.raises(ParameterError, match=r"is not what parameters.json beside it describes: move it to a folder"):
+        hub.export(finished, tmp_path / "out")
+
+
+def assert_tells_no_results(text):
+    """The card is that of a repetition: neither measurements nor what only the run itself has."""
+    _, head, body = text.split("---\n", 2)
+    assert not {"metrics", "model-index"} & yaml.safe_load(head).keys()
+    assert "Its weights are those of a repetition of this run: with the same parameters" in body
+    assert "Its weights were kept in bfloat16." in body
+    rows = re.findall(r"^\| (\S.*?) \| .* \|$", body, re.MULTILINE)
+    assert rows == ["data", "model", "parameters", "seed"]
+
+
+def test_the_published_kept_weights_claim_no_results_of_the_published_run(tmp_path):
+    """They are of repetitions (LOG.md): the classifier's accuracy is not that of the metrics beside it."""
+    found = sorted((ROOT / "outputs" / "laptop").glob(f"*/seed0/*/{KEPT}"))
+    assert len(found) == 4
+    for path in found:
+        model = hub.export(path.parent, tmp_path / "out")
+        assert_tells_no_results((tmp_path / "out" / "README.md").read_text(encoding="utf-8"))
+        assert ("airplane" in model.classes) == (path.parent.name == "finetune")
 
 
 def test_a_model_of_transformers_trains_on_and_is_saved_as_its_own(finished, tmp_path):
