@@ -19,6 +19,24 @@ def cells(name, kind):
     return [c for c in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells if c.cell_type == kind]
 
 
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_with_held_out_images_no_measurement_is_called_a_test(name, tmp_path, few_shapes_dir):
+    (tmp_path / "data").symlink_to(few_shapes_dir)
+    done = papermill.execute_notebook(
+        ROOT / "notebooks" / f"{name}.ipynb",
+        tmp_path / "out.ipynb",
+        parameters={"holdout": 300, "train_images": 256, "epochs": 1, "width": 24, "decoder_width": 24, "threads": 1},
+        kernel_name="python3",
+        cwd=tmp_path,
+        progress_bar=False,
+    )
+    outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
+    words = [{k: v for k, v in o.get("data", {}).items() if k.startswith("text")} | o.get("metadata", {}) for o in outputs]
+    words += [output.get("text", "") for output in outputs]
+    assert "validation" in json.dumps(words)
+    assert not re.search(r"\btest\b", json.dumps(words), re.IGNORECASE)
+
+
 def test_there_are_five():
     assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == set(NAMES)
 

@@ -10,7 +10,8 @@ import yaml
 from mae_core.errors import ParameterError
 from mae_core.study.finished import Model, read_beside
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.results import KEPT, METRICS
+from mae_core.study.repeat import changed
+from mae_core.study.results import KEPT, METRICS, metric_name
 
 HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}  # what model hubs call them
 SHOWN = ("last_epoch_accuracy", "linear", "knn", "test_loss", "test_psnr")
@@ -76,10 +77,10 @@ def head(model: Model) -> dict[str, Any]:
     if run.dataset in HUB_DATASETS:
         told["datasets"] = [HUB_DATASETS[run.dataset]]
     if "last_epoch_accuracy" in model.results["metrics"]:
-        accuracy = {"type": "accuracy", "name": METRICS["last_epoch_accuracy"][0]}
+        accuracy = {"type": "accuracy", "name": measured("last_epoch_accuracy", run)}
         accuracy["value"] = model.results["metrics"]["last_epoch_accuracy"]
         kind = "imagefolder" if run.dataset == "folder" else HUB_DATASETS.get(run.dataset, run.dataset)
-        dataset = {"type": kind, "name": data(model), "split": "test"}
+        dataset = {"type": kind, "name": data(model), "split": "validation" if run.holdout else "test"}
         result = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": [accuracy]}
         told["metrics"] = ["accuracy"]
         told["model-index"] = [{"name": title(model), "results": [result]}]
@@ -142,8 +143,10 @@ def notes(model: Model) -> list[str]:
         "Its weights are those of a repetition of this run: with the same parameters, but with results that were not "
         "recorded here and can differ, so this card tells none."
     )
-    measured = bool(model.results["metrics"]) and not model.repeats
-    kept = f"Its weights were kept in bfloat16{'; the figures below are those of the run before that' * measured}."
+    before = (
+        "; the figures below are those of the run before that" if model.results["metrics"] and not model.repeats else ""
+    )
+    kept = f"Its weights were kept in bfloat16{before}."
     others = f"It started from the weights `{source(model)}`, whose licence applies."
     return [
         *([others] if source(model) else []),
@@ -164,7 +167,7 @@ def facts(model: Model) -> dict[str, str]:
         "seed": str(run.seed),
     }  # fmt: skip
     values = metrics | metrics.get("probes", {})
-    told |= {METRICS[key][0]: METRICS[key][1].format(values[key]) for key in SHOWN if key in values}
+    told |= {measured(key, run): METRICS[key][1].format(values[key]) for key in SHOWN if key in values}
     if "last_epoch_accuracy" in values and (others := accuracies(model)):
         told["the same with other seeds (" + ", ".join(map(str, others)) + ")"] = ", ".join(
             f"{value:.2f}" for value in others.values()
@@ -174,13 +177,32 @@ def facts(model: Model) -> dict[str, str]:
     return told
 
 
+def measured(key: str, run: PretrainParameters | FinetuneParameters) -> str:
+    """The name of a metric, and the images of its measurement where they are not the test images."""
+    return metric_name(key, run.holdout) + (f", on {run.holdout:,} held-out training images" if run.holdout else "")
+
+
 def accuracies(model: Model) -> dict[int, float]:
-    """The accuracy of the same case with its other seeds, as far as they have run and can be read."""
+    """The accuracy of the same parameters with other seeds, as far as they have run and can be read."""
     folder, found = model.path.parent, {}
     for path in sorted(folder.parent.parent.glob(f"seed*/{folder.name}/metrics.json")):
         seed = path.parts[-3].removeprefix("seed")
-        if not seed.isdigit() or int(seed) == model.run.seed:
+        if not seed.isdigit() or int(seed) == model.run.seed or not differs_by_seed_alone(model, int(seed), path.parent):
             continue
         with contextlib.suppress(ParameterError, KeyError):  # damaged, or of another stage
             found[int(seed)] = read_beside(path)["last_epoch_accuracy"]
     return dict(sorted(found.items()))
+
+
+def differs_by_seed_alone(model: Model, seed: int, folder: Path) -> bool:
+    """Whether a folder has the fine-tuning of another seed: from the same weights, or from its own like pre-training."""
+    run, parameters = model.run.model_copy(update={"seed": seed}), folder / "parameters.json"
+    if not changed(run, parameters):
+        return True
+    if isinstance(run, PretrainParameters):
+        return False
+    weights = re.sub(rf"/seed{model.run.seed}(?=/)", f"/seed{seed}", run.weights)
+    before = pretraining(model)
+    if before and changed(before.model_copy(update={"seed": seed}), folder.parent / "pretrain" / "parameters.json"):
+        return False
+    return not changed(run.model_copy(update={"weights": weights}), parameters)

@@ -86,7 +86,8 @@ def reproduce(path: Path) -> bool:
         metrics = read_json(Path(place) / run.folder / published.stage / "metrics.json")
         same = again == told["weights_sha256"]
         print(f"weights: {'the same, bit for bit' if same else 'not the same'} (SHA-256 {told['weights_sha256'][:16]} …)")
-        for (name, before), (_, now) in zip(metric_rows(published.metrics), metric_rows(metrics), strict=True):
+        rows = (metric_rows(measured, run.holdout) for measured in (published.metrics, metrics))
+        for (name, before), (_, now) in zip(*rows, strict=True):
             print(f"{name}: {before} published, {now} now")
     return same
 

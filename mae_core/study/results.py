@@ -164,7 +164,17 @@ def load_predictions(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def metric_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """A run's metrics as rows of name and formatted value."""
+def metric_name(key: str, holdout: int = 0) -> str:
+    """The name of a metric, with unit; with held-out images, it was measured on these instead of the test images."""
+    name = METRICS[key][0]
+    return name.replace("test ", "validation ") if holdout else name
+
+
+def metric_rows(metrics: Mapping[str, Any], holdout: int = 0) -> list[list[str]]:
+    """A run's metrics as rows of name and formatted value.
+
+    Args:
+        holdout: number of training images that the run held out, as in its parameters.
+    """
     values = {**metrics, **metrics.get("probes", {})}
-    return [[name, form.format(values[key])] for key, (name, form) in METRICS.items() if key in values]
+    return [[metric_name(key, holdout), form.format(values[key])] for key, (_, form) in METRICS.items() if key in values]

@@ -129,7 +129,8 @@ def fit(
             for name, value in entry.items():
                 check_finite(name, torch.tensor([value]), at, run, checkpoint)
                 at.history.setdefault(name, []).append(value)
-            bar.set_postfix_str(", ".join(f"{n.replace('_', ' ')} {entry[n]:.4g}" for n in SHOWN if n in entry))
+            told = ", ".join(f"{name.replace('_', ' ')} {entry[name]:.4g}" for name in SHOWN if name in entry)
+            bar.set_postfix_str(told.replace("test", "validation") if run.holdout else told)
             at.seconds.append(at.spent)
             at.epoch, at.step, at.spent = at.epoch + 1, 0, 0.0
             watch(at)

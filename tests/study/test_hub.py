@@ -202,8 +202,18 @@ def finished(tmp_path):
     write_json(folder / "provenance.json", {"commit": "c0ffee", "data_md5": "5eed", "weights_sha256": sha256})
     before = run_of(PretrainParameters, "report", seed=3, epochs=17, mask_strategy="block", mask_ratio=0.5)
     write_json(folder.parent / "pretrain" / "parameters.json", before.flat())
-    write_json(folder.parents[1] / "seed4" / "finetune" / "metrics.json", {"last_epoch_accuracy": 70.5})
+    add_seed(folder, 4, 70.5)
     return folder
+
+
+def add_seed(folder, seed, accuracy, pretrain_epochs=17, **more):
+    """Another seed of a run, with its pre-training; ``more`` are parameters in which it differs."""
+    _, about = load_tensors(folder / "weights.safetensors")
+    about |= {"seed": seed, "weights": about["weights"].replace("seed3", f"seed{seed}")}
+    other, before = folder.parents[1] / f"seed{seed}", read_json(folder.parent / "pretrain" / "parameters.json")
+    write_json(other / "finetune" / "metrics.json", {"last_epoch_accuracy": accuracy})
+    write_json(other / "finetune" / "parameters.json", about | more)
+    write_json(other / "pretrain" / "parameters.json", before | {"seed": seed, "epochs": pretrain_epochs})
 
 
 def test_the_card_tells_what_the_run_measured(finished, tmp_path):
@@ -226,6 +236,36 @@ def test_the_card_tells_what_the_run_measured(finished, tmp_path):
         "pre-trained as a masked autoencoder for 17 epochs with block masks of 50 %, then fine-tuned for 11 epochs" in body
     )
     assert "bfloat16" not in text
+
+
+def test_other_seeds_have_the_same_parameters(finished, tmp_path):
+    about = load_tensors(finished / "weights.safetensors")[1]
+    add_seed(finished, 5, 50.0, epochs=12)
+    add_seed(finished, 6, 60.0, pretrain_epochs=18)
+    add_seed(finished, 7, 70.0, threads=2, data_dir="elsewhere")  # how it was computed, and where the data were
+    add_seed(finished, 8, 80.0, weights=about["weights"])
+    add_seed(finished, 9, 90.0, weights="elsewhere/seed9/pretrain/weights.safetensors")
+    add_seed(finished, 10, 40.0)
+    (finished.parents[1] / "seed10" / "finetune" / "parameters.json").unlink()
+    hub.export(finished, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "| the same with other seeds (4, 7, 8) | 70.50, 70.00, 80.00 |" in text
+
+
+def test_the_card_calls_no_validation_accuracy_a_test(tmp_path):
+    folder = tmp_path / "outputs" / "mine" / "a" / "seed0" / "finetune"
+    saved(run_of(FinetuneParameters, "report", dataset="cifar10", holdout=5000), folder)
+    write_json(folder / "metrics.json", {"last_epoch_accuracy": 71.25, "test_loss": 1.5, "probes": {"knn": 40.0}})
+    hub.export(folder, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    (result,) = yaml.safe_load(text.split("---\n", 2)[1])["model-index"][0]["results"]
+    assert result["dataset"]["split"] == "validation"
+    name = "validation accuracy, last epoch (%), on 5,000 held-out training images"
+    assert result["metrics"] == [{"type": "accuracy", "name": name, "value": 71.25}]
+    assert f"| {name} | 71.25 |" in text
+    assert "| validation loss, on 5,000 held-out training images | 1.5000 |" in text
+    assert "| k-NN, frozen encoder (%), on 5,000 held-out training images | 40.00 |" in text
+    assert "test" not in text
 
 
 def test_the_card_of_a_model_of_own_pictures_names_their_folder_and_grants_nothing(tmp_path):
@@ -437,7 +477,7 @@ def test_damaged_results_are_named(finished, tmp_path, name):
 
 
 def test_damaged_results_of_another_seed_are_left_out(finished, tmp_path):
-    write_json(finished.parents[1] / "seed5" / "finetune" / "metrics.json", {})
+    add_seed(finished, 5, 50.0)
     (finished.parents[1] / "seed5" / "finetune" / "metrics.json").write_text("{", encoding="utf-8")
     hub.export(finished, tmp_path / "out")
     assert "| the same with other seeds (4) | 70.50 |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from mae_core.study.results import load_sheet, metric_rows, read_json, save_sheet, whole, write_csv, write_json
+from mae_core.study.results import METRICS, load_sheet, metric_rows, read_json, save_sheet, whole, write_csv, write_json
 from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
 
 
@@ -64,6 +64,16 @@ def test_metrics_are_told_with_their_units():
         ["k-NN, frozen encoder (%)", "40.00"],
         ["FLOPs of a forward pass, per image", "1,234,567"],
     ]
+
+
+def test_what_was_measured_on_held_out_images_is_not_called_a_test():
+    values = dict.fromkeys(METRICS, 1.0)
+    names = [name for name, _ in metric_rows(values, holdout=300)]
+    assert not [name for name in names if "test" in name]
+    assert {"validation accuracy, last epoch (%)", "top-5 validation accuracy, last epoch (%)", "validation loss"} < {
+        *names
+    }
+    assert len(names) == len(metric_rows(values))
 
 
 def test_equal_weights_give_equal_bytes_and_checksums(tmp_path):
