@@ -657,9 +657,9 @@ def discussion(summary: Summary) -> str:
         if (change := case.beats(default, "accuracy"))
     ]
     if changes:
-        theirs = [published.STUDENT[case.masks] for case in sampled.values() if case.masks in published.STUDENT]
-        student = listed([signed(value - published.STUDENT["random", 0.75, False], 1) for value in theirs])
-        also = f" The student found {student} points." if len(theirs) == len(changes) else ""
+        found_by_student = [published.STUDENT[case.masks] for case in sampled.values() if case.masks in published.STUDENT]
+        student = listed([signed(value - published.STUDENT["random", 0.75, False], 1) for value in found_by_student])
+        also = f" The student found {student} points." if len(found_by_student) == len(changes) else ""
         told = f"Compared with random 75 %, the accuracy changes by {listed(changes)}.{either(summary, also)}"
         paragraphs.append(f"**Mask sampling.** {told}")
     if ratio := block50.ratio(default, "flops"):
