@@ -5,18 +5,24 @@ reach the report.
 """
 
 import base64
+import difflib
 import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
+import mistune
+from mistune.plugins.math import math
+from mistune.plugins.table import table
 from nbformat import NotebookNode
 
 from mae_core.errors import ExportError
 from mae_core.report.display import PNG_DPI, TABLE
 
+MARKDOWN = [math, table]  # what the report's Markdown has beyond the usual
 KINDS = {"figure": "Figure", "table": "Table"}
 SVG = "{http://www.w3.org/2000/svg}"
 PREFIXED = ("{http://www.w3.org/1999/xlink}href", "{http://www.w3.org/XML/1998/namespace}space")  # attributes
@@ -150,7 +156,7 @@ def read(notebook: NotebookNode, show_code: bool = False) -> Document:
         show_code: keep source code and printed text.
 
     Raises:
-        ExportError: if a cell ended in an error, a label is used twice, or the title is missing.
+        ExportError: if a cell ended in an error, a label is used twice, a link leads nowhere, or the title is missing.
     """
     blocks = list(read_blocks(notebook, show_code))
     for block in blocks:
@@ -180,7 +186,45 @@ def read(notebook: NotebookNode, show_code: bool = False) -> Document:
     first.markdown = first.markdown[title.end() :].strip()
     blocks = [block for block in blocks if not isinstance(block, Text) or block.markdown]
     sections = list(number_sections(blocks))
+    check_links(blocks, {*names, *(section.anchor for section in sections)})
     return Document(title[1].strip(), blocks, names, sections, citations(blocks, names, sections))
+
+
+def check_links(blocks: list[Block], targets: set[str]) -> None:
+    """Raise ExportError if a link leads neither to one of the targets nor to a heading or the abstract."""
+    links = []
+    for block in blocks:
+        where, texts = "the text", [block.markdown] if isinstance(block, Text) else []
+        if isinstance(block, Text) and block.role == "abstract":
+            targets.add("abstract")
+        elif isinstance(block, Float):
+            where, texts = block.name, [block.caption, block.notes]
+        elif isinstance(block, References):
+            where, texts = "the list of references", [text for _, text in block.entries]
+        for token in within([token for text in texts for token in read_markdown(text)]):
+            if token["type"] == "heading":
+                words = (inner for inner in within(token["children"]) if inner["type"] != "inline_math")
+                targets.add(slug("".join(inner.get("raw", "") for inner in words)))
+            elif token["type"] == "link" and token["attrs"]["url"].startswith("#"):
+                links.append((where, unquote(token["attrs"]["url"][1:])))
+    for where, label in links:
+        if label not in targets:
+            near = difflib.get_close_matches(label, sorted(targets), 1, 0.75)
+            advice = f"did you mean #{near[0]}?" if near else "show what has this label, or leave the link out"
+            raise ExportError(f"{where} links to #{label}, which the report does not have: {advice}")
+
+
+def read_markdown(markdown: str) -> list[dict[str, Any]]:
+    """The tokens of a Markdown text, as mistune names them."""
+    tokens = mistune.create_markdown(renderer=None, plugins=MARKDOWN)(markdown)
+    return cast(list[dict[str, Any]], tokens)
+
+
+def within(tokens: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The tokens and all that they contain."""
+    for token in tokens:
+        yield token
+        yield from within(token.get("children", []))
 
 
 def together(text: str) -> str:

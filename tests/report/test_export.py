@@ -5,8 +5,11 @@ import html.parser
 import io
 import json
 import re
+import shutil
+import subprocess
 import zlib
 from pathlib import Path
+from urllib.parse import unquote
 
 import matplotlib
 import nbformat
@@ -18,7 +21,7 @@ from pygments.styles import get_style_by_name
 
 from mae_core.errors import ExportError
 from mae_core.report import display, figures
-from mae_core.report.document import as_on_a_terminal, floats, read
+from mae_core.report.document import PNG_END, PNG_START, as_on_a_terminal, floats, read
 from mae_core.report.export import (
     CODE_STYLES,
     STYLE,
@@ -235,6 +238,75 @@ def test_a_label_stands_once(notebook):
     notebook.cells.append(notebook.cells[5])
     with pytest.raises(ExportError, match="the label fig-a is used twice"):
         read(notebook)
+
+
+@pytest.mark.parametrize(
+    "link", ["[x](#tab-typo)", "**[x]( <#tab-typo> 'y')**", "- [x][1]\n\n[1]: #tab-typo", "[](#tab-typo)"]
+)
+def test_a_link_leads_somewhere(notebook, link):
+    notebook.cells.append(new_markdown_cell(link))
+    with pytest.raises(ExportError, match=r"^the text links to #tab-typo, which the report does not have: show what"):
+        read(notebook)
+
+
+@pytest.mark.parametrize("place", ["caption", "notes"])
+def test_a_link_below_a_table_leads_somewhere(notebook, place):
+    notebook.cells[5].outputs[-1].metadata["report"][place] = "See [A](#fig-aa)."
+    with pytest.raises(ExportError, match=r"^Table 1 links to #fig-aa, which .*: did you mean #fig-a\?$"):
+        read(notebook)
+
+
+def test_a_link_in_a_reference_leads_somewhere(notebook):
+    notebook.cells[-1].outputs[0].metadata["report"]["entries"] = [["ref-he", "He. [here](#)"]]
+    with pytest.raises(ExportError, match=r"^the list of references links to #, "):
+        read(notebook)
+
+
+def test_every_heading_and_the_abstract_can_be_linked(notebook, tmp_path):
+    links = "[a](#first) [b](#größe-x-y) [c](#abstract) [d](#references) [e](#deep) [f](#under) `[g](#none)` $[h](#i)$"
+    notebook.cells.insert(4, new_markdown_cell(f"## Größe `x` *y*\n\n### Mid\n\n#### Deep\n\nUnder\n---\n\n{links}"))
+    page = Page(as_html(notebook))
+    ids = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+    linked = {unquote(attrs["href"]) for attrs in page.all("a")}
+    assert linked >= {"#first", "#größe-x-y", "#abstract", "#references", "#deep", "#under"}
+    assert {link[1:] for link in linked if link.startswith("#")} <= ids
+    nbformat.write(notebook, tmp_path / "report.ipynb")
+    write_pdf(tmp_path / "report.ipynb", tmp_path / "report.pdf")
+
+
+def test_what_typst_refuses_is_one_sentence(notebook, tmp_path):
+    notebook.cells[5].outputs[4].data = {"image/png": base64.b64encode(PNG_START + bytes(9) + PNG_END).decode()}
+    nbformat.write(notebook, tmp_path / "report.ipynb")
+    with pytest.raises(ExportError, match=r"report\.ipynb cannot be printed as PDF: .*image"):
+        write_pdf(tmp_path / "report.ipynb", tmp_path / "report.pdf")
+    assert not (tmp_path / "report.pdf").exists()
+
+
+def test_tables_and_numbers_in_markdown_are_the_same_on_the_page_and_in_the_pdf(notebook, tmp_path):
+    table = "| what | **n** | at | |\n|---|--:|:-:|:--|\n| [A](#fig-a) \\| `b` | 12 | #x, | $x_i$ |\n| last | | | |"
+    text = f"{table}\n\n3. third\n4. fourth\n    - inner\n    7. seventh\n\n0) zeroth\n\nend"
+    notebook.cells.insert(4, new_markdown_cell(text))
+    page = Page(as_html(notebook))
+    assert [attrs.get("start") for attrs in page.all("ol") if attrs][:3] == ["3", "7", "0"]
+    assert [attrs.get("style", "") for attrs in page.all("td")][:4] == ["", *(f"text-align:{s}" for s in SIDES[1:])]
+    source = as_typst(notebook, tmp_path)
+    cells = ['#"what";', '#strong[#"n";];', '#"at";', '#"";']
+    head = ",".join(f"table.cell(align: {side})[{cell}]" for side, cell in zip(SIDES, cells, strict=True))
+    assert f"table(columns: 4, table.header({head},)," in source
+    assert source.count("table.cell(align:") == source.count("table.cell(align: left)") + 6 == 12
+    for first in (3, 7, 0):
+        assert f"#enum(start: {first}, [" in source
+    nbformat.write(notebook, tmp_path / "report.ipynb")
+    write_pdf(tmp_path / "report.ipynb", tmp_path / "report.pdf")
+    if not shutil.which("pdftotext"):
+        pytest.skip("no pdftotext to read the PDF with")
+    printed = subprocess.check_output(["pdftotext", "-layout", tmp_path / "report.pdf", "-"], text=True)
+    assert re.search(r"what +n +at\n+ *Figure 1 \| b +12 +#x,.*\n+ *last\n", printed)
+    assert re.search(r"3\. +third\s+4\. +fourth\s+• +inner\s+7\. +seventh\s+0\. +zeroth\s+end", printed)
+    assert printed.count("|") == 1
+
+
+SIDES = ("left", "right", "center", "left")
 
 
 def test_a_title_is_needed(notebook):
