@@ -18,12 +18,12 @@ def of_pretraining(run: PretrainParameters) -> int:
     return count(MaskedAutoencoder(plain(run.model)), image(run), mask, run.mask_tokens_in_encoder)
 
 
-def of_classifier(run: RunParameters) -> int:
+def of_classifier(run: RunParameters, n_classes: int = 10) -> int:
     """FLOPs of one image's forward pass through encoder and head, with all tokens in all blocks.
 
     The classifier itself skips what the class token does not need in the last block.
     """
-    model = Classifier(plain(run.model))
+    model = Classifier(plain(run.model), n_classes)
     return count(lambda images_BCHW: model.head(model.encoder(images_BCHW)[:, 0]), image(run))
 
 

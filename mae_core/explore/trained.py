@@ -20,7 +20,7 @@ from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study.checked import Name, Seed, UserPath
 from mae_core.study.parameters import OUTPUTS, Device, FinetuneParameters, Parameters, PretrainParameters, check_data_dir
 from mae_core.study.results import FULL, KEPT, load_sheet, read_json
-from mae_core.study.tensors import load_tensors, save_tensors
+from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
 from mae_core.training.runs import pretrain
 
 Shown = Literal["auto", Dataset]
@@ -113,7 +113,8 @@ def keep(folder: Path) -> Path:
     except ValueError as error:
         raise ParameterError(str(error)) from error
     try:
-        save_tensors(folder / KEPT, {name: tensor.bfloat16() for name, tensor in tensors.items()}, about)
+        kept = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+        save_tensors(folder / KEPT, kept, about, copy_of=tensors_sha256(folder / FULL))
     except (OSError, SafetensorError) as error:
         raise OutputError(
             f"{folder / KEPT} cannot be written ({error}): check its permissions and the free space"

@@ -10,7 +10,8 @@ import yaml
 from mae_core.errors import ParameterError
 from mae_core.study.finished import Model, read_beside
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.results import FULL, METRICS
+from mae_core.study.repeat import changed
+from mae_core.study.results import FULL, metric_rows
 
 HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}  # what model hubs call them
 SHOWN = ("last_epoch_accuracy", "linear", "knn", "test_loss", "test_psnr")
@@ -75,11 +76,11 @@ def head(model: Model) -> dict[str, Any]:
     }
     if run.dataset in HUB_DATASETS:
         told["datasets"] = [HUB_DATASETS[run.dataset]]
-    if "last_epoch_accuracy" in model.results["metrics"]:
-        accuracy = {"type": "accuracy", "name": METRICS["last_epoch_accuracy"][0]}
-        accuracy["value"] = model.results["metrics"]["last_epoch_accuracy"]
+    if "last_epoch_accuracy" in model.metrics:
+        ((name, _),) = metric_rows(model.metrics, run.holdout, ["last_epoch_accuracy"])
+        accuracy = {"type": "accuracy", "name": name, "value": model.metrics["last_epoch_accuracy"]}
         kind = "imagefolder" if run.dataset == "folder" else HUB_DATASETS.get(run.dataset, run.dataset)
-        dataset = {"type": kind, "name": data(model), "split": "test"}
+        dataset = {"type": kind, "name": data(model), "split": "validation" if run.holdout else "test"}
         result = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": [accuracy]}
         told["metrics"] = ["accuracy"]
         told["model-index"] = [{"name": title(model), "results": [result]}]
@@ -139,17 +140,24 @@ def masks(run: PretrainParameters) -> str:
 def notes(model: Model) -> list[str]:
     """What else a reader should know, one sentence each."""
     kept = "Its weights were kept in bfloat16; the figures below are those of the run before that."
+    repeated = (
+        "Its weights, kept in bfloat16, are those of a repetition of this run with the same parameters; how accurate they "
+        "are was not recorded."
+    )
+    held_out = f"The validation images are {model.run.holdout:,} training images that were held out."
     others = f"It started from the weights `{source(model)}`, whose licence applies."
     return [
         *([others] if source(model) else []),
         *model.lacking,
-        *([kept] if model.path.name != FULL and model.results["metrics"] else []),
+        *([held_out] if model.run.holdout and model.metrics else []),
+        *([kept] if model.path.name != FULL and model.metrics else []),
+        *([repeated] if model.repeated else []),
     ]
 
 
 def facts(model: Model) -> dict[str, str]:
     """The card's table."""
-    run, c, metrics, provenance = model.run, model.config, model.results["metrics"], model.results["provenance"]
+    run, c, provenance = model.run, model.config, {} if model.repeated else model.results["provenance"]
     told = {
         "data": data(model).replace("|", "\\|") + (f", the first {run.train_images:,} images" if run.train_images else ""),
         "model": f"patches of {c.patch_size} × {c.patch_size}, width {c.width}, depth {c.depth}, {c.heads} heads "
@@ -157,8 +165,7 @@ def facts(model: Model) -> dict[str, str]:
         "parameters": f"{sum(tensor.numel() for tensor in model.exported.values()):,}",
         "seed": str(run.seed),
     }  # fmt: skip
-    values = metrics | metrics.get("probes", {})
-    told |= {METRICS[key][0]: METRICS[key][1].format(values[key]) for key in SHOWN if key in values}
+    told |= dict(metric_rows(model.metrics, run.holdout, SHOWN))
     if others := accuracies(model):
         told["the same with other seeds (" + ", ".join(map(str, others)) + ")"] = ", ".join(
             f"{value:.2f}" for value in others.values()
@@ -169,11 +176,14 @@ def facts(model: Model) -> dict[str, str]:
 
 
 def accuracies(model: Model) -> dict[int, float]:
-    """The accuracy of the same case with its other seeds, as far as they have run and can be read."""
-    folder, found = model.path.parent, {}
+    """The accuracy of the same case and recipe with its other seeds, as far as they have run and can be read."""
+    folder, found, run = model.path.parent, {}, model.run
     for path in sorted(folder.parent.parent.glob(f"seed*/{folder.name}/metrics.json")):
         seed = path.parts[-3].removeprefix("seed")
-        if not seed.isdigit() or int(seed) == model.run.seed:
+        if not seed.isdigit() or int(seed) == run.seed or isinstance(run, PretrainParameters):
+            continue
+        weights = run.weights.replace(f"/seed{run.seed}/", f"/seed{seed}/")
+        if changed(run.model_copy(update={"seed": int(seed), "weights": weights}), path.with_name("parameters.json")):
             continue
         with contextlib.suppress(ParameterError, KeyError):  # damaged, or of another stage
             found[int(seed)] = read_beside(path)["last_epoch_accuracy"]

@@ -10,7 +10,7 @@ from mae_core.errors import ParameterError
 from mae_core.model.config import ModelConfig
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.results import FULL, KEPT, read_json
-from mae_core.study.tensors import load_tensors, tensors_sha256
+from mae_core.study.tensors import copied_from, load_tensors, tensors_sha256
 
 EPS_OF_TIMM = 1e-6  # of its LayerNorm; no configuration changes it
 
@@ -24,12 +24,14 @@ class Model:
         tensors: their state, in float32.
         run: the parameters of their training.
         results: the contents of ``metrics.json`` and ``provenance.json`` beside them; empty without these files.
+        repeated: whether the weights are of a repetition of the run with these results, and not of the run itself.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     run: PretrainParameters | FinetuneParameters
     results: dict[str, dict[str, Any]]
+    repeated: bool = False
 
     @classmethod
     def read(cls, source: Path) -> Self:
@@ -55,7 +57,13 @@ class Model:
         expected = results["provenance"].get("weights_sha256")
         if path.name == FULL and expected and tensors_sha256(path) != expected:
             raise ParameterError(f"{path} is not what provenance.json beside it describes: move it to a folder of its own")
-        return cls(path, {name: tensor.float() for name, tensor in tensors.items()}, run, results)
+        repeated = path.name == KEPT and bool(expected) and copied_from(path) != expected
+        return cls(path, {name: tensor.float() for name, tensor in tensors.items()}, run, results, repeated)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What was measured on these weights; of a repetition, nothing is known."""
+        return {} if self.repeated else self.results["metrics"]
 
     @property
     def config(self) -> ModelConfig:

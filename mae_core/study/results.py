@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +164,13 @@ def load_predictions(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def metric_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """A run's metrics as rows of name and formatted value."""
-    values = {**metrics, **metrics.get("probes", {})}
-    return [[name, form.format(values[key])] for key, (name, form) in METRICS.items() if key in values]
+def metric_rows(metrics: Mapping[str, Any], holdout: int = 0, only: Container[str] = METRICS) -> list[list[str]]:
+    """A run's metrics as rows of name and formatted value.
+
+    Args:
+        holdout: the number of training images that were evaluated instead of the test images, if any.
+        only: keys of METRICS.
+    """
+    values, images = {**metrics, **metrics.get("probes", {})}, "validation " if holdout else "test "
+    shown = {key: (name.replace("test ", images), form) for key, (name, form) in METRICS.items() if key in only}
+    return [[name, form.format(values[key])] for key, (name, form) in shown.items() if key in values]

@@ -16,14 +16,14 @@ from mae_core.errors import ParameterError
 from mae_core.study.results import whole
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write tensors, a JSON note and a checksum of both as safetensors."""
+def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any], copy_of: str = "") -> None:
+    """Write tensors, a JSON note and a checksum of both as safetensors; of a copy also the original's tensors_sha256."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     note = json.dumps(about)
     with whole(path) as temporary:
         try:
             # One entry only: safetensors writes several in random order, but equal weights must give equal bytes.
-            told = json.dumps({"about": note, "crc32": checksum(tensors, note)})
+            told = json.dumps({"about": note, "crc32": checksum(tensors, note)} | ({"copy_of": copy_of} if copy_of else {}))
             write_tensors(temporary, tensors, {"mae_core": told})
         except SafetensorError as error:
             raise OSError(str(error)) from error
@@ -65,6 +65,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if crc32 != checksum(tensors, note):
         raise ValueError(f"{path} is damaged (its checksum differs): delete it")
     return tensors, json.loads(note)
+
+
+def copied_from(path: Path) -> str:
+    """The tensors_sha256 of what a file of :func:`save_tensors` is a copy of; empty if it does not say so."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {})["mae_core"]).get("copy_of", "")
 
 
 def checksum(tensors: dict[str, Tensor], note: str) -> int:

@@ -103,7 +103,7 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
         record.metrics |= trained | {"n_train": len(train), "n_test": len(test)}
         record.metrics["last_epoch_accuracy"] = record.history["test_accuracy"][-1]
         record.metrics["best_epoch_accuracy"] = max(record.history["test_accuracy"])
-        record.metrics["flops_per_image"] = flops.of_classifier(run)
+        record.metrics["flops_per_image"] = flops.of_classifier(run, len(train.classes))
         scores_nC = classification.class_scores(model, test, run, device)
         if len(test.classes) > MANY_CLASSES:
             record.metrics["top5_accuracy"] = classification.top5_accuracy(scores_nC, test.labels_n)

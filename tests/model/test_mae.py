@@ -53,6 +53,7 @@ def test_flops_are_those_of_the_matrix_products():
     tokens, width, hidden = 257, 192, 768
     block = 2 * tokens * (4 * width**2 + 2 * width * hidden) + 4 * tokens**2 * width
     assert of_classifier(run) == 12 * block + 2 * 256 * 12 * width + 2 * width * 10
+    assert of_classifier(run, 100) - of_classifier(run) == 2 * width * 90
 
 
 @pytest.mark.parametrize("norm_pix", [False, True])

@@ -20,7 +20,7 @@ from mae_core.model.mae import Classifier, MaskedAutoencoder, masked_error
 from mae_core.model.masking import mask_from_priority
 from mae_core.study import hub
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.results import write_json
+from mae_core.study.results import read_json, write_json
 from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
 
 timm = pytest.importorskip("timm")
@@ -200,7 +200,11 @@ def finished(tmp_path):
     write_json(folder / "provenance.json", {"commit": "c0ffee", "data_md5": "5eed", "weights_sha256": sha256})
     before = run_of(PretrainParameters, "report", seed=3, epochs=17, mask_strategy="block", mask_ratio=0.5)
     write_json(folder.parent / "pretrain" / "parameters.json", before.flat())
-    write_json(folder.parents[1] / "seed4" / "finetune" / "metrics.json", {"last_epoch_accuracy": 70.5})
+    for seed, epochs, accuracy in ((4, 11, 70.5), (6, 12, 80.0)):  # that of seed 6 has another recipe
+        other = folder.parents[1] / f"seed{seed}" / "finetune"
+        weights = path.replace("seed3", f"seed{seed}")
+        write_json(other / "parameters.json", run.flat() | {"seed": seed, "epochs": epochs, "weights": weights})
+        write_json(other / "metrics.json", {"last_epoch_accuracy": accuracy})
     return folder
 
 
@@ -274,10 +278,47 @@ def test_kept_weights_are_told_as_such(finished, tmp_path):
     kept = keep(finished)
     (finished / "weights.safetensors").unlink()
     hub.export(finished, tmp_path / "out")
-    assert "kept in bfloat16" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "kept in bfloat16; the figures below are those of the run before that" in text
+    assert all(word in text for word in ("71.25", "c0ffee"))
     theirs = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in theirs.values()} == {torch.float32}
     assert theirs["head.bias"].equal(load_tensors(kept)[0]["head.bias"].float())
+
+
+def test_a_repetitions_weights_have_no_figures_of_the_run(finished, tmp_path):
+    keep(finished)
+    (finished / "weights.safetensors").unlink()
+    told = read_json(finished / "provenance.json")
+    write_json(finished / "provenance.json", told | {"weights_sha256": "another run's"})
+    hub.export(finished, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "are those of a repetition of this run with the same parameters" in text
+    assert not any(word in text for word in ("71.25", "c0ffee", "model-index", "figures below"))
+    assert "kind 3" in (tmp_path / "out" / "config.json").read_text(encoding="utf-8")
+
+
+def test_the_published_weights_are_a_repetition(tmp_path):
+    folder = Path(__file__).parents[2] / "outputs" / "laptop" / "random-75" / "seed0" / "finetune"
+    hub.export(folder, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    accuracy = read_json(folder / "metrics.json")["last_epoch_accuracy"]
+    assert "are those of a repetition of this run" in text
+    assert f"(%) | {accuracy:.2f} |" not in text
+
+
+def test_accuracies_of_held_out_images_are_told_as_such(tmp_path):
+    folder = tmp_path / "outputs" / "mine" / "a" / "seed0" / "finetune"
+    saved(run_of(FinetuneParameters, "report", dataset="cifar10", holdout=5000), folder)
+    write_json(folder / "metrics.json", {"last_epoch_accuracy": 71.25, "predictions": {"classes": CLASSES}})
+    hub.export(folder, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "| validation accuracy, last epoch (%) | 71.25 |" in text
+    assert "The validation images are 5,000 training images that were held out." in text
+    result = yaml.safe_load(text.split("---\n")[1])["model-index"][0]["results"][0]
+    assert result["dataset"]["split"] == "validation"
+    assert result["metrics"][0]["name"] == "validation accuracy, last epoch (%)"
+    assert "test" not in text
 
 
 def test_a_model_of_transformers_trains_on_and_is_saved_as_its_own(finished, tmp_path):
