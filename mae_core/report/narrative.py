@@ -332,13 +332,15 @@ def abstract(summary: Summary) -> str:
 
 
 def interim(summary: Summary) -> str:
-    """That more seeds are planned than have run; empty otherwise."""
-    n = len(summary.seeds)
-    return (
-        f"The verdicts are interim: {n} of {summary.planned} planned seeds {'has' if n == 1 else 'have'} run. "
-        if n < summary.planned
-        else ""
-    )
+    """That more seeds are planned than have run, in the whole study or in some of its cases; empty otherwise."""
+    n, planned, last = len(summary.seeds), summary.planned, "accuracy" if summary.fine_tuned else "loss"
+    if n < planned:
+        return f"The verdicts are interim: {n} of {planned} planned seeds {'has' if n == 1 else 'have'} run. "
+    behind = sum(0 < len(case.values(last)) < planned for case in summary.cases.values())
+    if not behind:
+        return ""
+    of_cases = f"{behind} of {len(summary.cases)} cases {'has' if behind == 1 else 'have'}"
+    return f"The verdicts are interim: {of_cases} not run with all {planned} planned seeds yet. "
 
 
 def reached(summary: Summary) -> str:

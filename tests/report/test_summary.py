@@ -445,6 +445,9 @@ def test_verdicts_of_some_planned_seeds_are_interim():
         summary = Summary.read(ReportParameters(study="fake", cases=[*fake_study.CASES], seeds=[*planned]))
         assert told in narrative.abstract(summary)
         assert ("interim" in narrative.abstract(summary)) == bool(told)
+    told = "interim: 2 of 6 cases have not run with all 3 planned seeds yet. "
+    skip = (("block-50", 1), ("block-50", 2), ("grid-75", 2))
+    assert told in narrative.abstract(read(seeds=(0, 1, 2), skip=skip))
 
 
 def test_cases_on_different_machines_are_told():
