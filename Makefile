@@ -24,6 +24,7 @@ TORCH  ?=
 SECONDS ?= 550
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+WEB    := $(VENV)/.ready-web
 DEV    := $(VENV)/.ready-dev
 
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -78,7 +79,7 @@ lint: $(DEV)
 lab: $(READY)
 	jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/explore.ipynb
 
-explore: $(DEV)
+explore: $(or $(wildcard $(DEV)),$(WEB))
 	JUPYTER_PATH="$(CURDIR)/mae_core/explore/page" voila notebooks/explore.ipynb --template=explore --Voila.ip=127.0.0.1 --show_tracebacks=True
 
 env: $(DEV)
@@ -101,13 +102,16 @@ INFO  := codemirror_mode file_extension mimetype nbconvert_exporter pygments_lex
 STRIP := '$(abspath $(BIN))/python' -m nbstripout -t --keep-id --extra-keys \
   '$(addprefix metadata.language_info.,$(INFO)) metadata.widgets cell.metadata.execution'
 
-# The report needs less than the tests: peers of the benchmark, a type checker and the like come with the first test.
+# The report needs less than the web page, and that less than the tests: peers of the benchmark, a type checker and the like.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, but $(PYTHON) is older: use make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(call install,-c constraints.txt -e .)
 	@git config filter.notebook.clean "$(STRIP)" 2>/dev/null || true  # git then sees notebooks without their outputs
+
+$(WEB): $(READY)
+	$(call install,-c constraints.txt -e ".[web]")
 
 $(DEV): $(READY)
 	$(call install,-c constraints.txt -e ".[dev]")

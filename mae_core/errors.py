@@ -42,7 +42,7 @@ class ProcessError(Explained, RuntimeError):
 
 
 class NotFiniteError(Explained, ArithmeticError):
-    """The loss became infinite or not a number."""
+    """A loss, a metric or a weight is infinite or not a number."""
 
 
 class DeviceMemoryError(Explained, MemoryError):

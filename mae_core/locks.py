@@ -1,7 +1,10 @@
 """File locks, which the system releases when a process ends, however it ends; some file systems have none."""
 
+import contextlib
 import errno
 import fcntl
+from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 MISSING = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
@@ -23,3 +26,12 @@ def acquire(file: IO[Any], wait: bool) -> bool:
             return False
         raise
     return True
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Wait for a lock file and hold its lock, where the file system has locks; also released if the process is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        acquire(file, wait=True)
+        yield

@@ -74,14 +74,14 @@ def tiny(tmp_path, monkeypatch, few_shapes_dir):
 @pytest.fixture(scope="session")
 def cifar10_dir():
     """A folder with CIFAR-10; skips the test with a reason if there is none."""
-    from mae_core.data.cifar import alone
+    from mae_core.locks import held
 
     folder = ROOT / "data"
     last = folder / "cifar-10-batches-py" / "batches.meta"  # the last file that is written
     if not last.exists() and not UNPACK.exists():
         pytest.skip("CIFAR-10 is not in data/, and there is no ../shared/data to unpack it from")
     if not last.exists():
-        with alone(folder / ".unpack.lock"):
+        with held(folder / ".unpack.lock"):
             if not last.exists():  # another process may have unpacked it meanwhile
                 subprocess.run([sys.executable, UNPACK, folder], check=True)
     return folder

@@ -115,6 +115,20 @@ def after(page, act):
     return time.perf_counter() - began
 
 
+def drop(page, name, content):
+    """Drop a file onto the explorer."""
+    page.evaluate(
+        """([name, bytes]) => {
+            const files = new DataTransfer();
+            files.items.add(new File([new Uint8Array(bytes)], name, { type: "image/jpeg" }));
+            for (const kind of ["dragover", "drop"])
+                document.querySelector(".mae-board").dispatchEvent(
+                    new DragEvent(kind, { dataTransfer: files, bubbles: true, cancelable: true }));
+        }""",
+        [name, list(content)],
+    )
+
+
 def place(page, row, column):
     """The middle of a patch, on the screen."""
     box = page.locator(".mae-patches").bounding_box()
@@ -194,6 +208,10 @@ def test_the_web_page_paints_compares_and_opens_a_picture(browser, voila, capsys
         page.wait_for_function("document.querySelector('.mae-message').textContent.includes('not an image')")
         after(page, lambda: page.get_by_label("next image").click())
         assert page.locator(".mae-title").inner_text().startswith("image 2 of 10")
+        drop(page, "blue.jpg", a_jpeg())
+        page.wait_for_function("document.querySelector('.mae-title').textContent === 'your picture'")
+        assert not page.locator(".mae-drop").count()
+        after(page, lambda: page.get_by_label("next image").click())
 
         times = [click(page, n // 8, n % 8) for n in range(20)]
         with capsys.disabled():

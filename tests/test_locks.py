@@ -5,7 +5,7 @@ import os
 import pytest
 
 from mae_core import locks
-from mae_core.data.cifar import alone
+from mae_core.locks import held
 from mae_core.study.parameters import PretrainParameters
 from mae_core.study.results import claimed
 from mae_core.training.runs import pretrain
@@ -48,5 +48,5 @@ def test_without_locks_a_run_says_so_and_goes_on(no_locks, tiny, capsys):
 
 
 def test_without_locks_a_download_goes_on(no_locks, tmp_path):
-    with alone(tmp_path / "lock"), claimed(tmp_path / "run"):
+    with held(tmp_path / "lock"), claimed(tmp_path / "run"):
         pass

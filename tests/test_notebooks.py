@@ -110,3 +110,16 @@ def test_an_unknown_parameter_ends_it_with_one_sentence(name, tmp_path):
     last = str(caught.value).strip().splitlines()[-1]
     assert last.startswith("ParameterError: sead is not a parameter of")
     assert not (tmp_path / "outputs").exists()
+
+
+def test_what_the_report_takes_from_ablations_is_there():
+    def labels(name, words=""):
+        cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4).cells
+        shows = [
+            show for cell in cells for show in re.split(r"^ *show_(?=figure|table)", cell.source, flags=re.MULTILINE)[1:]
+        ]
+        return {re.search(r'label="([\w-]+)"', show)[1] for show in shows if words in show}
+
+    taken = labels("report", 'sources=["ablations"]')
+    assert {"tab-main", "fig-ratio", "tab-sensitivity", "tab-lengths"} <= taken <= labels("ablations")
+    assert not {label for label in labels("report") if label not in labels("report", "sources=")}

@@ -239,10 +239,10 @@ class Installed:
         path.write_text(text, encoding="utf-8")
         path.chmod(0o755)
 
-    def make(self, *words):
+    def make(self, *words, target="env"):
         kept = {name: value for name, value in os.environ.items() if name not in ("VENV", "TORCH", "MAKEFLAGS")}
         env = kept | {"CALLS": str(self.calls)}
-        words = ["make", "env", "PYTHON=./python3", *words]
+        words = ["make", target, "PYTHON=./python3", *words]
         done = subprocess.run(words, cwd=self.folder, env=env, capture_output=True, encoding="utf-8")
         return done, self.calls.read_text(encoding="utf-8").splitlines()
 
@@ -254,6 +254,18 @@ def test_uv_installs_what_the_constraints_say(tmp_path):
     pip = "python -m pip install --quiet -c constraints.txt uv"
     assert calls[-4:] == [pip, f"{uv} .", pip, f"{uv} .[dev]"]  # what the report needs, then what the tests need
     assert (tmp_path / "a path with spaces" / ".venv" / ".ready-dev").exists()
+
+
+def test_the_web_page_needs_no_more_than_a_server(tmp_path):
+    project = Installed(tmp_path / "project")
+    done, calls = project.make(target=".venv/.ready-web")
+    assert done.returncode == 0, done.stderr
+    assert [call.split()[-1] for call in calls if call.startswith("uv ")] == [".", ".[web]"]
+    project.make()
+    (tmp_path / "project" / ".venv" / ".ready-web").unlink()
+    done, _ = project.make("-n", target="explore")
+    assert "install" not in done.stdout  # what the tests need has it
+    assert "voila" in done.stdout
 
 
 @pytest.mark.parametrize("uv", ["exit 1", "exit 0|exit 1"], ids=["uv cannot be had", "uv fails"])

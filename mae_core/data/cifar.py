@@ -1,14 +1,12 @@
 """CIFAR's files, downloaded by torchvision, checked by MD5, and unpickled by a reader that allows only plain data."""
 
 import codecs
-import contextlib
 import hashlib
 import io
 import os
 import pickle
 import tarfile
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,8 @@ import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import download_and_extract_archive
 
-from mae_core import locks
 from mae_core.errors import MissingDataError
+from mae_core.locks import held
 
 
 def open_cifar(kind: type["Checked"], data_dir: Path, train: bool) -> "Checked":
@@ -26,7 +24,7 @@ def open_cifar(kind: type["Checked"], data_dir: Path, train: bool) -> "Checked":
     if folder.exists():
         return kind(data_dir, train)
     try:
-        with alone(data_dir / ".download.lock"):
+        with held(data_dir / ".download.lock"):
             if not folder.exists():
                 download(kind, data_dir)
             return kind(data_dir, train)
@@ -42,15 +40,6 @@ def download(kind: type["Checked"], data_dir: Path) -> None:
     with tempfile.TemporaryDirectory(dir=data_dir) as unfinished:
         download_and_extract_archive(kind.url, unfinished, filename=kind.filename, md5=kind.tgz_md5)
         os.rename(Path(unfinished) / kind.base_folder, data_dir / kind.base_folder)
-
-
-@contextlib.contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """Hold a file lock, where the file system has locks; it is released even if the process is killed."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "w", encoding="utf-8") as file:
-        locks.acquire(file, wait=True)
-        yield
 
 
 class Checked(CIFAR10):

@@ -66,7 +66,7 @@ def prepare(listing: Listing, split: str, side: int) -> Stored:
 
 
 def content_md5(data_dir: Path, side: int) -> str:
-    """MD5 of the names and the contents of all images, whatever their times of change and their size in pixels."""
+    """MD5 of the names and the contents of all images, whatever their modification times and their size in pixels."""
     md5s = []
     for split, listing in zip(("train", "test"), list_images(data_dir), strict=True):
         if done := stored(listing.root, f"{split}-{side}", f"{listing.key}-{VERSION}"):

@@ -1,6 +1,7 @@
 """Where images of one's own are: ``train/<class>/*`` with ``test/<class>/*`` or ``val/<class>/*``, or without classes.
 
-Hidden files and folders, and files without an image's ending, are passed over. Images without classes lie in ``train/``
+Hidden files and folders, and files without an image's ending, are passed over. A file with such an ending that cannot be
+decoded, as .heic, is an error and not passed over. Images without classes lie in ``train/``
 (and ``test/`` or ``val/``), or in the folder itself; where there is no ``test/``, a tenth is set aside for testing.
 """
 
@@ -12,7 +13,10 @@ from pathlib import Path
 
 from mae_core.errors import MissingDataError
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+ENDINGS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pnm", ".jp2",
+    ".avif", ".heic", ".heif",
+)  # fmt: skip
 LAYOUT = "train/<class>/ and test/<class>/, or images without classes in train/"
 
 
@@ -25,7 +29,7 @@ class Listing:
         names: path of each image within ``root``.
         labels: index of its class; -1 without classes.
         classes: their names, made printable; empty without classes.
-        key: of names, sizes and times of change.
+        key: of names, sizes and modification times.
         fingerprint: of names and sizes, so that a copy has the same.
     """
 
@@ -39,7 +43,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Found:
-    """One image file: its path within the root, size in bytes, time of change."""
+    """One image file: its path within the root, size in bytes, modification time."""
 
     name: str
     size: int

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae_core.data.cifar import alone
 from mae_core.errors import MissingDataError
+from mae_core.locks import held
 
 CACHE = ".mae-cache"
 Write = Callable[[int, np.ndarray], None]  # a function of the first image's index and images_nCHW
@@ -83,7 +83,7 @@ def prepared(data_dir: Path, name: str, key: str, n: int, side: int, fill: Calla
     if found := stored(data_dir, name, key):
         return found
     folder = writable(data_dir)
-    with alone(folder / "lock"):
+    with held(folder / "lock"):
         if found := stored(data_dir, name, key):  # another process was faster
             return found
         for path in folder.glob(".unfinished-*"):  # of a process that was killed

@@ -139,14 +139,17 @@ function render({ model, el }) {
   const message = h("p", { class: "mae-message", role: "status" });
   const say = (text) => (message.textContent = text);
   const file = h("input", { type: "file", accept: "image/*", class: "mae-file" });
-  file.addEventListener("change", async () => {
-    const [chosen] = file.files;
-    if (!chosen) return;
-    file.value = "";
+  const own = async (chosen) => {
     const size = chosen.size / 1e6;
     if (size > LARGEST_MB) return say(`${chosen.name} has ${size.toFixed(0)} MB: choose a picture of at most ${LARGEST_MB} MB.`);
     say("");
     model.send({ ask: "own" }, undefined, [await chosen.arrayBuffer()]);
+  };
+  file.addEventListener("change", () => {
+    const [chosen] = file.files;
+    if (!chosen) return;
+    own(chosen);
+    file.value = "";
   });
 
   const choices = cases.map((name) => {
@@ -253,6 +256,20 @@ function render({ model, el }) {
       ),
     ),
   );
+  root.addEventListener("dragover", (event) => {
+    if (!event.dataTransfer.types.includes("Files")) return;
+    event.preventDefault();
+    root.classList.add("mae-drop");
+  });
+  root.addEventListener("dragleave", (event) => root.contains(event.relatedTarget) || root.classList.remove("mae-drop"));
+  root.addEventListener("drop", (event) => {
+    root.classList.remove("mae-drop");
+    const [dropped] = event.dataTransfer.files;
+    if (!dropped) return;
+    event.preventDefault();
+    event.stopPropagation(); // JupyterLab would insert the picture into the notebook
+    own(dropped);
+  });
   el.append(root);
 
   const followed = {

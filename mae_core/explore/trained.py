@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError
 
-from mae_core.data import folder_of
+from mae_core.data import Dataset, folder_of
 from mae_core.data.images import Split, load
 from mae_core.data.layout import check_layout
 from mae_core.devices import choose_device
@@ -23,7 +23,7 @@ from mae_core.study.results import FULL, KEPT, load_sheet, read_json
 from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
 from mae_core.training.runs import pretrain
 
-Shown = Literal["auto", "shapes", "cifar10", "cifar100", "folder"]
+Shown = Literal["auto", Dataset]
 SEEN = {
     "cifar10": "ten classes of CIFAR-10",
     "cifar100": "a hundred classes of CIFAR-100",

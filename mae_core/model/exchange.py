@@ -172,7 +172,7 @@ def from_theirs(
     """Their tensors under our names and in our shapes, and the names that the layout lacks.
 
     Encoder positions have one row a patch: a row of the class token is added to the token itself, which is equal. The sum
-    is float32, for half precision would round it.
+    is float32, because half precision would round it.
 
     Args:
         class_position: whether encoder positions have a row of the class token; None: unless their number is a square.

@@ -45,19 +45,19 @@ class Claim:
     key: str = ""
 
     @property
-    def one_sided(self) -> bool:
+    def directional(self) -> bool:
         """Whether the verdict says on which side of zero the difference lies, and a test says so too."""
         return self.p is not None and self.verdict.startswith(("supported", "contradicted"))
 
     @property
     def survives(self) -> bool:
         """Whether such a verdict stands after Holm's correction."""
-        return self.one_sided and self.adjusted is not None and self.adjusted < LEVEL
+        return self.directional and self.adjusted is not None and self.adjusted < LEVEL
 
 
 def claims(summary: Summary) -> list[Claim]:
     """All claims of the student's report, the paper's claims that it builds on, and two of our own."""
-    default, scratch = summary.find("random", 0.75), summary.find(None)
+    default, scratch = summary.find("random", 0.75), summary.scratch
     tokens = summary.find("random", 0.75, mask_tokens=True)
     block50, block75, grid = summary.find("block", 0.5), summary.find("block", 0.75), summary.find("grid", 0.75)
     longer, ratios = summary.equal_work(), [(default, summary.find("random", ratio)) for ratio in (0.25, 0.5, 0.9)]
@@ -85,10 +85,10 @@ def claims(summary: Summary) -> list[Claim]:
             "75 % masking can be learned: its frozen features beat a random encoder's (linear probe)", "student",
             "linear", (default, scratch),
         ),
-        above("Block-wise 50 % beats random 75 %", "student", "accuracy", (block50, default)),
-        above("Block-wise 50 % beats random 75 % at equal compute", "here", "accuracy", (block50, longer)),
-        above("Random 75 % beats block-wise 75 %", "both", "accuracy", (default, block75)),
-        above("Random 75 % beats grid-wise 75 %", "both", "accuracy", (default, grid)),
+        above("Block-wise 50 % beats random 75 %", "student", "accuracy", (block50, default), key="block 50"),
+        above("Block-wise 50 % beats random 75 % at equal compute", "this study", "accuracy", (block50, longer)),
+        above("Random 75 % beats block-wise 75 %", "both", "accuracy", (default, block75), key="block 75"),
+        above("Random 75 % beats grid-wise 75 %", "both", "accuracy", (default, grid), key="grid 75"),
         above("Grid-wise masking is the easier task: random's loss is higher", "both", "loss", (default, grid)),
         above(
             "Grid-wise masking gives the worst features: every other masking's linear probe is higher", "student",
@@ -99,8 +99,11 @@ def claims(summary: Summary) -> list[Claim]:
             "Block-wise reconstructions are less exact: random's PSNR at 75 % is higher", "both", "psnr", (default, block75)
         ),
         above("A lower ratio is an easier task: block-wise loss at 75 % is above 50 %", "both", "loss", (block75, block50)),
-        above("75 % is the best ratio of random masking: it beats 25, 50 and 90 %", "here", "accuracy", *ratios),
-        above("75 % is the best ratio for the linear probe", "paper", "linear", *ratios),
+        above(
+            "75 % is the best ratio of random masking: it beats 25, 50 and 90 %", "this study",
+            "accuracy", *ratios, key="ratio",
+        ),
+        above("75 % is the best ratio for the linear probe", "paper", "linear", *ratios, key="linear ratio"),
     ]  # fmt: skip
     tested = [claim.p for claim in judged if claim.p is not None]
     adjusted = iter(holm(tested))
@@ -112,7 +115,7 @@ def shown(summary: Summary) -> list[Claim]:
     found = claims(summary)
     if summary.compared:
         return found
-    by = {"both": "paper", "student": "here"}
+    by = {"both": "paper", "student": "this study"}
     ran = [replace(claim, source=by.get(claim.source, claim.source)) for claim in found if claim.verdict != "not run"]
     return ran or [Claim("No two cases have run that a claim compares", "–", "–", "not run")]
 
@@ -209,12 +212,12 @@ def judge(difference: Estimate, bound: float | None = None) -> str:
     Args:
         bound: the difference from which on it matters, if there is one.
     """
-    if difference.interval is None:
+    if difference.half_width is None:
         points = "for it" if difference.mean > 0 else "against it" if difference.mean < 0 else "neither way"
         return f"undecided (one seed; points {points})"
     if bound is not None and same(difference.values):
         return "undecided (the seeds do not differ)"
-    small = bound is not None and abs(difference.mean) + difference.interval < bound
+    small = bound is not None and abs(difference.mean) + difference.half_width < bound
     if not difference.excludes_zero:
         return "no difference that matters" if small else undecided(difference)
     return ("supported" if difference.mean > 0 else "contradicted") + (f" ({SMALLER})" if small else "")

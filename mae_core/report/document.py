@@ -5,23 +5,55 @@ reach the report.
 """
 
 import base64
+import difflib
 import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
+from urllib.parse import unquote
+from xml.etree import ElementTree
 
+import mistune
+from mistune.plugins.math import math
+from mistune.plugins.table import table
 from nbformat import NotebookNode
 
 from mae_core.errors import ExportError
 from mae_core.report.display import PNG_DPI, TABLE
 
+MARKDOWN = [math, table]  # what the report's Markdown has beyond the usual
 KINDS = {"figure": "Figure", "table": "Table"}
-MORE_THAN_A_DRAWING = re.compile(
-    r"<script|<foreignObject|<!ENTITY|\son\w+\s*=|javascript:|@import"
-    r"|href\s*=\s*[\"'](?!#|data:image/)|url\(\s*(?!#)|<!DOCTYPE[^>]*SYSTEM",
-    re.IGNORECASE,
+SVG = "{http://www.w3.org/2000/svg}"
+PREFIXED = ("{http://www.w3.org/1999/xlink}href", "{http://www.w3.org/XML/1998/namespace}space")  # attributes
+RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
+METADATA = (RDF, "{http://purl.org/dc/elements/1.1/}", "{http://creativecommons.org/ns#}")  # matplotlib's: who, when, what
+PROLOG = re.compile(  # as matplotlib writes it: an XML declaration and a document type, no entities and no style sheet
+    r"""\s*(<\?xml\s+version="1\.[01]"(\s+encoding="utf-8")?(\s+standalone="(yes|no)")?\s*\?>\s*)?
+    (<!DOCTYPE\s+svg\s+PUBLIC\s+"-//W3C//DTD\ SVG\ 1\.1//EN"\s+"[^"<>\[\]]*svg11\.dtd"\s*>\s*)?
+    (<!--((?!--).)*-->\s*)*(?=<[^!?])""",
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
 )
+ELEMENT = re.compile(
+    r"""svg | g | defs | style | title | desc | metadata | symbol | use | image | text | tspan | path | rect | circle
+    | ellipse | line | polyline | polygon | clipPath | mask | pattern | marker | linearGradient | radialGradient | stop
+    | filter | feColorMatrix | feComposite""",
+    re.VERBOSE,
+)
+ATTRIBUTE = re.compile(
+    r"""href | id | class | type | version | style | d | points | [cdfr]?[xy] | [xy][12] | r | width | height
+    | viewBox | preserveAspectRatio | (gradient | pattern)?[tT]ransform | rotate | in2? | result | operator | k[1-4]
+    | values | offset | color(-interpolation-filters)? | opacity | display | visibility | overflow | fill(-opacity | -rule)?
+    | stroke(-[a-z]+)? | clip-(path | rule) | mask | filter | marker-(start | mid | end) | marker(Width | Height) | ref[XY]
+    | (clipPath | mask | maskContent | filter | primitive | gradient | pattern | patternContent | marker)Units | orient
+    | spreadMethod | stop-(color | opacity) | (shape | text | image)-rendering | text-anchor | dominant-baseline
+    | font-(family | size | style | weight | stretch | variant)""",
+    re.VERBOSE,
+)
+FUNCTION = re.compile("|matrix|translate|scale|rotate|skew[xy]|rgba?|hsla?|calc", re.IGNORECASE)
+INSIDE = re.compile(r"#\S*|data:image/png;base64,[A-Za-z0-9+/=\s]*")  # what a picture may refer to
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0\0\0\0IEND\xaeB`\x82"
+POINTS = re.compile(r"(\d+(?:\.\d*)?)pt")
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -124,7 +156,7 @@ def read(notebook: NotebookNode, show_code: bool = False) -> Document:
         show_code: keep source code and printed text.
 
     Raises:
-        ExportError: if a cell ended in an error, a label is used twice, or the title is missing.
+        ExportError: if a cell ended in an error, a label is used twice, a link leads nowhere, or the title is missing.
     """
     blocks = list(read_blocks(notebook, show_code))
     for block in blocks:
@@ -154,7 +186,45 @@ def read(notebook: NotebookNode, show_code: bool = False) -> Document:
     first.markdown = first.markdown[title.end() :].strip()
     blocks = [block for block in blocks if not isinstance(block, Text) or block.markdown]
     sections = list(number_sections(blocks))
+    check_links(blocks, {*names, *(section.anchor for section in sections)})
     return Document(title[1].strip(), blocks, names, sections, citations(blocks, names, sections))
+
+
+def check_links(blocks: list[Block], targets: set[str]) -> None:
+    """Raise ExportError if a link leads neither to one of the targets nor to a heading or the abstract."""
+    links = []
+    for block in blocks:
+        where, texts = "the text", [block.markdown] if isinstance(block, Text) else []
+        if isinstance(block, Text) and block.role == "abstract":
+            targets.add("abstract")
+        elif isinstance(block, Float):
+            where, texts = block.name, [block.caption, block.notes]
+        elif isinstance(block, References):
+            where, texts = "the list of references", [text for _, text in block.entries]
+        for token in within([token for text in texts for token in read_markdown(text)]):
+            if token["type"] == "heading":
+                words = (inner for inner in within(token["children"]) if inner["type"] != "inline_math")
+                targets.add(slug("".join(inner.get("raw", "") for inner in words)))
+            elif token["type"] == "link" and token["attrs"]["url"].startswith("#"):
+                links.append((where, unquote(token["attrs"]["url"][1:])))
+    for where, label in links:
+        if label not in targets:
+            near = difflib.get_close_matches(label, sorted(targets), 1, 0.75)
+            advice = f"did you mean #{near[0]}?" if near else "show what has this label, or leave the link out"
+            raise ExportError(f"{where} links to #{label}, which the report does not have: {advice}")
+
+
+def read_markdown(markdown: str) -> list[dict[str, Any]]:
+    """The tokens of a Markdown text, as mistune names them."""
+    tokens = mistune.create_markdown(renderer=None, plugins=MARKDOWN)(markdown)
+    return cast(list[dict[str, Any]], tokens)
+
+
+def within(tokens: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The tokens and all that they contain."""
+    for token in tokens:
+        yield token
+        yield from within(token.get("children", []))
 
 
 def together(text: str) -> str:
@@ -282,20 +352,64 @@ def joined_streams(outputs: list[NotebookNode]) -> Iterator[NotebookNode]:
 
 
 def panel(data: dict[str, Any], alt: str) -> Panel:
-    """The image of a figure's output; raises ExportError if it has none, or its SVG is more than a drawing."""
+    """The image of a figure's output; raises ExportError if it has none, it is damaged, or it is more than a drawing."""
     if "image/png" in data:
-        png = base64.b64decode(data["image/png"])
+        try:
+            png = base64.b64decode(data["image/png"])
+        except ValueError:
+            png = b""
+        if not (png.startswith(PNG_START) and png.endswith(PNG_END)):
+            raise ExportError("a figure's output is not a whole PNG file: run its cell again")
         width, height = struct.unpack(">II", png[16:24])
         return Panel("png", png, alt, width / PNG_DPI, height / PNG_DPI)
     if "image/svg+xml" not in data:
         raise ExportError("a figure's output is neither PNG nor SVG")
     svg = data["image/svg+xml"]
-    if MORE_THAN_A_DRAWING.search(svg):
-        raise ExportError("a figure's SVG contains a script, an event handler or a remote reference")
-    size = [float(found[1]) / 72 for side in ("width", "height") if (found := re.search(rf'{side}="([\d.]+)pt"', svg))]
+    root = drawing(svg)
+    size = [float(found[1]) / 72 for side in ("width", "height") if (found := POINTS.fullmatch(root.get(side, "")))]
     if len(size) < 2:
         raise ExportError("a figure's SVG has no width and height")
     return Panel("svg", svg.encode(), alt, *size)
+
+
+def drawing(svg: str) -> ElementTree.Element:
+    """Parse an SVG; raises ExportError if it has an element, attribute or reference that a drawing does not need.
+
+    Only what the head of this module lists may be there, because what an SVG can hold besides may run or load something.
+    """
+    refusal = "a figure's SVG contains {}; a drawing needs no script, an event handler or a remote reference"
+    prolog = PROLOG.match(svg)
+    if not prolog or "<?" in svg[prolog.end() :]:
+        raise ExportError(refusal.format("a document type, entity or instruction that matplotlib does not write"))
+    try:
+        root = ElementTree.fromstring(svg)
+    except (ElementTree.ParseError, UnicodeEncodeError) as error:
+        raise ExportError(f"a figure's SVG is not XML: {error}") from error
+    if root.tag != f"{SVG}svg":
+        raise ExportError(refusal.format(f"<{local(root.tag)}> in place of <svg xmlns={SVG[1:-1]}>"))
+    for element in root.iter():
+        name, described = local(element.tag), element.tag.startswith(METADATA)
+        if not described and not (element.tag.startswith(SVG) and ELEMENT.fullmatch(name)):
+            raise ExportError(refusal.format(f"<{name}>"))
+        if name == "style" and (len(element) or "@" in (element.text or "") or not is_plain(element.text or "")):
+            raise ExportError(refusal.format("<style> with more than plain rules"))
+        for key, value in element.attrib.items():
+            known = key.startswith(RDF) if described else key in PREFIXED or ATTRIBUTE.fullmatch(key)
+            refers = local(key) == "href" and not described
+            if not known or (refers and not INSIDE.fullmatch(value)) or (key != "id" and not is_plain(value)):
+                raise ExportError(refusal.format(f'<{name} {local(key)}="{value[:60]}">'))
+    return root
+
+
+def local(name: str) -> str:
+    """The name of an element or attribute without its namespace."""
+    return name.rpartition("}")[2]
+
+
+def is_plain(css: str) -> bool:
+    """Whether CSS calls only harmless functions, and ``url`` only for a place in the same picture."""
+    calls = re.findall(r"(?<![\w-])([\w-]*)\((\s*[\"']?#)?", css)
+    return "\\" not in css and all(FUNCTION.fullmatch(name) or (name.lower() == "url" and inside) for name, inside in calls)
 
 
 def as_on_a_terminal(text: str) -> str:

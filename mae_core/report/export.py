@@ -122,17 +122,24 @@ def write_html(notebook: Path, target: Path, **options) -> None:
 
 
 def write_pdf(notebook: Path, target: Path) -> None:
-    """Print a notebook as tagged PDF (PDF/UA-1); the same notebook gives the same bytes."""
+    """Print a notebook as tagged PDF (PDF/UA-1); the same notebook gives the same bytes.
+
+    Raises:
+        ExportError: as :func:`~mae_core.report.document.read`, or if Typst refuses the notebook's text or pictures.
+    """
     with tempfile.TemporaryDirectory() as folder:
         source, _ = ReportTypstExporter().from_notebook_node(open_notebook(notebook), {"folder": folder})
         main = Path(folder) / "report.typ"
         main.write_text(source, encoding="utf-8")
-        pdf = typst.compile(
-            str(main),
-            ignore_system_fonts=True,
-            pdf_standards=["ua-1"],
-            timestamp=int(datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC).timestamp()),
-        )
+        try:
+            pdf = typst.compile(
+                str(main),
+                ignore_system_fonts=True,
+                pdf_standards=["ua-1"],
+                timestamp=int(datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC).timestamp()),
+            )
+        except typst.TypstError as error:
+            raise ExportError(f"{notebook} cannot be printed as PDF: {'; '.join([str(error), *error.hints])}") from error
     with whole(target) as temporary:
         temporary.write_bytes(pdf)
 

@@ -19,9 +19,12 @@ from mae_core.study.results import load_sheet, read_json
 
 INK, GREY, ACCENT = "#222222", "#8a8a8a", "#7a1f1f"
 COLOURS = ("#7a1f1f", "#00635a", "#94541b", "#3b528b", "#8a4f9e", "#5b6b1f", "#2f7fb5", "#b05a7a")
+PUBLISHED_MARKS = {  # source -> its name in the legend, marker, colour
+    "student": ("student's report (CIFAR-10)", "s", COLOURS[1]),
+    "paper": ("MAE paper (ImageNet)", "^", COLOURS[3]),
+}
 STYLE_FILE = Path(__file__).parent / "templates" / "mae" / "figures.mplstyle"
 STYLE: Any = matplotlib.rc_params_from_file(STYLE_FILE, use_default_template=False)
-
 
 MOST_CLASSES = 20  # in a confusion matrix; of more, the most confused pairs are drawn
 styled = matplotlib.rc_context(STYLE)  # decorator: draws in the report's style, whatever the notebook has set
@@ -270,31 +273,27 @@ def accuracies(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Accuracy of every case: ours with all seeds and the interval, the student's and the paper's.
 
     Args:
-        rows: in per cent ``values`` (one per seed, may be empty), ``interval`` (half-width or None), ``student`` and
-            ``paper`` (numbers or None) of each case ``name``.
+        rows: in per cent ``values`` (one per seed, may be empty), ``half_width`` (of their interval, or None), ``student``
+            and ``paper`` (numbers or None) of each case ``name``.
     """
     figure = new_figure(6.4, 0.42 * len(rows) + 0.9)
     axes = figure.add_subplot(xlabel="test accuracy after fine-tuning (%)")
     for y, row in enumerate(rows):
         if row["values"]:
             mean = float(np.mean(row["values"]))
-            axes.errorbar(mean, y, xerr=row["interval"], fmt="o", color=ACCENT, capsize=3, markersize=6, zorder=3)
+            axes.errorbar(mean, y, xerr=row["half_width"], fmt="o", color=ACCENT, capsize=3, markersize=6, zorder=3)
             if len(row["values"]) > 1:
                 axes.plot(row["values"], [y] * len(row["values"]), "|", color=ACCENT, markersize=9, alpha=0.6)
-        for source, marker, colour in (("student", "s", "#00635a"), ("paper", "^", "#3b528b")):
+        for source, (_, marker, colour) in PUBLISHED_MARKS.items():
             if row[source] is not None:
                 axes.plot(row[source], y, marker, color=colour, markersize=5, markerfacecolor="none")
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", visible=False)
-    for label, marker, colour, face, source in (
-        ("this study", "o", ACCENT, ACCENT, "name"),
-        ("student's report (CIFAR-10)", "s", "#00635a", "none", "student"),
-        ("MAE paper (ImageNet)", "^", "#3b528b", "none", "paper"),
-    ):
-        if all(row[source] is None for row in rows):
-            continue
-        axes.plot([], [], marker, color=colour, markerfacecolor=face, label=label, markersize=5)
+    axes.plot([], [], "o", color=ACCENT, label="this study", markersize=5)
+    for source, (label, marker, colour) in PUBLISHED_MARKS.items():
+        if any(row[source] is not None for row in rows):
+            axes.plot([], [], marker, color=colour, markerfacecolor="none", label=label, markersize=5)
     figure.legend(loc="outside upper center", ncols=3, handletextpad=0.2, columnspacing=1.2)
     return figure
 
@@ -317,7 +316,7 @@ def ratios(rows: Mapping[float, Mapping[str, Estimate | None]], quantity: str, l
     axes.plot(x, y, color=ACCENT, marker="o", markersize=5)
     for ratio, point in points.items():
         axes.plot([100 * ratio] * len(point.values), point.values, "_", color=ACCENT, alpha=0.5, markersize=9)
-        axes.errorbar(100 * ratio, point.mean, yerr=point.interval, color=ACCENT, capsize=3)
+        axes.errorbar(100 * ratio, point.mean, yerr=point.half_width, color=ACCENT, capsize=3)
     axes.set_xticks(x)
     axes.margins(x=0.12, y=0.2)
     return figure
@@ -339,7 +338,7 @@ def lengths(rows: Mapping[int, Mapping[str, Estimate]]) -> Figure:
         axes.plot(x, [point.mean for point in points.values()], color=colour, marker="o", markersize=4, label=name)
         for at, point in zip(x, points.values(), strict=True):
             axes.plot([at] * len(point.values), point.values, "_", color=colour, alpha=0.5, markersize=7)
-            axes.errorbar(at, point.mean, yerr=point.interval, color=colour, capsize=3)
+            axes.errorbar(at, point.mean, yerr=point.half_width, color=colour, capsize=3)
     axes.set_xticks(list(rows), [str(epochs) for epochs in rows])
     axes.minorticks_off()
     axes.margins(x=0.08)

@@ -10,16 +10,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import matplotlib
 import mistune
 from matplotlib import mathtext
 from matplotlib.font_manager import FontProperties
-from mistune.plugins.math import math
-from mistune.plugins.table import table
 
 from mae_core.report.display import LinkedRenderer, leads_somewhere
-from mae_core.report.document import Document, slug
+from mae_core.report.document import MARKDOWN, Document, read_markdown, slug
 from mae_core.report.figures import STYLE
 
 MATH_SIZE = 10.0  # points
@@ -121,11 +120,12 @@ class TypstRenderer(mistune.HTMLRenderer):
             return text
         if not url.startswith("#"):
             return f"#link({literal(url)})[{text}];"
-        name = self.names.get(url[1:])
+        label = unquote(url[1:])
+        name = self.names.get(label)
         said = f"#{literal(name)};" if name else text
         if name and name.startswith("[") and text:
             said = f"{text} {said}"
-        return f"#link(label({literal(url[1:])}))[{said}];"
+        return f"#link(label({literal(label)}))[{said}];"
 
     def image(self, text: str, url: str, title: str | None = None) -> str:
         return text
@@ -137,7 +137,7 @@ class TypstRenderer(mistune.HTMLRenderer):
         return text
 
     def heading(self, text: str, level: int, **attrs) -> str:
-        words = "".join(re.findall(r'#"((?:[^"\\]|\\.)*)"', text))
+        words = "".join(re.findall(r'#(?:raw\()?"((?:[^"\\]|\\.)*)"', text))
         section = self.anchors.get(slug(words))
         unnumbered = "" if section and section.number else ", numbering: none"
         return f"#[#heading(level: {level - 1}{unnumbered})[{text}] #label({literal(slug(words))})]\n\n"
@@ -149,10 +149,31 @@ class TypstRenderer(mistune.HTMLRenderer):
         return f"#quote(block: true)[{text}]\n\n"
 
     def list(self, text: str, ordered: bool, **attrs) -> str:
-        return f"#{'enum' if ordered else 'list'}({text})\n\n"
+        first = f"start: {attrs['start']}, " if "start" in attrs else ""
+        return f"#{'enum' if ordered else 'list'}({first}{text})\n\n"
 
     def list_item(self, text: str) -> str:
         return f"[{text}],"
+
+    def render_token(self, token: dict[str, Any], state: mistune.BlockState) -> str:
+        if token["type"] == "table":  # Typst asks for the number of columns
+            token["attrs"] = {"columns": len(token["children"][0]["children"])}
+        return super().render_token(token, state)
+
+    def table(self, text: str, columns: int) -> str:
+        return f"#align(center, table(columns: {columns}, {text}))\n\n"
+
+    def table_head(self, text: str) -> str:
+        return f"table.header({text}),"
+
+    def table_body(self, text: str) -> str:
+        return text
+
+    def table_row(self, text: str) -> str:
+        return text
+
+    def table_cell(self, text: str, align: str | None = None, head: bool = False) -> str:
+        return f"table.cell(align: {align or 'left'})[{text}],"
 
     def thematic_break(self) -> str:
         return "#line(length: 100%, stroke: .4pt)\n\n"
@@ -179,13 +200,12 @@ class TypstRenderer(mistune.HTMLRenderer):
 
 def to_html(markdown: str, document: Document) -> str:
     """Markdown as HTML."""
-    return str(mistune.create_markdown(renderer=HtmlRenderer(document), plugins=[math, table])(markdown))
+    return str(mistune.create_markdown(renderer=HtmlRenderer(document), plugins=MARKDOWN)(markdown))
 
 
 def to_typst(markdown: str, document: Document, folder: Path) -> str:
     """Markdown as Typst; ``folder`` gets the images of formulas."""
-    tokens: Any = mistune.create_markdown(renderer=None, plugins=[math])(markdown)
-    return TypstRenderer(document, folder)(tokens, mistune.BlockState())
+    return TypstRenderer(document, folder)(read_markdown(markdown), mistune.BlockState())
 
 
 def literal(text: str) -> str:

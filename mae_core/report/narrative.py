@@ -13,31 +13,29 @@ from mae_core.report.figures import MOST_CLASSES
 from mae_core.report.over_images import of_difference
 from mae_core.report.parts import every_case, parts, references_left_out
 from mae_core.report.statistics import estimate, signed
-from mae_core.report.summary import LENGTHENED, Case, Summary, label_of, shared_seeds
+from mae_core.report.summary import LENGTHENED, Case, Summary, label_of, shared_by, shared_seeds
 from mae_core.report.tables import number
 from mae_core.study.parameters import FinetuneParameters
 from mae_core.study.results import read_json
+from mae_core.study.study import STAGES
 
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "shapes": "the package's own drawn shapes"}
 MOST_NAMES = 12  # classes named in a sentence
-STAGES = ("pretrain", "finetune")
 VERDICTS = ("supported", "contradicted", "no difference that matters", "undecided", "not run")
 
 
 def newest(summary: Summary) -> dict[str, Any]:
     """The provenance of the latest run; empty if nothing has run."""
-    cases, stages = summary.all_cases.values(), ("pretrain", "finetune")
-    told = [p for case in cases for stage in stages for p in case.read(stage, "provenance").values()]
-    return max(told, key=lambda p: p["finished"], default={})
+    return max(summary.records("provenance"), key=lambda provenance: provenance["finished"], default={})
 
 
 def byline(summary: Summary) -> str:
     """Study, seeds, date of the last run, commit."""
-    told = newest(summary)
-    if not told:
+    provenance = newest(summary)
+    if not provenance:
         return f"Study *{summary.name}*: nothing has run yet."
-    finished = datetime.datetime.fromisoformat(told["finished"])
-    commit = told["commit"][:9] if told["commit"] else f"none ({told.get('commit_missing', 'no git checkout')})"
+    finished, commit = datetime.datetime.fromisoformat(provenance["finished"]), provenance["commit"]
+    commit = commit[:9] if commit else f"none ({provenance.get('commit_missing', 'no git checkout')})"
     return f"Study *{summary.name}*, {seeds(summary)}. Last run: {finished.day} {finished:%B %Y}, commit {commit}."
 
 
@@ -55,6 +53,18 @@ def listed(words: Sequence[str]) -> str:
     """Words as a list within a sentence: a, b and c."""
     *before, last = words
     return f"{', '.join(before)} and {last}" if before else last
+
+
+def seeds_of(cases: list[Case]) -> str:
+    """The numbers of the seeds that cases share, in words; empty without one."""
+    seeds = [str(seed) for seed in sorted(shared_by(cases))]
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {listed(seeds)}" if seeds else ""
+
+
+def same_seeds(cases: list[Case]) -> str:
+    """Which seeds all rows of a table use; empty without one."""
+    seeds = seeds_of(cases)
+    return f"All rows use {seeds}." if seeds else ""
 
 
 def seed_numbers(summary: Summary) -> list[int]:
@@ -142,13 +152,12 @@ def introduction(summary: Summary) -> str:
 
 def data(summary: Summary) -> str:
     """The images of a study of other data than the student's: their number, size and classes."""
-    stages, cases = ("pretrain", "finetune"), summary.cases.values()
-    told = [m for case in cases for stage in stages for m in case.read(stage, "metrics").values()]
-    run = next((case.pretrained for case in cases if case.pretrained), None)
-    if summary.compared or not told or not run:
+    metrics = summary.records("metrics")
+    run = next((case.pretrained for case in summary.all_cases.values() if case.pretrained), None)
+    if summary.compared or not metrics or not run:
         return ""
     size = f"{run.image_size}×{run.image_size}"
-    n_train, n_test = max(m["n_train"] for m in told), max(m["n_test"] for m in told)
+    n_train, n_test = max(m["n_train"] for m in metrics), max(m["n_test"] for m in metrics)
     names = [escaped(name) for name in summary.classes]
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     classes = f"{len(names)} classes: {', '.join(names[:MOST_NAMES])}{more}" if names else "classes are not used"
@@ -192,11 +201,11 @@ def several_machines(summary: Summary) -> str:
     groups: dict[str, list[str]] = {}
     for case in summary.cases.values():
         if devices := {p["device"] for stage in STAGES for p in case.read(stage, "provenance").values()}:
-            groups.setdefault(" or ".join(sorted(devices)), []).append(case.label)
+            groups.setdefault(" and ".join(sorted(devices)), []).append(case.label)
     if len(groups) < 2:
         return ""
-    told = "; ".join(f"{', '.join(cases)}: {device}" for device, cases in groups.items())
-    return f"Times, speeds and memory are not all of the same machine: {told}. "
+    told = "; ".join(f"{device} ({', '.join(cases)})" for device, cases in groups.items())
+    return f"Times, speeds and memory come from different machines: {told}. "
 
 
 def confusion_caption(summary: Summary) -> str:
@@ -246,8 +255,8 @@ def finetuning(summary: Summary) -> str:
 
 def finetuned(summary: Summary) -> FinetuneParameters:
     """The parameters of the first fine-tuning run; the defaults if there is none."""
-    told = [p for case in summary.all_cases.values() for p in case.read("finetune", "parameters").values()]
-    return FinetuneParameters.check(told[0]) if told else FinetuneParameters()
+    parameters = summary.records("parameters", "finetune")
+    return FinetuneParameters.check(parameters[0]) if parameters else FinetuneParameters()
 
 
 def n_validation(summary: Summary) -> int:
@@ -304,38 +313,40 @@ def abstract(summary: Summary) -> str:
     )
     counted = "Claims about the method"
     judged, missing, corrected = shown(summary), "", ""
-    tested = [claim for claim in judged if claim.one_sided]
+    tested = [claim for claim in judged if claim.directional]
     if summary.compared:
         counted, missing = f"We judge {len(judged)} claims, most of them from the report and the paper", not_run(summary)
         n_kept = sum(claim.survives for claim in tested)
         if tested and sum(claim.p is not None for claim in judged) > 1:
-            are, remain = "is" if len(tested) == 1 else "are", "remains" if n_kept == 1 else "remain"
+            rest, survive = "rests" if len(tested) == 1 else "rest", "survives" if n_kept == 1 else "survive"
             corrected = (
-                f"Of the supported or contradicted ones, {len(tested)} {are} decided by a test; {n_kept} {remain} so after "
-                "a correction for the number of claims. "
+                f"Of the supported or contradicted ones, {len(tested)} {rest} on a statistical test, and {n_kept} of these "
+                f"{survive} a correction for the number of claims. "
             )
     told = f"{counted}: {tally(judged)} ([Table 8](#tab-claims)). " if "tab-claims" in parts(summary) else ""
-    told += interim(summary) if told else ""
+    told += f"{corrected}{interim(summary)}" if told else corrected
     return (
         f"{notice if drawn else ''}{held if n_held else ''}{either(summary, repeated, alone)} On {dataset(summary)}, "
-        f"{reached(summary)}. {told}{missing}{corrected}{intervals(summary)}"
+        f"{reached(summary)}. {told}{missing}{intervals(summary)}"
     )
 
 
 def interim(summary: Summary) -> str:
-    """That more seeds are planned than have run; empty otherwise."""
-    n = len(summary.seeds)
-    return (
-        f"The verdicts are interim: {n} of {summary.planned} planned seeds {'has' if n == 1 else 'have'} run. "
-        if n < summary.planned
-        else ""
-    )
+    """That more seeds are planned than have run, in the whole study or in some of its cases; empty otherwise."""
+    n, planned, last = len(summary.seeds), summary.planned, "accuracy" if summary.fine_tuned else "loss"
+    if n < planned:
+        return f"The verdicts are interim: {n} of {planned} planned seeds {'has' if n == 1 else 'have'} run. "
+    behind = sum(0 < len(case.values(last)) < planned for case in summary.cases.values())
+    if not behind:
+        return ""
+    of_cases = f"{behind} of {len(summary.cases)} cases {'has' if behind == 1 else 'have'}"
+    return f"The verdicts are interim: {of_cases} not run with all {planned} planned seeds yet. "
 
 
 def reached(summary: Summary) -> str:
     """What the default case reaches, within a sentence: its accuracy, or without one another's, or its PSNR."""
     default, images = summary.default, evaluated(summary)
-    ours, theirs, quality = default.estimate("accuracy"), summary.find(None).estimate("accuracy"), default.estimate("psnr")
+    ours, theirs, quality = default.estimate("accuracy"), summary.scratch.estimate("accuracy"), default.estimate("psnr")
     if ours:
         against = f", against {number(theirs)} % from scratch{same_recipe(summary)}" if theirs else ""
         top5 = f" (top-5: {number(found)} %)" if (found := default.estimate("top5")) else ""
@@ -361,7 +372,7 @@ def not_run(summary: Summary) -> str:
     """The student's cases that have no accuracy, or without fine-tuning no loss; empty if all have one."""
     last = "accuracy" if summary.fine_tuned else "loss"
     missing = [label_of(*masks) for masks in published.STUDENT if not summary.find(*masks).values(last)]
-    missing += ["training from scratch"] if summary.fine_tuned and not summary.find(None).values(last) else []
+    missing += ["training from scratch"] if summary.fine_tuned and not summary.scratch.values(last) else []
     return (
         f"Of the student's cases, {listed(missing)} {'has' if len(missing) == 1 else 'have'} not run. " if missing else ""
     )
@@ -370,7 +381,7 @@ def not_run(summary: Summary) -> str:
 def same_recipe(summary: Summary) -> str:
     """That training from scratch has the default case's recipe; empty if it has another."""
     others = {label for label, _, _ in summary.other_recipes()}
-    return "" if summary.find(None).label in others else " with the same recipe"
+    return "" if summary.scratch.label in others else " with the same recipe"
 
 
 def model(summary: Summary) -> str:
@@ -441,7 +452,7 @@ def correction(summary: Summary) -> str:
         return f"{why}, so we can give no p-value, no correction for the number of claims, and no smallest difference."
     if len(tested) == 1:
         return "One claim has a p-value, so there is no number of claims to correct for."
-    decided = [claim for claim in tested if claim.one_sided]
+    decided = [claim for claim in tested if claim.directional]
     lost = [f"“{claim.statement}”" for claim in decided if not claim.survives]
     n_kept = len(decided) - len(lost)
     text = (
@@ -449,7 +460,7 @@ def correction(summary: Summary) -> str:
         f"{'is' if len(decided) == 1 else 'are'} supported or contradicted. With Holm's correction for all "
         f"{len(tested)}, {n_kept} of these verdicts {'survives' if n_kept == 1 else 'survive'}"
     )
-    return f"{text}; not: {', '.join(lost)}." if lost else f"{text}."
+    return f"{text}; {'this one does' if len(lost) == 1 else 'these do'} not: {', '.join(lost)}." if lost else f"{text}."
 
 
 def unlike(summary: Summary) -> str:
@@ -610,14 +621,14 @@ def neighbours_caption(folder: Path | None, n_images: int = 8) -> str:
 
 def discussion(summary: Summary) -> str:
     """The discussion, in the order of the student's report; empty if there is nothing to say of a report without it."""
-    default, scratch = summary.find("random", 0.75), summary.find(None)
+    default, scratch = summary.find("random", 0.75), summary.scratch
     tokens = summary.find("random", 0.75, mask_tokens=True)
     block50, block75, grid = summary.find("block", 0.5), summary.find("block", 0.75), summary.find("grid", 0.75)
     judged = claims(summary)
     tested = sum(claim.p is not None for claim in judged)
     verdicts = {
-        claim.key: claim.verdict
-        + ", but not after the correction" * (tested > 1 and claim.one_sided and not claim.survives)
+        claim.key: claim.verdict.replace(" (", ", ").replace(")", "")
+        + ", but not after the correction" * (tested > 1 and claim.directional and not claim.survives)
         for claim in judged
     }
     paragraphs = []
@@ -640,16 +651,29 @@ def discussion(summary: Summary) -> str:
             f"of a forward pass by {ratio:.2f}. {found}Verdict on the claim that they lower the accuracy: "
             f"{verdicts['mask tokens']}."
         )
-    changes = {case.label: case.beats(default, "accuracy") for case in (block50, block75, grid)}
-    if told := ", ".join(f"{label} by {measured(change, 'accuracy')}" for label, change in changes.items() if change):
-        paragraphs.append(f"**Mask sampling** changes the accuracy compared with random 75 %: {told}.")
+    sampled = {"block 50": block50, "block 75": block75, "grid 75": grid}
+    statements = {claim.key: claim.statement for claim in judged}
+    changes = [
+        f"{measured(change, 'accuracy')} with {case.label} (“{statements[key]}”: {verdicts[key]})"
+        for key, case in sampled.items()
+        if (change := case.beats(default, "accuracy"))
+    ]
+    if changes:
+        found_by_student = [published.STUDENT[case.masks] for case in sampled.values() if case.masks in published.STUDENT]
+        student = listed([signed(value - published.STUDENT["random", 0.75, False], 1) for value in found_by_student])
+        also = f" The student found {student} points." if len(found_by_student) == len(changes) else ""
+        told = f"Compared with random 75 %, the accuracy changes by {listed(changes)}.{either(summary, also)}"
+        paragraphs.append(f"**Mask sampling.** {told}")
     if ratio := block50.ratio(default, "flops"):
         paragraphs.append(
             f"An epoch of block 50 % costs {ratio:.2f} times the FLOPs of an epoch of random 75 %, because its encoder "
             f"sees twice as many patches. Equal epochs are therefore not equal compute. {equal_work(summary)}"
         )
     if told := best_ratios(summary):
-        paragraphs.append(told)
+        paragraphs.append(
+            f"{told} Verdict on the claim that 75 % is the best ratio: {verdicts['ratio']}; for the linear probe: "
+            f"{verdicts['linear ratio']}."
+        )
     losses = [(loss, case.label) for case in (grid, default, block75) if (loss := case.estimate("loss"))]
     if len(losses) > 1:
         told = ", ".join(f"{label} {number(value, 4)}" for value, label in sorted(losses, key=lambda pair: pair[0].mean))
@@ -670,27 +694,36 @@ def equal_work(summary: Summary) -> str:
         return either(summary, "Random 75 % at equal compute has not run.")
     also = f", and the linear probe by {measured(probe, 'linear')}" if probe else ""
     return (
-        f"Compared with random 75 % trained for {longer.pretrained.epochs} epochs, which is "
-        f"{longer.work / block50.work:.2f} times its compute, block 50 % changes the accuracy by "
-        f"{measured(change, 'accuracy')}{also}."
+        f"Random 75 % trained for {longer.pretrained.epochs} epochs uses {longer.work / block50.work:.2f} times the "
+        f"compute of block 50 %. Compared with it, block 50 % changes the accuracy by {measured(change, 'accuracy')}{also} "
+        f"({seeds_of([longer, block50])})."
     )
 
 
 def best_ratios(summary: Summary) -> str:
     """The best ratio of random masks for fine-tuning and the linear probe; empty with fewer than three ratios."""
-    told = []
+    told, same = [], seeds_of(list(summary.ratios().values()))
     for quantity, name in (("accuracy", "fine-tuning"), ("linear", "the linear probe")):
         ratios = summary.ratios().items()
         means = {ratio: found.mean for ratio, case in ratios if (found := case.estimate(quantity))}
         if len(means) < 3:
             return ""
         best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
-        lowest = f"lowest at {100 * worst:g} % with {number(means[worst])} %"
-        told.append(f"{name} at {100 * best:g} % ({number(means[best])} %; {lowest})")
-    shared = {seed for case in summary.ratios().values() for seed in case.values("accuracy")}
-    shares = "only seed" if len(shared) == 1 else f"{len(shared)} seeds"
-    over = f", with the {shares} that all ratios share" if len(shared) < len(summary.seeds) else ""
-    return f"**The masking ratio** with the highest result{over}: {', '.join(told)}."
+        told.append(
+            f"{name} is best at {100 * best:g} % ({number(means[best])} %) and worst at {100 * worst:g} % "
+            f"({number(means[worst])} %)"
+        )
+    return f"**The masking ratio.** With the seeds that all ratios share ({same}), {'; '.join(told)}."
+
+
+def recipe_notes(summary: Summary) -> str:
+    """What the table of recipes does not say itself."""
+    rate = "The highest learning rate is base_lr × batch_size / 256."
+    if not any(run["augment"] == "crop-flip" for run in summary.records("parameters")):
+        return rate
+    return (
+        f"{rate} *crop-flip* shifts each image by up to 4 pixels and flips it horizontally with a probability of one half."
+    )
 
 
 def left_out(summary: Summary) -> str:
@@ -700,31 +733,25 @@ def left_out(summary: Summary) -> str:
 
 def reproduce(summary: Summary) -> str:
     """How to reproduce the study, and the environment of its last run."""
-    told = newest(summary)
-    if not told:
+    last = newest(summary)
+    if not last:
         return "Nothing has run yet."
-    versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
     return (
         f"`make report STUDY={summary.name}` runs what is missing and prints this report; with `AGAIN=1`, it trains "
         f"all cases again. The parameters are in `params/{summary.name}.yaml`; the files of each run are in "
-        f"`outputs/{summary.name}/<case>/seed<k>/`. The last run used {told['device']} ({told['platform']}, "
-        f"{told['precision']} matrix products) and {versions}. {machines(summary)}MD5 of the data: `{told['data_md5']}`."
+        f"`outputs/{summary.name}/<case>/seed<k>/`. The last run used {last['device']} ({last['platform']}, "
+        f"{last['precision']} matrix products) and {versions}. {machines(summary)}MD5 of the data: `{last['data_md5']}`."
         f"{left_out(summary)}"
     )
 
 
 def machines(summary: Summary) -> str:
     """How many runs each kind of machine trained, by its precision, and how many went on elsewhere; else empty."""
-    runs = [
-        told
-        for case in summary.all_cases.values()
-        for stage in ("pretrain", "finetune")
-        for told in case.read(stage, "provenance").values()
-    ]
-    text = ""
-    if moved := sum("machines" in told for told in runs):
+    runs, text = summary.records("provenance"), ""
+    if moved := sum("machines" in run for run in runs):
         text = f"{count(moved, 'training')} went on elsewhere after an interruption; the machine is the last one. "
-    kinds = Counter((told["device"].split(",")[0], told["precision"]) for told in runs)
+    kinds = Counter((run["device"].split(",")[0], run["precision"]) for run in runs)
     if len(kinds) < 2:
         return text
     told = ", ".join(f"{n} {device} ({precision})" for (device, precision), n in sorted(kinds.items()))

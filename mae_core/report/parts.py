@@ -16,7 +16,7 @@ def parts(summary: Summary) -> set[str]:
     A fine-tuned study on the student's images has all of them: what is missing there has yet to run. Any other study has
     what its own runs can fill.
     """
-    default, scratch = summary.default, summary.find(None)
+    default, scratch = summary.default, summary.scratch
     n_tuned = sum(bool(case.values("accuracy")) for case in summary.all_cases.values())
     paired = any(case is not default and case.beats(default, "accuracy") for case in summary.cases.values())
     held = {
@@ -24,11 +24,11 @@ def parts(summary: Summary) -> set[str]:
         "curves-tuned": summary.fine_tuned,
         "curves-scratch": bool(scratch.values("accuracy")),
         "fig-samplings": len(summary.kinds) > 1,
-        "tab-tokens": summary.fine_tuned and len(mask_token_rows(summary)) > 1,
-        "tab-sampling": summary.fine_tuned and len(sampling_rows(summary)) > 1,
+        "tab-tokens": summary.fine_tuned and len(mask_token_rows(summary)) > 2,  # a header and two rows
+        "tab-sampling": summary.fine_tuned and len(sampling_rows(summary)) > 2,
         "fig-accuracy": n_tuned > 1,
-        "tab-ratio": len(ratio_rows(summary)) > 1,
-        "tab-work": len(work_rows(summary)) > 1,
+        "tab-ratio": len(ratio_rows(summary)) > 2,
+        "tab-work": len(work_rows(summary)) > 2,
         "tab-claims": any(claim.verdict != "not run" for claim in claims(summary)),
         "tab-sensitivity": paired,
         "tab-chance": summary.fine_tuned,
@@ -52,17 +52,17 @@ CLAIMS = """\
 A claim about several cases, or about every epoch, needs all its comparisons, and one can contradict it;
 [Table 8](#tab-claims) shows the comparison that decides. FLOPs are counted, so they need no interval.
 
-**How much could be found.** *Could find* is the smallest true difference that the paired t test at 5 % finds with a
-probability of 80 %, if the seeds scatter as these do, in the unit of the measured difference (noncentral t distribution,
-[Cohen](#ref-cohen1988), [Faul et al.](#ref-faul2007)); of several comparisons, the largest, or that
-of the one that contradicts the claim. An undecided claim says nothing about smaller differences.
+**Smallest detectable difference.** *Detectable* is the smallest true difference that the paired t test at 5 % finds with
+a probability of 80 %, if the seeds scatter as these do, in the unit of the measured difference (noncentral t
+distribution, [Cohen](#ref-cohen1988), [Faul et al.](#ref-faul2007)); of several comparisons, the largest, or that of the
+one that contradicts the claim. An undecided claim says nothing about smaller differences.
 
-**How many claims.** *p* is the p-value of the paired t test. For a claim that needs several comparisons, it is the largest
-of their p-values (intersection–union rule, [Berger](#ref-berger1982)). For a claim that a comparison contradicts, it is the
-smallest p-value of those that point against it, times the number of comparisons, and must be below 5 %. *Holm* is p
-corrected for the number of claims ([Holm](#ref-holm1979)): among all verdicts with a corrected p below 5 %, the
-probability of any error is at most 5 %. This holds for one look at the results. Whoever adds seeds and judges again has
-more chances of an error, so verdicts are final only with the last planned seed."""
+**Correction for the number of claims.** *p* is the p-value of the paired t test. For a claim that needs several
+comparisons, it is the largest of their p-values (intersection–union rule, [Berger](#ref-berger1982)). For a claim that a
+comparison contradicts, it is the smallest p-value of those that point against it, times the number of comparisons, and
+must be below 5 %. *Holm* is p corrected for the number of claims ([Holm](#ref-holm1979)): among all verdicts with a
+corrected p below 5 %, the probability of any error is at most 5 %. This holds for one look at the results. Whoever adds
+seeds and judges again has more chances of an error, so verdicts are final only with the last planned seed."""
 
 MASKS = {
     "random": "*Random* masks are drawn uniformly without replacement.",
@@ -157,8 +157,9 @@ def features(summary: Summary) -> str:
         return "### Reconstruction error\n\n[Table 4](#tab-features) lists the error on masked pixels of test images."
     return (
         "### Frozen features and reconstruction error\n\nFine-tuning can compensate for poor features. "
-        "[Table 4](#tab-features) therefore measures the encoder before fine-tuning: with a\nlinear probe and k nearest "
-        "neighbours ([Wu et al.](#ref-wu2018)) on its frozen features, and by its reconstruction error."
+        "[Table 4](#tab-features) therefore measures the encoder before fine-tuning: with a\nlinear probe (multinomial "
+        "logistic regression) and k nearest neighbours (k = 20, [Wu et al.](#ref-wu2018)) on its frozen features, and by "
+        "its reconstruction error."
     )
 
 
@@ -190,7 +191,7 @@ def ratio_and_work(summary: Summary) -> str:
     work = "Block-wise masks\nof 50 % leave twice as many patches visible as random masks of 75 %, so an epoch costs more. "
     work += (
         "[Table 6](#tab-work) compares the two at\nequal compute: random 75 % is trained for more epochs, until both have "
-        "used the same number of FLOPs."
+        "used about the same number of FLOPs (within 5 %)."
         if summary.equal_work().pretrained
         else "A comparison at equal\ncompute, with more epochs of random 75 %, has not run yet ([Table 6](#tab-work))."
     )

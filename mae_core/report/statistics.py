@@ -15,12 +15,12 @@ class Estimate:
 
     Attributes:
         values: one per seed.
-        interval: half-width of the 95 % interval of the mean (Student's t); None with fewer than two seeds.
+        half_width: of the 95 % interval of the mean (Student's t); None with fewer than two seeds.
     """
 
     values: tuple[float, ...]
     mean: float
-    interval: float | None
+    half_width: float | None
 
     @property
     def median(self) -> float:
@@ -30,18 +30,18 @@ class Estimate:
     @property
     def excludes_zero(self) -> bool:
         """Whether there is an interval and it does not contain zero."""
-        return self.interval is not None and abs(self.mean) > self.interval
+        return self.half_width is not None and abs(self.mean) > self.half_width
 
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and interval of at least one value; without a value, raises ValueError."""
     if not len(values):
         raise ValueError("no values: nothing to estimate")
-    mean, interval = float(np.mean(values)), None
+    mean, half_width = float(np.mean(values)), None
     if len(values) > 1:
         error = np.std(values, ddof=1) / np.sqrt(len(values))
-        interval = float(stdtrit(len(values) - 1, 1 - LEVEL / 2) * error)
-    return Estimate(tuple(float(v) for v in values), mean, interval)
+        half_width = float(stdtrit(len(values) - 1, 1 - LEVEL / 2) * error)
+    return Estimate(tuple(float(v) for v in values), mean, half_width)
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -51,7 +51,7 @@ def signed(value: float, digits: int = 2) -> str:
 
 def signed_estimate(difference: Estimate, digits: int = 2, scale: float = 1.0) -> str:
     """A difference with its sign, and its interval if there is one."""
-    interval = "" if difference.interval is None else f" ± {difference.interval * scale:.{digits}f}"
+    interval = "" if difference.half_width is None else f" ± {difference.half_width * scale:.{digits}f}"
     return signed(difference.mean * scale, digits) + interval
 
 

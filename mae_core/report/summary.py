@@ -10,9 +10,9 @@ import numpy as np
 from mae_core.errors import ParameterError
 from mae_core.report import published
 from mae_core.report.statistics import Estimate, estimate, paired_difference
-from mae_core.study.parameters import FREE, OUTPUTS, SWEEP, FinetuneParameters, PretrainParameters, ReportParameters
+from mae_core.study.parameters import FREE, OUTPUTS, FinetuneParameters, PretrainParameters, ReportParameters
 from mae_core.study.results import load_predictions, read_json
-from mae_core.study.study import Study
+from mae_core.study.study import STAGES, Study
 
 # Quantities of a run: name -> (stage, path into metrics.json)
 QUANTITIES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -81,7 +81,7 @@ class Case:
         return estimate(list(values.values())) if values else None
 
     def finished(self, stage: str, file: str = "metrics.json") -> dict[int, Path]:
-        """Folder of each chosen seed that finished a stage and has the file; if one file is in none, of each other seed."""
+        """Folders of the chosen seeds that finished a stage and have the file; if none has it, those of other seeds."""
         folders = {seed: self.folders[seed] / stage for seed in self.read(stage, "metrics")}
         found = {seed: folder for seed, folder in folders.items() if (folder / file).exists()}
         if found or not folders or not self.spare:
@@ -126,9 +126,8 @@ class Case:
         run, name = self.pretrained, f" ({self.name})" if self.repeated else ""
         if run is None:
             return f"from scratch{name}" if self.from_scratch else self.name
-        target = (
-            ", normalized pixels" if self.of_other_target else ""
-        )  # plain ones are the usual target where there are any
+        # plain pixels are the usual target where there are any
+        target = ", normalized pixels" if self.of_other_target else ""
         epochs = f", {run.epochs} epochs" if self.of_other_length else ""
         return f"{label_of(run.mask_strategy, run.mask_ratio, run.mask_tokens_in_encoder)}{target}{epochs}{name}"
 
@@ -232,14 +231,22 @@ class Summary:
         )
         return {epochs: {label: case.of(seeds) for label, case in cases.items()} for epochs, cases in found.items()}
 
-    def find(self, strategy: str | None, ratio: float = 0.0, mask_tokens: bool = False) -> Case:
-        """The first case of usual length and target with these masks (None: from scratch), or one that has not run."""
-        for case in self.all_cases.values():
-            if strategy is None and case.from_scratch:
-                return case
-            if not case.of_other_length and case.masks == (strategy, ratio, mask_tokens):
-                return case
-        return replace(NOT_RUN, name=label_of(strategy, ratio, mask_tokens) if strategy else "from scratch")
+    def records(self, file: str, *stages: str) -> list[Any]:
+        """The content of a JSON file of every finished run; of some stages, or of both."""
+        cases = self.all_cases.values()
+        return [found for case in cases for stage in stages or STAGES for found in case.read(stage, file).values()]
+
+    def find(self, strategy: str, ratio: float, mask_tokens: bool = False) -> Case:
+        """The first case of usual length and target with these masks, or one that has not run."""
+        masks = (strategy, ratio, mask_tokens)
+        fitting = (case for case in self.all_cases.values() if not case.of_other_length and case.masks == masks)
+        return next(fitting, replace(NOT_RUN, name=label_of(*masks)))
+
+    @property
+    def scratch(self) -> Case:
+        """The first case that was fine-tuned without pre-trained weights, or one that has not run."""
+        from_scratch = (case for case in self.all_cases.values() if case.from_scratch)
+        return next(from_scratch, replace(NOT_RUN, name="from scratch"))
 
     @cached_property
     def default(self) -> Case:
@@ -350,7 +357,7 @@ def on_request(study: str) -> set[str]:
     try:
         found = Study.read(Path("params") / f"{study}.yaml")
     except ParameterError:
-        return set(SWEEP)
+        return set(published.SWEEP)
     return {*found.sweep, *found.lengths}
 
 
@@ -395,7 +402,7 @@ def of_one_recipe(case: Case, pattern: Case | None, left_out: list[str]) -> dict
     Other runs are added to ``left_out``.
     """
     folders = dict(case.folders)
-    for stage in ("pretrain", "finetune"):
+    for stage in STAGES:
         stored: dict[str, Any]
         wanted: list[tuple[dict[str, Any], set[str]]] = []
         if pattern:
@@ -425,7 +432,7 @@ def accuracy_series(summary: Summary) -> list[dict[str, Any]]:
         {
             "name": case.label,
             "values": list(mean.values) if (mean := case.estimate("accuracy")) else [],
-            "interval": mean.interval if mean else None,
+            "half_width": mean.half_width if mean else None,
             "student": published.STUDENT.get(case.masks) if summary.compared and case.masks else None,
             "paper": published.PAPER.get(case.masks) if summary.compared and case.masks else None,
         }

@@ -1,4 +1,4 @@
-"""The study's tables as rows of text, from saved results; a dash stands for runs that are missing."""
+"""The study's tables as rows of text, the header first, from saved results; a dash stands for runs that are missing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,23 +7,23 @@ from typing import Any
 from mae_core.report import over_images, published
 from mae_core.report.claims import shown
 from mae_core.report.statistics import Estimate, deviation, signed, signed_estimate
-from mae_core.report.summary import DEFAULTS, LENGTHENED, QUANTITIES, Case, Summary, label_of, shared_seeds
-from mae_core.report.summary import NOT_RUN as MISSING
+from mae_core.report.summary import DEFAULTS, LENGTHENED, NOT_RUN, QUANTITIES, Case, Summary, label_of, shared_seeds
 from mae_core.study.parameters import OUTPUTS, ReportParameters
 from mae_core.study.results import write_csv
+from mae_core.study.study import STAGES
 
-NOT_RUN = "–"
+DASH = "–"
 PUBLISHED = ("student", "paper", "student's", "paper's")  # columns and rows of published numbers
 
 
 def number(value: Estimate | float | None, digits: int = 2, scale: float = 1.0) -> str:
     """A number, with its interval if there is one."""
     if value is None:
-        return NOT_RUN
+        return DASH
     if not isinstance(value, Estimate):
         return f"{value * scale:,.{digits}f}"
-    interval = "" if value.interval is None else f" ± {value.interval * scale:,.{digits}f}"
-    return f"{value.mean * scale:,.{digits}f}{interval}"
+    half = "" if value.half_width is None else f" ± {value.half_width * scale:,.{digits}f}"
+    return f"{value.mean * scale:,.{digits}f}{half}"
 
 
 def cost(value: Estimate | None, digits: int = 0, scale: float = 1.0) -> str:
@@ -39,20 +39,18 @@ def minutes(value: Estimate | None) -> str:
 def relative(case: Case, base: Case, quantity: str) -> str:
     """A quantity divided by that of another case."""
     ratio = case.ratio(base, quantity)
-    return f"{ratio:.2f}×" if ratio is not None else NOT_RUN
+    return f"{ratio:.2f}×" if ratio is not None else DASH
 
 
-def columns(summary: Summary, header: list[str]) -> list[str]:
-    """The names of a table's columns; those of published numbers only where the study can be compared with them."""
+def columns(summary: Summary, *header: str) -> list[str]:
+    """A table's header; columns of published numbers only where the study can be compared with them."""
     return [name for name in header if summary.compared or name not in PUBLISHED]
 
 
 def mask_token_rows(summary: Summary) -> list[list[str]]:
-    """Mask tokens in the encoder (table 1a of the student's report).
-
-    Columns: encoder; accuracy here, student's, paper's; FLOPs here, student's, paper's.
-    """
-    base, rows = summary.find("random", 0.75), []
+    """Mask tokens in the encoder (table 1a of the student's report): accuracies and FLOPs, ours and published ones."""
+    base = summary.find("random", 0.75)
+    rows = [columns(summary, "encoder", "accuracy", "student", "paper", "FLOPs", "student", "paper")]
     for name, tokens in (("with mask tokens", True), ("without", False)):
         case, key = summary.find("random", 0.75, tokens), ("random", 0.75, tokens)
         ours = [number(case.estimate("accuracy")), relative(case, base, "flops")]
@@ -64,11 +62,9 @@ def mask_token_rows(summary: Summary) -> list[list[str]]:
 
 
 def sampling_rows(summary: Summary) -> list[list[str]]:
-    """Mask sampling (table 1b of the student's report).
-
-    Columns: masks, ratio, accuracy here, student's, paper's, FLOPs relative to random 75 %.
-    """
-    base, rows = summary.find("random", 0.75), []
+    """Mask sampling (table 1b of the student's report): accuracies, and FLOPs relative to random 75 %."""
+    base = summary.find("random", 0.75)
+    rows = [columns(summary, "masks", "ratio (%)", "accuracy", "student", "paper", "FLOPs")]
     for strategy, ratio in (("random", 0.75), ("block", 0.5), ("block", 0.75), ("grid", 0.75)):
         case, key = summary.find(strategy, ratio), (strategy, ratio, False)
         theirs = [str(published.STUDENT[key]), str(published.PAPER[key])] if summary.compared else []
@@ -88,7 +84,7 @@ def main_rows(summary: Summary) -> list[list[str]]:
 
     def published_for(numbers: dict[tuple[str, float, bool], float]) -> list[str]:
         theirs = [numbers.get(case.masks) if case.masks else None for case in cases]
-        return [NOT_RUN if value is None else str(value) for value in theirs]
+        return [DASH if value is None else str(value) for value in theirs]
 
     def ours(quantity: str) -> list[str]:
         return [number(case.estimate(quantity)) for case in cases]
@@ -115,37 +111,28 @@ def main_rows(summary: Summary) -> list[list[str]]:
         *(() if any(case.values("top5") for case in cases) else ("top-5",)),
     }
     header, *rows = [row for row in rows if row[0] not in left_out]
-    return [header, *(row for row in rows if summary.whole or set(row[1:]) != {NOT_RUN})]
+    return [header, *(row for row in rows if summary.whole or set(row[1:]) != {DASH})]
 
 
 FEATURES = {"linear": ("linear", 2), "k-NN": ("knn", 2), "loss": ("loss", 4), "PSNR (dB)": ("psnr", 2)}
 
 
-def feature_columns(summary: Summary) -> list[str]:
-    """The names of the columns of :func:`feature_rows`; without fine-tuning there are no probes."""
-    return ["case", *(name for name in FEATURES if summary.fine_tuned or name not in ("linear", "k-NN"))]
-
-
 def feature_rows(summary: Summary) -> list[list[str]]:
-    """Every case before fine-tuning. Columns: case, linear probe, k-NN, test loss, PSNR on masked pixels."""
-    quantities = [FEATURES[name] for name in feature_columns(summary)[1:]]
+    """Every case before fine-tuning: probes (not in a study that only pre-trains), test loss, PSNR on masked pixels."""
+    names = [name for name in FEATURES if summary.fine_tuned or name not in ("linear", "k-NN")]
     rows = [
-        [case.label, *(number(case.estimate(quantity), digits) for quantity, digits in quantities)]
+        [case.label, *(number(case.estimate(quantity), digits) for quantity, digits in map(FEATURES.__getitem__, names))]
         for case in summary.cases.values()
     ]
-    return [row for row in rows if summary.whole or set(row[1:]) != {NOT_RUN}]
-
-
-def cost_columns(summary: Summary) -> list[str]:
-    """The names of the columns of :func:`cost_rows`."""
-    tuned = ["fine-tune (min)", "img/s"] if summary.fine_tuned else []
-    return ["case", "MFLOPs", "relative", "pre-train (min)", "img/s", "MiB", *tuned]
+    return [["case", *names], *(row for row in rows if summary.whole or set(row[1:]) != {DASH})]
 
 
 def cost_rows(summary: Summary) -> list[list[str]]:
-    """The cost of every case's two stages: FLOPs; medians of minutes, images per second and memory."""
+    """The cost of every case's two stages: FLOPs of pre-training; medians of minutes, images per second and memory."""
     base = summary.default
-    return [
+    tuned = ["fine-tune (min)", "img/s", "MiB"] if summary.fine_tuned else []
+    header = ["case", "MFLOPs", "relative", "pre-train (min)", "img/s", "MiB", *tuned]
+    rows = [
         [
             case.label,
             cost(case.estimate("flops"), 1, 1e-6),
@@ -155,18 +142,17 @@ def cost_rows(summary: Summary) -> list[list[str]]:
             cost(case.estimate("memory"), 0, 2**-20),
             *([minutes(case.estimate("finetune_seconds"))] if summary.fine_tuned else []),
             *([cost(case.estimate("finetune_speed"))] if summary.fine_tuned else []),
+            *([cost(case.estimate("finetune_memory"), 0, 2**-20)] if summary.fine_tuned else []),
         ]
         for case in summary.cases.values()
     ]
+    return [header, *rows]
 
 
 def ratio_rows(summary: Summary) -> list[list[str]]:
-    """Random masking by ratio, over the seeds that all ratios finished.
-
-    Columns: ratio, FLOPs relative to 75 %, test loss, accuracy, linear probe, k-NN.
-    """
+    """Random masking by ratio, over the seeds that all ratios finished: FLOPs relative to 75 %, test loss, accuracies."""
     base = summary.find("random", 0.75)
-    return [
+    rows = [
         [
             f"{100 * ratio:g}",
             relative(case, base, "flops"),
@@ -175,20 +161,25 @@ def ratio_rows(summary: Summary) -> list[list[str]]:
         ]
         for ratio, case in summary.ratios().items()
     ]
+    return [["ratio (%)", "FLOPs", "loss", "fine-tuned", "linear", "k-NN"], *rows]
+
+
+def work_cases(summary: Summary) -> list[Case]:
+    """Random 75 %, block 50 %, and random 75 % at the compute of block 50 %, with the seeds that all of them finished."""
+    return shared_seeds([summary.find("random", 0.75), summary.find("block", 0.5), summary.equal_work()])
 
 
 def work_rows(summary: Summary) -> list[list[str]]:
     """Block 50 % and random 75 % at equal epochs and at equal compute, over the seeds that all of them finished.
 
-    Columns: masks, epochs, compute (FLOPs per image times epochs, relative to random 75 %), accuracy, linear probe.
+    Compute is FLOPs per image times epochs, relative to random 75 %.
     """
-    cases = [summary.find("random", 0.75), summary.find("block", 0.5), summary.equal_work()]
-    base, *_ = cases = shared_seeds(cases)
-    rows = []
+    base, *_ = cases = work_cases(summary)
+    rows = [["masks", "epochs", "compute", "fine-tuned", "linear"]]
     for name, case in zip(("random 75 %", "block 50 %", "random 75 %"), cases, strict=True):
         if not summary.whole and not case.values("accuracy"):
             continue
-        work, epochs = NOT_RUN, NOT_RUN
+        work, epochs = DASH, DASH
         if case.pretrained and case.work and base.work:
             work, epochs = f"{case.work / base.work:.2f}×", str(case.pretrained.epochs)
         rows.append([name, epochs, work, number(case.estimate("accuracy")), number(case.estimate("linear"))])
@@ -196,39 +187,32 @@ def work_rows(summary: Summary) -> list[list[str]]:
 
 
 def sensitivity_rows(summary: Summary) -> list[list[str]]:
-    """Difference in accuracy from the default case. Columns: case, one per seed, standard deviation over seeds."""
-    base, rows = summary.default, []
+    """Difference in accuracy from the default case with each seed, and its standard deviation over seeds."""
+    base, rows = summary.default, [["case", *(f"seed {seed}" for seed in summary.seeds), "deviation"]]
     theirs = base.values("accuracy")
     for case in summary.cases.values():
         if case is base:
             continue
         ours = case.values("accuracy")
         differences = {seed: ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()}
-        told = [signed(differences[seed]) if seed in differences else NOT_RUN for seed in summary.seeds]
+        told = [signed(differences[seed]) if seed in differences else DASH for seed in summary.seeds]
         rows.append([case.label, *told, number(deviation(list(differences.values())))])
     return rows
 
 
-CHANCE_COLUMNS = ("case", "accuracy", "± seeds", "± images", "difference", "± seeds", "± images")
-
-
 def chance_rows(summary: Summary) -> list[list[str]]:
-    """Two kinds of chance: other seeds and other test images.
-
-    Columns: case, accuracy, half its intervals over seeds and over images; difference from the default case, half its
-    intervals.
-    """
-    base, rows = summary.default, []
+    """Accuracy and difference from the default case, each with half its intervals over seeds and over test images."""
+    base, rows = summary.default, [["case", "accuracy", "± seeds", "± images", "difference", "± seeds", "± images"]]
     for case in summary.cases.values():
         mean, change = case.estimate("accuracy"), None if case is base else case.beats(base, "accuracy")
         rows.append(
             [
                 case.label,
                 number(mean.mean if mean else None),
-                number(mean.interval if mean else None),
+                number(mean.half_width if mean else None),
                 number(over_images.of_accuracy(case)),
-                signed(change.mean) if change else NOT_RUN,
-                number(change.interval if change else None),
+                signed(change.mean) if change else DASH,
+                number(change.half_width if change else None),
                 number(over_images.of_difference(case, base) if change else None),
             ]
         )
@@ -236,31 +220,24 @@ def chance_rows(summary: Summary) -> list[list[str]]:
 
 
 def length_rows(summary: Summary) -> list[list[str]]:
-    """Accuracy after pre-training of several lengths, over the seeds that all of them finished.
-
-    Columns: epochs; accuracy of each kind of masks; difference of the second and of the third kind from the first.
-    """
-    rows = []
+    """Accuracy by length of pre-training, and differences from random masks, over the seeds that all lengths finished."""
+    rows = [["epochs", *(label_of(*masks) for masks in LENGTHENED), "block − random", "grid − random"]]
     for epochs, cases in summary.lengths().items():
-        found = [cases.get(label_of(*masks), MISSING) for masks in LENGTHENED]
+        found = [cases.get(label_of(*masks), NOT_RUN) for masks in LENGTHENED]
         changes = [case.beats(found[0], "accuracy") for case in found[1:]]
         rows.append([str(epochs), *(number(case.estimate("accuracy")) for case in found)])
-        rows[-1] += [signed_estimate(change) if change else NOT_RUN for change in changes]
+        rows[-1] += [signed_estimate(change) if change else DASH for change in changes]
     return rows
 
 
-def beside_columns(studies: Sequence[Summary]) -> list[str]:
-    """The names of the columns of :func:`beside_rows`; a study may be called ``paper``, as a published column is."""
-    return ["case", *(study.name for study in studies), *(("student", "paper") if studies[0].compared else ())]
-
-
 def beside_rows(studies: Sequence[Summary]) -> list[list[str]]:
-    """Accuracies of several studies side by side. Columns: case, one per study, student's, paper's."""
-    rows, numbers = [], (published.STUDENT, published.PAPER) if studies[0].compared else ()
+    """Accuracies of several studies side by side; one of them may be called ``paper``, as a published column is."""
+    numbers = {"student": published.STUDENT, "paper": published.PAPER} if studies[0].compared else {}
+    rows = [["case", *(study.name for study in studies), *numbers]]
     for key in [*published.STUDENT, None]:
-        cases = [study.find(*(key or (None,))) for study in studies]
+        cases = [study.find(*key) if key else study.scratch for study in studies]
         means = [case.estimate("accuracy") for case in cases]
-        theirs = [str(those[key]) if key else NOT_RUN for those in numbers]
+        theirs = [str(those[key]) if key else DASH for those in numbers.values()]
         rows.append(
             [label_of(*key) if key else "from scratch", *(number(mean) if mean else "not run" for mean in means), *theirs]
         )
@@ -268,22 +245,24 @@ def beside_rows(studies: Sequence[Summary]) -> list[list[str]]:
 
 
 def claim_rows(summary: Summary) -> list[list[str]]:
-    """Columns: claim, verdict, measured difference, smallest detectable difference, p-value, Holm's, who claims it."""
-    return [
+    """Every claim with its verdict, the measured and the smallest detectable difference, p-values, and who claims it."""
+    header = ["claim", "verdict", "measured", "detectable", "p", "Holm", "by"]
+    rows = [
         [c.statement, c.verdict, c.measured, c.detectable, probability(c.p), probability(c.adjusted), c.source]
         for c in shown(summary)
     ]
+    return [header, *rows]
 
 
 def probability(value: float | None) -> str:
     """A p-value with three digits."""
     if value is None:
-        return NOT_RUN
+        return DASH
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def recipe_rows(summary: Summary) -> list[list[str]]:
-    """Model and recipe of the default case, without parts that are off. Columns: parameter, value in each stage."""
+    """Model and recipe of the default case in each stage, without parts that are off."""
     default = summary.default
     names: list[str] = [
         "dataset", "augment", "variant", "patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth",
@@ -295,24 +274,20 @@ def recipe_rows(summary: Summary) -> list[list[str]]:
     off = DEFAULTS["finetune"]
     names += [name for name in optional if second.get(name, off[name]) != off[name]]
     second = {name: value for name, value in second.items() if not name.startswith("decoder")}
-    stages = (first, second) if summary.fine_tuned else (first,)
-    return [[name, *(str(values.get(name, NOT_RUN)) for values in stages)] for name in names]
-
-
-def recipe_columns(summary: Summary) -> list[str]:
-    """The names of the columns of :func:`recipe_rows`."""
-    return ["parameter", "pre-training", *(["fine-tuning"] if summary.fine_tuned else [])]
+    stages = {"pre-training": first, "fine-tuning": second} if summary.fine_tuned else {"pre-training": first}
+    rows = [[name, *(str(values.get(name, DASH)) for values in stages.values())] for name in names]
+    return [["parameter", *stages], *rows]
 
 
 def provenance_rows(summary: Summary) -> list[list[str]]:
-    """Columns: run, time of its end, commit of the code, checksum of the weights."""
-    rows = []
+    """Every run: the time of its end, the commit of the code, the checksum of the weights."""
+    rows = [["run", "finished", "commit", "weights"]]
     for case in summary.all_cases.values():
-        for stage in ("pretrain", "finetune"):
+        for stage in STAGES:
             for seed, told in case.read(stage, "provenance").items():
                 commit = (told["commit"] or "no commit")[:9] + (", changed" if told["clean"] is False else "")
                 finished = told["finished"].replace("T", " ").removesuffix("+00:00")
-                checksum = (told["weights_sha256"] or NOT_RUN)[:12]
+                checksum = (told["weights_sha256"] or DASH)[:12]
                 rows.append([f"{case.name}/seed{seed}/{stage}", finished, commit, checksum])
     return rows
 

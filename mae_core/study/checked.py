@@ -59,7 +59,8 @@ class Checked(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan
             return f"{name} is missing: it is {cls.described} that must be given"
         known = {spec.alias or key: spec for key, spec in cls.model_fields.items()}
         if kind == "extra_forbidden":
-            return f"{name} is not {cls.described}{nearest(name, known)}"
+            advice = nearest(name, known) or f"; there are {', '.join(known)}"
+            return f"{name} is not {cls.described}{advice}"
         if isinstance(name, int):  # an item of a list
             name, value = where[0], values[where[0]]
             if kind != "string_pattern_mismatch":
@@ -94,6 +95,8 @@ def is_number(text: str) -> bool:
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """An error suffix that suggests the closest known name, or an empty string if none is close."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    """An error suffix that suggests the closest known name, or one that contains it; empty if there is none."""
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    containing = [other for other in known if len(str(name)) > 1 and str(name) in other.split("_")]
+    return f"; did you mean {(close or containing)[0]}?" if close or containing else ""

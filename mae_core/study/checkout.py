@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2].resolve()
 def git(*words: str) -> str:
     """What git prints about the checkout.
 
-    git refuses to read a checkout of another user, for its configuration could start programs; this very checkout is
+    git refuses to read a checkout of another user, because its configuration could start programs; this very checkout is
     declared safe, because its code is running already.
 
     Raises:

@@ -212,10 +212,6 @@ class FinetuneParameters(RunParameters):
         return self.model_copy(update={"weights": str(path) if path.exists() else ""}) if self.weights == "auto" else self
 
 
-LENGTHS = tuple(f"{case}-{n}epochs" for n in (5, 20) for case in ("random-75", "block-50", "grid-75"))
-SWEEP = ("random-25", "random-50", "random-90", "random-75-longer", *LENGTHS)  # of published studies
-
-
 class ReportParameters(Parameters):
     """The results to compare and report."""
 

@@ -63,6 +63,7 @@ def fit(
         seconds that earlier processes spent on the run, and the machines of all of them.
 
     Raises:
+        ParameterError: if a batch has more images than there are for training, or fewer than there are processes.
         NotFiniteError: if the loss or the weights are not finite; names step, learning rate and last good checkpoint.
         DeviceMemoryError: if memory runs out; suggests a smaller ``micro_batch``.
         StoppedError: on SIGINT (Stop in JupyterLab, Ctrl-C) or SIGTERM, after the current step and a checkpoint.

@@ -42,6 +42,8 @@ def pretrain(run: PretrainParameters, watch: Watch | None = None) -> MaskedAutoe
     Raises:
         ParameterError: if the device is missing, or the folder has a checkpoint of other parameters.
         NotFiniteError: if training diverges.
+        DeviceMemoryError, OutputError, BusyError, StoppedError: see :func:`recorded`.
+        ProcessError: if one of several processes is killed or hangs.
     """
     if run.processes > 1 and not processes.started():
         return trained_together(run, "pretrain", MaskedAutoencoder)

@@ -10,10 +10,11 @@ from photos import write_cifar100
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from mae_core.data import cifar
-from mae_core.data.cifar import CheckedCIFAR10, alone
+from mae_core.data.cifar import CheckedCIFAR10
 from mae_core.data.images import checksum, load
 from mae_core.data.shapes import Shapes
 from mae_core.errors import MissingDataError
+from mae_core.locks import held
 
 
 def test_a_damaged_file_is_named(tmp_path):
@@ -90,7 +91,7 @@ def test_what_another_process_downloaded_meanwhile_is_taken(small, tmp_path, mon
         small(tmp_path)
         yield
 
-    monkeypatch.setattr(cifar, "alone", wait_for_the_other)
+    monkeypatch.setattr(cifar, "held", wait_for_the_other)
     monkeypatch.setattr(cifar, "download", lambda data_dir: pytest.fail("it downloads once more"))
     assert len(load("cifar10", tmp_path)) == 50
 
@@ -134,9 +135,9 @@ def test_a_missing_cifar100_is_downloaded_as_torchvision_names_it(tmp_path, monk
 
 def test_a_lock_keeps_others_out_until_it_is_left(tmp_path):
     lock = tmp_path / "a" / "b" / "lock"
-    with alone(lock), lock.open("r+") as other, pytest.raises(BlockingIOError):
+    with held(lock), lock.open("r+") as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with alone(lock):
+    with held(lock):
         pass
     with lock.open("r+") as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -236,6 +236,11 @@ def many_broken(photos):
     )
 
 
+def from_a_phone(photos):
+    (photos / "train" / "red sky" / "IMG_1.HEIC").write_bytes(b"....ftypheic....")
+    return r"cannot be decoded: train/red sky/IMG_1\.HEIC \(it is no image in a format that can be read\); repair"
+
+
 def a_bomb(photos):
     save(photos / "test" / "red sky" / "bomb.png", Image.new("1", (20_000, 20_000)))
     return r"test/red sky/bomb\.png \(it has more than 178,956,970 pixels: make it smaller\)"
@@ -299,7 +304,7 @@ def a_link_nowhere(photos):
 
 
 BROKEN = (
-    truncated, many_broken, a_bomb, an_empty_class, no_images, nothing_at_all, no_test, another_class_in_test,
+    truncated, many_broken, from_a_phone, a_bomb, an_empty_class, no_images, nothing_at_all, no_test, another_class_in_test,
     a_class_less_in_test, images_among_classes, a_link_out, a_folder_out, a_link_nowhere,
 )  # fmt: skip
 

@@ -26,7 +26,7 @@ def around(mean, half_width=0.3, n=3):
 )  # fmt: skip
 def test_the_side_of_zero_on_which_the_interval_lies_decides(mean, verdict):
     difference = around(mean)
-    assert difference.interval == pytest.approx(0.3, abs=1e-3)
+    assert difference.half_width == pytest.approx(0.3, abs=1e-3)
     assert judge(difference) == verdict
 
 
@@ -302,7 +302,7 @@ def test_one_seed_has_no_p_value_and_no_part_in_the_correction():
 
 
 @pytest.mark.parametrize(
-    ("verdict", "p", "adjusted", "one_sided", "survives"),
+    ("verdict", "p", "adjusted", "directional", "survives"),
     [
         ("supported", 0.01, 0.049, True, True), ("contradicted", 0.01, 0.049, True, True),
         ("supported (smaller than matters)", 0.01, 0.049, True, True), ("supported", 0.01, 0.05, True, False),
@@ -310,6 +310,6 @@ def test_one_seed_has_no_p_value_and_no_part_in_the_correction():
         ("undecided (3 seeds)", 0.06, 0.04, False, False),
     ],
 )  # fmt: skip
-def test_a_verdict_survives_below_five_per_cent(verdict, p, adjusted, one_sided, survives):
+def test_a_verdict_survives_below_five_per_cent(verdict, p, adjusted, directional, survives):
     claim = Claim("a", "both", "+1", verdict, "1", p, adjusted)
-    assert (claim.one_sided, claim.survives) == (one_sided, survives)
+    assert (claim.directional, claim.survives) == (directional, survives)

@@ -2,20 +2,26 @@
 
 import base64
 import html.parser
+import io
 import json
 import re
+import shutil
+import subprocess
 import zlib
 from pathlib import Path
+from urllib.parse import unquote
 
+import matplotlib
 import nbformat
 import pytest
 import typst
+from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from pygments.styles import get_style_by_name
 
 from mae_core.errors import ExportError
 from mae_core.report import display, figures
-from mae_core.report.document import as_on_a_terminal, read
+from mae_core.report.document import PNG_END, PNG_START, as_on_a_terminal, floats, read
 from mae_core.report.export import (
     CODE_STYLES,
     STYLE,
@@ -234,27 +240,184 @@ def test_a_label_stands_once(notebook):
         read(notebook)
 
 
+@pytest.mark.parametrize(
+    "link", ["[x](#tab-typo)", "**[x]( <#tab-typo> 'y')**", "- [x][1]\n\n[1]: #tab-typo", "[](#tab-typo)"]
+)
+def test_a_link_leads_somewhere(notebook, link):
+    notebook.cells.append(new_markdown_cell(link))
+    with pytest.raises(ExportError, match=r"^the text links to #tab-typo, which the report does not have: show what"):
+        read(notebook)
+
+
+@pytest.mark.parametrize("place", ["caption", "notes"])
+def test_a_link_below_a_table_leads_somewhere(notebook, place):
+    notebook.cells[5].outputs[-1].metadata["report"][place] = "See [A](#fig-aa)."
+    with pytest.raises(ExportError, match=r"^Table 1 links to #fig-aa, which .*: did you mean #fig-a\?$"):
+        read(notebook)
+
+
+def test_a_link_in_a_reference_leads_somewhere(notebook):
+    notebook.cells[-1].outputs[0].metadata["report"]["entries"] = [["ref-he", "He. [here](#)"]]
+    with pytest.raises(ExportError, match=r"^the list of references links to #, "):
+        read(notebook)
+
+
+def test_every_heading_and_the_abstract_can_be_linked(notebook, tmp_path):
+    links = "[a](#first) [b](#größe-x-y) [c](#abstract) [d](#references) [e](#deep) [f](#under) `[g](#none)` $[h](#i)$"
+    notebook.cells.insert(4, new_markdown_cell(f"## Größe `x` *y*\n\n### Mid\n\n#### Deep\n\nUnder\n---\n\n{links}"))
+    page = Page(as_html(notebook))
+    ids = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+    linked = {unquote(attrs["href"]) for attrs in page.all("a")}
+    assert linked >= {"#first", "#größe-x-y", "#abstract", "#references", "#deep", "#under"}
+    assert {link[1:] for link in linked if link.startswith("#")} <= ids
+    nbformat.write(notebook, tmp_path / "report.ipynb")
+    write_pdf(tmp_path / "report.ipynb", tmp_path / "report.pdf")
+
+
+def test_what_typst_refuses_is_one_sentence(notebook, tmp_path):
+    notebook.cells[5].outputs[4].data = {"image/png": base64.b64encode(PNG_START + bytes(9) + PNG_END).decode()}
+    nbformat.write(notebook, tmp_path / "report.ipynb")
+    with pytest.raises(ExportError, match=r"report\.ipynb cannot be printed as PDF: .*image"):
+        write_pdf(tmp_path / "report.ipynb", tmp_path / "report.pdf")
+    assert not (tmp_path / "report.pdf").exists()
+
+
+def test_tables_and_numbers_in_markdown_are_the_same_on_the_page_and_in_the_pdf(notebook, tmp_path):
+    table = "| what | **n** | at | |\n|---|--:|:-:|:--|\n| [A](#fig-a) \\| `b` | 12 | #x, | $x_i$ |\n| last | | | |"
+    text = f"{table}\n\n3. third\n4. fourth\n    - inner\n    7. seventh\n\n0) zeroth\n\nend"
+    notebook.cells.insert(4, new_markdown_cell(text))
+    page = Page(as_html(notebook))
+    assert [attrs.get("start") for attrs in page.all("ol") if attrs][:3] == ["3", "7", "0"]
+    assert [attrs.get("style", "") for attrs in page.all("td")][:4] == ["", *(f"text-align:{s}" for s in SIDES[1:])]
+    source = as_typst(notebook, tmp_path)
+    cells = ['#"what";', '#strong[#"n";];', '#"at";', '#"";']
+    head = ",".join(f"table.cell(align: {side})[{cell}]" for side, cell in zip(SIDES, cells, strict=True))
+    assert f"table(columns: 4, table.header({head},)," in source
+    assert source.count("table.cell(align:") == source.count("table.cell(align: left)") + 6 == 12
+    for first in (3, 7, 0):
+        assert f"#enum(start: {first}, [" in source
+    nbformat.write(notebook, tmp_path / "report.ipynb")
+    write_pdf(tmp_path / "report.ipynb", tmp_path / "report.pdf")
+    if not shutil.which("pdftotext"):
+        pytest.skip("no pdftotext to read the PDF with")
+    printed = subprocess.check_output(["pdftotext", "-layout", tmp_path / "report.pdf", "-"], text=True)
+    assert re.search(r"what +n +at\n+ *Figure 1 \| b +12 +#x,.*\n+ *last\n", printed)
+    assert re.search(r"3\. +third\s+4\. +fourth\s+• +inner\s+7\. +seventh\s+0\. +zeroth\s+end", printed)
+    assert printed.count("|") == 1
+
+
+SIDES = ("left", "right", "center", "left")
+
+
 def test_a_title_is_needed(notebook):
     notebook.cells[0].source = "no title"
     with pytest.raises(ExportError, match="must begin with a title"):
         read(notebook)
 
 
+def svg_of(inside="", prolog="", **attributes):
+    """An SVG with an element or attributes; ``h`` and ``s`` are prefixes of XHTML and SVG."""
+    more = "".join(f" {name}='{value}'" for name, value in attributes.items())
+    spaces = " ".join(f'xmlns{name}="http://www.w3.org/{space}"' for name, space in SPACES.items())
+    return f'{prolog}<svg {spaces} width="72pt" height="36.5pt"{more}>{inside}</svg>'
+
+
+SPACES = {"": "2000/svg", ":s": "2000/svg", ":h": "1999/xhtml", ":x": "1999/xlink", ":v": "2001/xml-events"}
+DOCTYPE = '<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "http://www.w3.org/Graphics/SVG/1.1/DTD/svg11.dtd"'
+
+
 @pytest.mark.parametrize(
-    "svg",
+    ("svg", "named"),
     [
-        "<svg><script>x</script></svg>",
-        '<svg onload="x()"/>',
-        '<svg><image href="https://example.org/x.png"/></svg>',
-        "<svg><style>@import 'https://example.org/x.css'</style></svg>",
-        '<svg><rect style="fill: url(https://example.org/x)"/></svg>',
-        '<!DOCTYPE svg SYSTEM "file:///etc/passwd"><svg/>',
+        (svg_of("<script>x</script>"), "<script>"),
+        (svg_of("<s:script>alert(1)</s:script>"), "<script>"),
+        (svg_of("<metadata><g><s:script>alert(1)</s:script></g></metadata>"), "<script>"),
+        (svg_of('<h:script src="https://evil.example/x.js"/>'), "<script>"),
+        (svg_of('<h:iframe src="https://evil.example/"/>'), "<iframe>"),
+        (svg_of('<h:img src="https://evil.example/x.png"/>'), "<img>"),
+        (svg_of("<foreignObject/>"), "<foreignObject>"),
+        (svg_of('<set attributeName="href" to="https://evil.example/"/>'), "<set>"),
+        (svg_of('<animate attributeName="href" values="#a;https://evil.example/"/>'), "<animate>"),
+        (svg_of('<a href="#a"/>'), "<a>"),
+        (svg_of('<v:listener event="load" handler="#a"/>'), "<listener>"),
+        ('<svg width="1pt" height="1pt"/>', "<svg> in place of"),
+        ('<x><svg xmlns="http://www.w3.org/2000/svg"/></x>', "<x>"),
+        (svg_of(onload="x()"), '<svg onload="x[(][)]">'),
+        (svg_of('<g xml:base="https://evil.example/"/>'), "<g base="),
+        (svg_of('<image href="https://example.org/x.png"/>'), "<image href="),
+        (svg_of('<image x:href="https://example.org/x.png"/>'), "<image href="),
+        (svg_of('<image href=" //example.org/x.png"/>'), "<image href="),
+        (svg_of('<image href="data:image/svg+xml;base64,AAAA"/>'), "<image href="),
+        (svg_of('<use href="other.svg#a"/>'), "<use href="),
+        (svg_of('<image src="x.png"/>'), "<image src="),
+        (svg_of('<rect style="fill: url(https://example.org/x)"/>'), "<rect style="),
+        (svg_of('<rect style="fill: url(#a) url( &quot;https://example.org/x&quot;)"/>'), "<rect style="),
+        (svg_of(r'<rect style="fill: u\72l(https://example.org/x)"/>'), "<rect style="),
+        (svg_of('<rect mask="URL(https://example.org/x)"/>'), "<rect mask="),
+        (svg_of(style='background: image-set("https://example.org/x" 1x)'), "<svg style="),
+        (svg_of("<style>@import 'https://example.org/x.css'</style>"), "<style>"),
+        (svg_of("<style>@im<!-- -->port 'https://example.org/x.css'</style>"), "<style>"),
+        (svg_of("<style><![CDATA[* { fill: url(https://example.org/x) }]]></style>"), "<style>"),
+        (svg_of("<style>* { cursor: image-set<!-- -->('https://example.org/x' 1x) }</style>"), "<style>"),
+        (svg_of("<style><title/>@import 'https://example.org/x.css'</style>"), "<style>"),
+        (svg_of(prolog='<!DOCTYPE svg SYSTEM "file:///etc/passwd">'), "a document type"),
+        (svg_of(prolog=f"{DOCTYPE} [<!ENTITY a 'b'>]>"), "a document type"),
+        (svg_of(prolog='<?xml-stylesheet href="https://example.org/x.css"?>'), "a document type"),
+        (svg_of('<?xml-stylesheet href="https://example.org/x.css"?>'), "a document type"),
+        (svg_of(prolog='<?xml version="1.0" encoding="utf-7"?>'), "a document type"),
+        (svg_of(prolog="MZ"), "a document type"),
     ],
 )
-def test_a_picture_is_a_picture(notebook, svg):
+def test_a_picture_is_a_picture(notebook, svg, named):
     notebook.cells[5].outputs[4].data = {"image/svg+xml": svg}
-    with pytest.raises(ExportError, match="script, an event handler or a remote reference"):
+    with pytest.raises(ExportError, match=f"contains {named}.*script, an event handler or a remote reference"):
         read(notebook)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"image/svg+xml": svg_of("<g>")}, "is not XML: mismatched tag"),
+        ({"image/svg+xml": svg_of("\ud800")}, "is not XML"),
+        ({"image/svg+xml": svg_of().replace("pt", "")}, "no width and height"),
+        ({"image/png": base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()}, "not a whole PNG"),
+        ({"image/png": base64.b64encode(b"<!DOCTYPE html><html><script>x</script></html>").decode()}, "not a whole PNG"),
+        ({"image/png": "A"}, "not a whole PNG"),
+        ({"text/html": "x"}, "neither PNG nor SVG"),
+    ],
+)
+def test_a_damaged_picture_is_refused(notebook, data, message):
+    notebook.cells[5].outputs[4].data = data
+    with pytest.raises(ExportError, match=message):
+        read(notebook)
+
+
+def test_a_png_that_ends_early_is_refused(notebook):
+    data = next(output.data for output in notebook.cells[5].outputs if "image/png" in output.get("data", {}))
+    data["image/png"] = base64.b64encode(base64.b64decode(data["image/png"])[:-9]).decode()
+    with pytest.raises(ExportError, match="not a whole PNG"):
+        read(notebook)
+
+
+@pytest.mark.parametrize("fonts", ["path", "none"])
+def test_what_matplotlib_draws_is_a_picture_and_keeps_its_bytes(notebook, fonts):
+    """Clips, hatches, pixels, shaded triangles, markers, text, formulas, and who made it."""
+    figure = Figure()
+    pixels, bars, triangles, points = figure.subplots(2, 2).flat
+    pixels.imshow([[0, 1], [2, 3]])
+    bars.bar([1, 2], [1, 2], hatch="//", label="a(b) @ $x_1$")
+    bars.legend()
+    triangles.tripcolor([0, 1, 0, 1], [0, 0, 1, 1], [1, 2, 3, 4], shading="gouraud")
+    points.scatter(range(9), range(9), c=range(9), alpha=0.4)
+    points.set_gid("f(x) of y")
+    points.text(0, 0, "A & <b>\n$\\frac{1}{2}$", rotation=30)
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": fonts}):
+        figure.savefig(file, format="svg", metadata={"Title": "t", "Keywords": ["a"], "Creator": "me", "Date": "2026"})
+    notebook.cells[5].outputs[4].data = {"image/svg+xml": file.getvalue()}
+    panels = [panel for block in floats(read(notebook)) for panel in block.panels]
+    assert file.getvalue().encode() in [panel.content for panel in panels]
+    assert (panels[1].width, panels[1].height) == pytest.approx((6.4, 4.8))
 
 
 @pytest.mark.parametrize(
@@ -522,7 +685,8 @@ def test_the_report_explains_plus_minus_once_and_gives_counts_without_it():
 def test_labels_of_axes_are_not_cut():
     """Every vertical label of the notebooks' curves fits in its figure."""
     code = "\n".join(source for path in (ROOT / "notebooks").glob("*.ipynb") for source in cells(path, "code"))
-    labels = re.findall(r'curves\([^"]*"\w+", "([^"]+)"\)', code)
+    found = re.findall(r'curves\([^"]*"\w+", f?"([^"]+)"\)', code)
+    labels = [label.replace("{images}", "validation") for label in found]
     assert len(labels) > 5
     for label in labels:
         figure = figures.curves({"a": [{"epoch": [1, 2], "loss": [1.0, 0.5]}]}, "loss", label)

@@ -38,9 +38,9 @@ def test_the_psnr_in_a_picture_is_that_of_the_metrics():
 
 def test_accuracies_are_drawn_with_their_seeds_intervals_and_published_numbers():
     rows = [
-        {"name": "a", "values": THREE.values, "interval": THREE.interval, "student": 84.4, "paper": 84.9},
-        {"name": "b", "values": [70.0], "interval": None, "student": None, "paper": None},
-        {"name": "c", "values": [], "interval": None, "student": 82.0, "paper": None},
+        {"name": "a", "values": THREE.values, "half_width": THREE.half_width, "student": 84.4, "paper": 84.9},
+        {"name": "b", "values": [70.0], "half_width": None, "student": None, "paper": None},
+        {"name": "c", "values": [], "half_width": None, "student": 82.0, "paper": None},
     ]
     (axes,) = figures.accuracies(rows).axes
     assert drawn(axes, "o") == [(82.0, 0.0), (70.0, 1.0)]
@@ -48,7 +48,7 @@ def test_accuracies_are_drawn_with_their_seeds_intervals_and_published_numbers()
     assert drawn(axes, "^") == [(84.9, 0.0)]
     assert {(80.0, 0.0), (82.0, 0.0), (84.0, 0.0)} <= set(drawn(axes, "|"))  # beside the ends of the interval
     ((low, high),) = bars(axes)
-    assert [*low, *high] == pytest.approx([82 - THREE.interval, 0, 82 + THREE.interval, 0])
+    assert [*low, *high] == pytest.approx([82 - THREE.half_width, 0, 82 + THREE.half_width, 0])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
 
 
@@ -59,7 +59,7 @@ def test_ratios_are_drawn_with_their_seeds_and_intervals():
     assert drawn(axes, "o") == [(50.0, 82.0), (75.0, 75.0)]
     assert {(50.0, 80.0), (50.0, 82.0), (50.0, 84.0), (75.0, 75.0)} <= set(drawn(axes, "_"))
     ((low, high),) = bars(axes)
-    assert [*low, *high] == pytest.approx([50, 82 - THREE.interval, 50, 82 + THREE.interval])
+    assert [*low, *high] == pytest.approx([50, 82 - THREE.half_width, 50, 82 + THREE.half_width])
     assert not figures.ratios(rows, "linear", "linear probe (%)").axes  # one ratio is no curve
 
 

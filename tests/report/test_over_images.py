@@ -79,7 +79,7 @@ def test_an_accuracy_has_the_interval_of_its_mean_and_of_the_images_that_were_co
     assert case.n_test == n == 100
     mean = case.estimate("accuracy").mean
     assert of_accuracy(case) == half(wilson(mean / 100, n))
-    assert of_accuracy(Summary("none").find(None)) is None
+    assert of_accuracy(Summary("none").scratch) is None
 
 
 def test_a_difference_has_an_interval_where_both_cases_recorded_their_predictions(tmp_path, monkeypatch):
@@ -102,18 +102,18 @@ def test_a_difference_has_an_interval_where_both_cases_recorded_their_prediction
 
 def test_the_table_has_both_kinds_of_chance_and_the_text_says_what_is_missing(tmp_path, monkeypatch):
     summary = read(tmp_path, monkeypatch)
-    default, scratch, grid = summary.find("random", 0.75), summary.find(None), summary.find("grid", 0.75)
+    default, scratch, grid = summary.find("random", 0.75), summary.scratch, summary.find("grid", 0.75)
     rows = {row[0]: row[1:] for row in tables.chance_rows(summary)}
     assert rows["random 75 %"] == [
         "84.00",
-        f"{default.estimate('accuracy').interval:.2f}",
+        f"{default.estimate('accuracy').half_width:.2f}",
         f"{of_accuracy(default):.2f}",
         *"–––",
     ]
     gain = scratch.beats(default, "accuracy")
     assert rows["from scratch"] == [
-        f"{scratch.estimate('accuracy').mean:.2f}", f"{scratch.estimate('accuracy').interval:.2f}",
-        f"{of_accuracy(scratch):.2f}", f"−{-gain.mean:.2f}", f"{gain.interval:.2f}", "–",
+        f"{scratch.estimate('accuracy').mean:.2f}", f"{scratch.estimate('accuracy').half_width:.2f}",
+        f"{of_accuracy(scratch):.2f}", f"−{-gain.mean:.2f}", f"{gain.half_width:.2f}", "–",
     ]  # fmt: skip
     text = narrative.over_images(summary)
     assert "for 100 images. With several seeds it is the widest that their mean allows" in text

@@ -35,7 +35,7 @@ def test_a_study_on_the_students_images_has_every_part(written):
     every = parts.parts(written(*fake_study.CASES, own=False))
     assert parts.parts(written("random-75", own=False)) == every
     assert parts.parts(written(*fake_study.CASES, *fake_study.SWEEP)) == every
-    assert len(tables.sampling_rows(written("random-75", own=False))) == 4
+    assert len(tables.sampling_rows(written("random-75", own=False))) == 1 + 4
 
 
 def test_one_case_of_own_images_is_compared_with_nothing(written):
@@ -53,7 +53,7 @@ def test_what_two_kinds_of_masks_add(written):
     there = parts.parts(summary)
     assert there >= {"fig-samplings", "tab-sampling", "fig-accuracy", "tab-claims", "tab-sensitivity"}
     assert not there & {"tab-tokens", "tab-ratio", "tab-work", "curves-scratch"}
-    assert [row[0] for row in tables.sampling_rows(summary)] == ["random", "block"]
+    assert [row[0] for row in tables.sampling_rows(summary)] == ["masks", "random", "block"]
     assert "Grid" not in parts.masks(summary)
     assert "BEiT" in parts.masks(summary)
     assert list(parts.samplings(summary)["kinds of masks"]) == ["random 75 %", "block 75 %"]
@@ -73,11 +73,11 @@ def test_own_images_without_random_75_have_another_default_case(written):
     assert "an encoder pre-trained with 75 % block masking reaches 83.00 ± " in abstract
     assert "no classifier" not in abstract
     assert "pre-training loss, 75 % block masking." in parts.curves_caption(summary)
-    assert [row[0] for row in tables.recipe_rows(summary)][:2] == ["dataset", "augment"]
+    assert [row[0] for row in tables.recipe_rows(summary)][:3] == ["parameter", "dataset", "augment"]
     claims = {claim.statement: claim.verdict for claim in shown(summary)}
     assert claims["Pre-training beats training from scratch"] == "supported"
     assert "from block 75 %" in parts.chance(summary)
-    assert [row[0] for row in tables.sensitivity_rows(summary)] == ["grid 75 %", "from scratch"]
+    assert [row[0] for row in tables.sensitivity_rows(summary)] == ["case", "grid 75 %", "from scratch"]
 
 
 def test_the_students_images_without_random_75_have_another_default_case_too(written):
@@ -115,13 +115,9 @@ def test_a_study_that_pre_trains_only_speaks_of_no_accuracy(written, own):
     main = {row[0]: row[1:] for row in tables.main_rows(summary)}
     assert main["minutes"] == ["1.2", "1.2"]
     assert set(main) == {"quantity", "test loss", "PSNR (dB)", "FLOPs", "minutes", "images/s", "memory (MiB)"}
-    assert tables.feature_columns(summary) == ["case", "loss", "PSNR (dB)"]
-    for rows, columns in (
-        (tables.cost_rows(summary), tables.cost_columns(summary)),
-        (tables.feature_rows(summary), tables.feature_columns(summary)),
-        (tables.recipe_rows(summary), tables.recipe_columns(summary)),
-    ):
-        assert {len(row) for row in rows} == {len(columns)}
+    assert tables.feature_rows(summary)[0] == ["case", "loss", "PSNR (dB)"]
+    for rows, n_columns in ((tables.cost_rows, 6), (tables.feature_rows, 3), (tables.recipe_rows, 2)):
+        assert {len(row) for row in rows(summary)} == {n_columns}
     told = [narrative.main_caption(summary), narrative.introduction(summary), narrative.discussion(summary)]
     told += [narrative.main_notes(summary), parts.curves(summary), parts.features(summary), narrative.finetuning(summary)]
     told += [narrative.abstract(summary)]
@@ -198,9 +194,12 @@ def test_one_verdict_is_told_in_the_singular(written, monkeypatch):
     summary = written("random-75", "mask-tokens", own=False, tuned=False, seeds=(0, 1))
     assert narrative.correction(summary) == "One claim has a p-value, so there is no number of claims to correct for."
     assert "remain" not in narrative.abstract(summary)
-    judged = [Claim("a", "here", "+1", "supported", "1", 0.01, 0.02), Claim("b", "here", "+1", "undecided", "1", 0.3, 0.3)]
+    judged = [
+        Claim("a", "this study", "+1", "supported", "1", 0.01, 0.02),
+        Claim("b", "this study", "+1", "undecided", "1", 0.3, 0.3),
+    ]
     monkeypatch.setattr(narrative, "claims", lambda summary: judged)
     monkeypatch.setattr(narrative, "shown", narrative.claims)
-    told = "Of the supported or contradicted ones, 1 is decided by a test; 1 remains so after a correction"
+    told = "Of the supported or contradicted ones, 1 rests on a statistical test, and 1 of these survives a correction"
     assert told in narrative.abstract(summary)
     assert narrative.correction(summary).endswith("With Holm's correction for all 2, 1 of these verdicts survives.")

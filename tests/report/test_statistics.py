@@ -11,18 +11,18 @@ def test_the_interval_is_students(n):
     found = estimate(values)
     low, high = stats.t.interval(0.95, n - 1, loc=values.mean(), scale=stats.sem(values))
     assert found.mean == pytest.approx(values.mean())
-    assert found.mean - found.interval == pytest.approx(low)
-    assert found.mean + found.interval == pytest.approx(high)
+    assert found.mean - found.half_width == pytest.approx(low)
+    assert found.mean + found.half_width == pytest.approx(high)
 
 
 def test_the_interval_holds_the_truth_in_95_of_100_studies():
     rng = np.random.default_rng(0)
-    hits = [abs(e.mean - 80) <= e.interval for e in (estimate(rng.normal(80, 2, 3)) for _ in range(4000))]
+    hits = [abs(e.mean - 80) <= e.half_width for e in (estimate(rng.normal(80, 2, 3)) for _ in range(4000))]
     assert np.mean(hits) == pytest.approx(0.95, abs=0.012)
 
 
 def test_one_seed_gives_no_interval():
-    assert estimate([84.4]).interval is None
+    assert estimate([84.4]).half_width is None
     assert not estimate([84.4]).excludes_zero
     with pytest.raises(ValueError, match="no values"):
         estimate([])

@@ -34,6 +34,8 @@ KINDS = {
     ("values", "message"),
     [
         ({"mask_ration": 0.5}, "mask_ration is not a parameter of pretrain; did you mean mask_ratio?"),
+        ({"lr": 1e-3}, r"^lr is not a parameter of pretrain; did you mean base_lr\?$"),
+        ({"zzz": 1}, r"^zzz is not a parameter of pretrain; there are study, case, seed, dataset, .*, beta2$"),
         ({"base_lr": "1e-3"}, "base_lr is '1e-3': it must be a number .*write 1.0e-3"),
         ({"epochs": "5"}, "epochs is '5': it must be a whole number"),
         ({"epochs": 2.5}, "epochs is 2.5: it must be a whole number"),

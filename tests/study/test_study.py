@@ -9,7 +9,8 @@ import yaml
 from mae_core.errors import ParameterError
 from mae_core.evaluation import flops
 from mae_core.model.config import ModelConfig
-from mae_core.study.parameters import LENGTHS, FinetuneParameters, PretrainParameters
+from mae_core.report.published import LENGTHS
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.sources import sources
 from mae_core.study.study import Study, flat_yaml
 
