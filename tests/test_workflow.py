@@ -56,7 +56,7 @@ def test_one_command_makes_the_report(checkout):
     page = (report / "index.html").read_text(encoding="utf-8")
     assert (report / "figures" / "fig-reconstructions.png").exists()
     links = set(re.findall(r'href="(notebooks/[^"]+)"', page))
-    assert len(links) == 6  # five runs and the ablations
+    assert len(links) == 7  # five runs, the ablations and the report itself
     assert all((report / link).exists() for link in links)
     for case, stages in (("random-75", ("pretrain", "finetune")), ("scratch", ("finetune",))):
         for stage in stages:
