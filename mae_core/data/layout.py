@@ -1,8 +1,8 @@
 """Where images of one's own are: ``train/<class>/*`` with ``test/<class>/*`` or ``val/<class>/*``, or without classes.
 
-Hidden files and folders, and files without an image's ending, are passed over. A file with such an ending that cannot be
-decoded, as .heic, is an error and not passed over. Images without classes lie in ``train/``
-(and ``test/`` or ``val/``), or in the folder itself; where there is no ``test/``, a tenth is set aside for testing.
+Hidden files and folders, and files without an image's ending, are passed over; a file that has one and cannot be decoded,
+such as .heic, is an error. Images without classes lie in ``train/`` (and ``test/`` or ``val/``), or in the folder itself;
+where there is no ``test/``, a tenth is set aside for testing.
 """
 
 import hashlib

@@ -377,7 +377,7 @@ def drawing(svg: str) -> ElementTree.Element:
 
     Only what the head of this module lists may be there, because what an SVG can hold besides may run or load something.
     """
-    refusal = "a figure's SVG contains {}; a drawing needs no script, an event handler or a remote reference"
+    refusal = "a figure's SVG contains {}; a drawing needs no script, event handler or remote reference"
     prolog = PROLOG.match(svg)
     if not prolog or "<?" in svg[prolog.end() :]:
         raise ExportError(refusal.format("a document type, entity or instruction that matplotlib does not write"))
