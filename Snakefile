@@ -14,7 +14,7 @@ from pathlib import Path
 from mae_core import gpus
 from mae_core.data.layout import list_images
 from mae_core.errors import ParameterError
-from mae_core.study.repeat import date_results, decisive
+from mae_core.study.repeat import date_results
 from mae_core.study.sources import code, sources
 from mae_core.study.study import Study, flat_yaml
 from snakemake.exceptions import WorkflowError
@@ -114,7 +114,7 @@ def flat(stage):
 
 # ... nor, in a fresh clone, any: see date_results.
 def tracked(stage):
-    return lambda wildcards: flat_yaml(decisive(run_of(wildcards, stage)))
+    return lambda wildcards: flat_yaml(run_of(wildcards, stage).decisive)
 
 
 def pretrained(wildcards):

@@ -10,7 +10,6 @@ import yaml
 from mae_core.errors import ParameterError
 from mae_core.study.finished import Model, read_beside
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.repeat import changed
 from mae_core.study.results import KEPT, METRICS, metric_name
 
 HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}  # what model hubs call them
@@ -197,12 +196,12 @@ def accuracies(model: Model) -> dict[int, float]:
 def differs_by_seed_alone(model: Model, seed: int, folder: Path) -> bool:
     """Whether a folder has the fine-tuning of another seed: from the same weights, or from its own like pre-training."""
     run, parameters = model.run.model_copy(update={"seed": seed}), folder / "parameters.json"
-    if not changed(run, parameters):
+    if not run.change(parameters):
         return True
     if isinstance(run, PretrainParameters):
         return False
     weights = re.sub(rf"/seed{model.run.seed}(?=/)", f"/seed{seed}", run.weights)
     before = pretraining(model)
-    if before and changed(before.model_copy(update={"seed": seed}), folder.parent / "pretrain" / "parameters.json"):
+    if before and before.model_copy(update={"seed": seed}).change(folder.parent / "pretrain" / "parameters.json"):
         return False
-    return not changed(run.model_copy(update={"weights": weights}), parameters)
+    return not run.model_copy(update={"weights": weights}).change(parameters)

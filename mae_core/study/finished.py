@@ -9,7 +9,6 @@ from torch import Tensor
 from mae_core.errors import ParameterError
 from mae_core.model.config import ModelConfig
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.repeat import changed
 from mae_core.study.results import FULL, KEPT, read_json
 from mae_core.study.tensors import load_tensors, origin_sha256, tensors_sha256
 
@@ -62,7 +61,7 @@ class Model:
         else:
             repeats = any(results.values()) and origin_sha256(path) != expected
             described = path.with_name("parameters.json")
-            wrong = described.name if repeats and described.is_file() and changed(run, described) else ""
+            wrong = described.name if repeats and described.is_file() and run.change(described) else ""
         if wrong:
             raise ParameterError(f"{path} is not what {wrong} beside it describes: move it to a folder of its own")
         if repeats:

@@ -19,6 +19,7 @@ from mae_core.data.layout import check_layout
 from mae_core.errors import MissingDataError, ParameterError
 from mae_core.model.config import Attention, ModelConfig, Pooling, Strategy, Variant, check_grid, count_kept
 from mae_core.study.checked import Checked, Name, Seed, UserPath
+from mae_core.study.results import read_json
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -140,6 +141,24 @@ class RunParameters(Parameters):
     def folder(self) -> Path:
         """Folder of the results of this case and seed."""
         return OUTPUTS / self.study / self.case / f"seed{self.seed}"
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """The parameters whose change repeats a run: not those of how it is computed, nor where a known data set is."""
+        free = FREE if self.dataset == "folder" else (*FREE, "data_dir")
+        return {name: value for name, value in self.flat().items() if name not in free}
+
+    def change(self, path: Path) -> str:
+        """The first decisive parameter in which a finished run's ``parameters.json`` differs; empty if none does."""
+        try:
+            stored = read_json(path)
+        except (OSError, ValueError):
+            return f"{path.name} cannot be read"
+        stored = type(self)().flat() | stored  # runs from before a parameter existed had its default
+        for name, wanted in self.decisive.items():
+            if stored[name] != wanted:
+                return f"its {name} was {stored[name]!r}, and the study asks for {wanted!r}"
+        return ""
 
 
 class PretrainParameters(RunParameters):

@@ -9,11 +9,9 @@ import os
 import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from mae_core.study.checkout import ROOT, git
-from mae_core.study.parameters import FREE, OUTPUTS, RunParameters
-from mae_core.study.results import read_json
+from mae_core.study.parameters import OUTPUTS, RunParameters
 from mae_core.study.study import Study
 
 LONG_AGO = 24 * 3600 * 10**9  # 2 January 1970, in nanoseconds: older than any source
@@ -30,7 +28,7 @@ def date_results(study: Study, sources: Iterable[str]) -> list[str]:
     newest = max((Path(path).stat().st_mtime_ns for path in sources), default=0)
     valid, told = committed(OUTPUTS / study.name), []
     for run, results in finished(study):
-        if difference := changed(run, results.with_name("parameters.json")):
+        if difference := run.change(results.with_name("parameters.json")):
             told.append(f"{results.parent} is out of date: {difference}")
             valid.discard(results.absolute())
             os.utime(results, ns=(LONG_AGO, LONG_AGO))
@@ -49,25 +47,6 @@ def finished(study: Study) -> Iterator[tuple[RunParameters, Path]]:
             results = OUTPUTS / study.name / case / f"seed{seed}" / stage / "metrics.json"
             if results.exists():
                 yield study.run(case, seed, stage), results
-
-
-def decisive(run: RunParameters) -> dict[str, Any]:
-    """The parameters whose change repeats a run: not those of how it is computed, nor where a known data set is."""
-    free = FREE if run.dataset == "folder" else (*FREE, "data_dir")
-    return {name: value for name, value in run.flat().items() if name not in free}
-
-
-def changed(run: RunParameters, path: Path) -> str:
-    """The first decisive parameter in which a finished run differs from the one asked for; empty if none does."""
-    try:
-        stored = read_json(path)
-    except (OSError, ValueError):
-        return f"{path.name} cannot be read"
-    stored = type(run)().flat() | stored  # runs from before a parameter existed had its default
-    for name, wanted in decisive(run).items():
-        if stored[name] != wanted:
-            return f"its {name} was {stored[name]!r}, and the study asks for {wanted!r}"
-    return ""
 
 
 def committed(folder: Path) -> set[Path]:
