@@ -6,13 +6,12 @@
 # papermill executes every notebook. The executed copy is a log, not an output: Snakemake deletes the outputs of a failed
 # job but keeps its logs.
 
-import functools
 import sys
 import zlib
 from pathlib import Path
 
 from mae_core import gpus
-from mae_core.data.layout import list_images
+from mae_core.data.layout import fingerprint
 from mae_core.errors import ParameterError
 from mae_core.study.repeat import date_results
 from mae_core.study.sources import code, sources
@@ -26,8 +25,9 @@ try:
     study = Study.check(config)
     for path in workflow.configfiles:
         Study.read(path)  # rejects what Snakemake accepts: a duplicate entry, a file name that is not the study's
-except ParameterError as error:
-    raise WorkflowError(f"ParameterError: {error}") from None
+    FINGERPRINTS = {folder: fingerprint(Path(folder)) for folder in study.folders}
+except (ParameterError, OSError) as error:
+    raise WorkflowError(f"{type(error).__name__}: {error}") from None
 
 OUT, REPORT = f"outputs/{study.name}", f"report/{study.name}"
 RUN = f"{OUT}/{{case}}/seed{{seed}}"
@@ -60,7 +60,8 @@ MORE = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT + LENGTHS + 
 
 # Runs of other parameters than the study's are repeated. A pull makes the code newer than committed results, which stay as
 # they are: `--forceall` (make report AGAIN=1) trains anew.
-for sentence in date_results(study, {*sources("notebooks/pretrain.ipynb"), *sources("notebooks/finetune.ipynb")}):
+TRAINING = {*sources("notebooks/pretrain.ipynb"), *sources("notebooks/finetune.ipynb")}
+for sentence in date_results(study, TRAINING, FINGERPRINTS):
     if workflow.is_main_process:  # not in jobs
         print(sentence, file=sys.stderr)
 
@@ -122,21 +123,8 @@ def pretrained(wildcards):
 
 
 # Images of one's own that were added, removed or changed count as a changed parameter.
-PARTS = (study.shared, study.pretrain, study.finetune, *study.all_cases.values())
-HAS_OWN = any((values or {}).get("dataset") == "folder" for values in PARTS)
-
-
-@functools.cache
-def fingerprint(data_dir):
-    return " ".join(listing.fingerprint for listing in list_images(Path(data_dir)))
-
-
 def images(stage):
-    def of(wildcards):
-        run = run_of(wildcards, stage)
-        return fingerprint(run.data_dir) if run.dataset == "folder" else ""
-
-    return {"images": of} if HAS_OWN else {}
+    return {"images": lambda wildcards: FINGERPRINTS.get(run_of(wildcards, stage).data_dir, "")} if FINGERPRINTS else {}
 
 
 # A notebook is not an input: Jupyter changes the file when it saves outputs. A change of its code counts as a parameter, and
@@ -158,7 +146,7 @@ localrules:
 
 # Images of one's own are decoded before the first run: one that cannot be read starts nothing.
 onstart:
-    if HAS_OWN:
+    if FINGERPRINTS:
         from mae_core.study.prepare import prepare_images  # imports torch
 
         try:

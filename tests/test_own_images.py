@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import papermill
@@ -154,6 +155,14 @@ def test_images_that_are_added_or_changed_are_trained_on_again(tmp_path):
     assert "pretrain" not in checkout.planned("train")
     Image.new("RGB", (18, 18), (200, 40, 60)).save(data / "3.png")
     assert checkout.planned("train")["pretrain"] == {"random-75"}
+    shutil.rmtree(checkout.folder / ".snakemake")  # as in a clone with published results
+    assert "seed0/pretrain is out of date: the images in data have changed since" in checkout.snakemake("-n", "train")
+    assert checkout.planned("train")["pretrain"] == {"random-75"}
+    (data / "4.png").unlink()
+    (data / "4.png").symlink_to("/etc/hostname")
+    told = checkout.snakemake("-n", "train", check=False)
+    assert "4.png is a link that leads out of" in told
+    assert "Traceback" not in told
 
 
 def test_a_study_that_only_pre_trains_is_planned_without_fine_tuning(project, tmp_path):

@@ -88,6 +88,11 @@ def list_images(data_dir: Path) -> tuple[Listing, Listing]:
     return listing(root, {-1: files}, []), listing(root, {-1: others}, [])
 
 
+def fingerprint(data_dir: Path) -> str:
+    """A checksum of the names and sizes of all images, for training and for testing, that no image is read for."""
+    return " ".join(listing.fingerprint for listing in list_images(data_dir))
+
+
 def check_layout(data_dir: Path, needs_classes: bool = False) -> None:
     """Check a folder's layout without looking at the images, in a moment.
 

@@ -514,7 +514,10 @@ def over_images(summary: Summary) -> str:
     if not missing:
         return text
     which = "no difference has" if len(missing) == len(compared) else f"the differences of {', '.join(missing)} do not have"
-    return f"{text} Some runs did not record which test images they classify correctly, so {which} an interval over images."
+    return (
+        f"{text} Some runs were evaluated on other images, or did not record which images they classify correctly, so "
+        f"{which} an interval over images."
+    )
 
 
 def lengths(summary: Summary) -> str:
@@ -728,7 +731,7 @@ def recipe_notes(summary: Summary) -> str:
 
 def left_out(summary: Summary) -> str:
     """The runs that are not shown, and why; empty if all are shown."""
-    return f" Left out because their recipe differs: {'; '.join(summary.left_out)}." if summary.left_out else ""
+    return f" Left out because their recipe or images differ: {'; '.join(summary.left_out)}." if summary.left_out else ""
 
 
 def reproduce(summary: Summary) -> str:

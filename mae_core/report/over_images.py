@@ -21,11 +21,13 @@ def of_accuracy(case: Case) -> float | None:
 def of_difference(case: Case, other: Case) -> float | None:
     """Half the interval of the difference of two mean accuracies over test images, in points.
 
-    Both cases classify the same images. None if one of their shared seeds did not record its predictions.
+    None unless both cases classified the same images, and recorded their predictions, with every seed that they share.
     """
     seeds = sorted(case.values("accuracy").keys() & other.values("accuracy").keys())
     ours, theirs = case.predictions(), other.predictions()
     if not seeds or not set(seeds) <= ours.keys() & theirs.keys():
+        return None
+    if not all(np.array_equal(ours[k][1], theirs[k][1]) for k in seeds):
         return None
     more_n = sum((ours[k][0] == ours[k][1]).astype(int) - (theirs[k][0] == theirs[k][1]) for k in seeds)
     return half(bootstrap(more_n / len(seeds)))

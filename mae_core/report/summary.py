@@ -178,7 +178,7 @@ class Summary:
     def read(cls, run: ReportParameters) -> "Summary":
         """Read ``outputs/<study>``; a case that has not run has no values. Empty lists mean all cases or seeds on disk.
 
-        A run whose recipe differs from the others, for example from before an edit of the study, is left out.
+        A run whose recipe or images differ from the others, for example from before an edit of the study, is left out.
         """
         if not run.cases or not run.seeds:
             there = found_in(OUTPUTS / run.study)
@@ -186,14 +186,20 @@ class Summary:
             run = run.model_copy(update={"cases": shown.cases, "sweep": shown.sweep, "seeds": run.seeds or there.seeds})
         found: dict[str, Case] = {}
         left_out: list[str] = []
+        images: dict[tuple[str, str], str] = {}
         for name in [*run.cases, *run.sweep]:
-            folders = {seed: OUTPUTS / run.study / name / f"seed{seed}" for seed in run.seeds}
-            pattern = next(iter(found.values()), None) if name in run.sweep else None
-            folders = of_one_recipe(Case(name, None, False, folders), pattern, left_out)
-            case = Case(name, None, False, folders)
+            every = Case(name, None, False, {seed: OUTPUTS / run.study / name / f"seed{seed}" for seed in run.seeds})
+            mains = [found[main] for main in run.cases] if name in run.sweep else []
+            patterns = [case for case in mains if case.pretrained] or mains[:1]
+            attempts = [of_one_recipe(every, pattern) for pattern in patterns] or [of_one_recipe(every)]
+            folders, told = min(attempts, key=lambda attempt: len(attempt[1]))
+            folders, told_too = of_one_data(replace(every, folders=folders), images)
+            left_out += told + told_too
+            case = replace(every, folders=folders)
             numbers = {path.name[4:]: path for path in (OUTPUTS / run.study / name).glob("seed*")}
             others = {int(k): path for k, path in numbers.items() if k.isdecimal() and int(k) not in run.seeds}
-            spare = of_one_recipe(Case(name, None, False, others), case, [])
+            spare, _ = of_one_recipe(replace(every, folders=others), case)
+            spare, _ = of_one_data(replace(every, folders=spare), dict(images))
             pretrained = [PretrainParameters.check(p) for p in case.read("pretrain", "parameters").values()]
             scratch = [not p["weights"] for p in case.read("finetune", "parameters").values()]
             found[name] = Case(name, pretrained[0] if pretrained else None, any(scratch), folders, None, spare)
@@ -396,12 +402,12 @@ def may_differ(stage: str) -> set[str]:
     return NOT_THE_RECIPE | SWEPT if stage == "pretrain" else NOT_THE_RECIPE
 
 
-def of_one_recipe(case: Case, pattern: Case | None, left_out: list[str]) -> dict[int, Path]:
+def of_one_recipe(case: Case, pattern: Case | None = None) -> tuple[dict[int, Path], list[str]]:
     """The folders of a case's runs with the recipe of its first run and, except for the masks, of ``pattern``.
 
-    Other runs are added to ``left_out``.
+    With them, a sentence on each other run.
     """
-    folders = dict(case.folders)
+    folders, left_out = dict(case.folders), []
     for stage in STAGES:
         stored: dict[str, Any]
         wanted: list[tuple[dict[str, Any], set[str]]] = []
@@ -415,7 +421,28 @@ def of_one_recipe(case: Case, pattern: Case | None, left_out: list[str]) -> dict
                 left_out.append(f"{case.name}/seed{seed}/{stage}: {told[0]}")
             elif not told and len(wanted) == bool(pattern):
                 wanted.append((values, NOT_THE_RECIPE))
-    return folders
+    return folders, left_out
+
+
+def of_one_data(case: Case, known: dict[tuple[str, str], str]) -> tuple[dict[int, Path], list[str]]:
+    """The folders of a case's runs that read the images of earlier runs, and a sentence on each other run.
+
+    Args:
+        known: the checksum of each data set that a run has read, by its name and, for images of one's own, its folder; it
+            gets those that are not there yet.
+    """
+    folders, left_out = dict(case.folders), []
+    for stage in STAGES:
+        sources = case.read(stage, "provenance")
+        for seed, stored in case.read(stage, "parameters").items():
+            place = (stored["dataset"], stored["data_dir"] if stored["dataset"] == "folder" else "")
+            told = sources[seed]["data_md5"]
+            if seed in folders and known.setdefault(place, told) != told:
+                del folders[seed]
+                left_out.append(
+                    f"{case.name}/seed{seed}/{stage}: its images in {stored['data_dir']} were not those of the others"
+                )
+    return folders, left_out
 
 
 def difference(values: dict[str, Any], recipe: dict[str, Any], free: set[str]) -> str:

@@ -7,28 +7,33 @@ the run itself: not in a fresh clone. There, the parameters are compared here, a
 import itertools
 import os
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from mae_core.study.checkout import ROOT, git
 from mae_core.study.parameters import OUTPUTS, RunParameters
+from mae_core.study.results import read_json
 from mae_core.study.study import Study
 
 LONG_AGO = 24 * 3600 * 10**9  # 2 January 1970, in nanoseconds: older than any source
 
 
-def date_results(study: Study, sources: Iterable[str]) -> list[str]:
+def date_results(study: Study, sources: Iterable[str], fingerprints: Mapping[str, str]) -> list[str]:
     """Date the results of finished runs for Snakemake, and return a sentence on each run that is out of date.
 
-    * A run is out of date if its parameters are not the study's. Its results become older than any source.
+    * A run is out of date if its parameters are not the study's, or its own images are not those that are there. Its
+      results become older than any source.
     * Committed results become as new as the newest of the sources that made them, unless they are newer. git dates what
       it writes by the clock: after a pull, code may be newer than results that did not change. Results that differ from
       the commit, or are in none, keep their time.
+
+    Args:
+        fingerprints: of the images in each folder of one's own; see :func:`~mae_core.data.layout.fingerprint`.
     """
     newest = max((Path(path).stat().st_mtime_ns for path in sources), default=0)
     valid, told = committed(OUTPUTS / study.name), []
     for run, results in finished(study):
-        if difference := run.change(results.with_name("parameters.json")):
+        if difference := run.change(results.with_name("parameters.json")) or other_images(run, results, fingerprints):
             told.append(f"{results.parent} is out of date: {difference}")
             valid.discard(results.absolute())
             os.utime(results, ns=(LONG_AGO, LONG_AGO))
@@ -47,6 +52,17 @@ def finished(study: Study) -> Iterator[tuple[RunParameters, Path]]:
             results = OUTPUTS / study.name / case / f"seed{seed}" / stage / "metrics.json"
             if results.exists():
                 yield study.run(case, seed, stage), results
+
+
+def other_images(run: RunParameters, results: Path, fingerprints: Mapping[str, str]) -> str:
+    """A sentence if a finished run read other images in a folder of one's own; empty if not, or if that is not known."""
+    if run.dataset != "folder":
+        return ""
+    try:
+        read = read_json(results.with_name("provenance.json")).get("images")
+    except (OSError, ValueError):
+        return "its provenance.json cannot be read"
+    return f"the images in {run.data_dir} have changed since" if read and read != fingerprints[run.data_dir] else ""
 
 
 def committed(folder: Path) -> set[Path]:

@@ -15,8 +15,9 @@ from mae_core import devices
 from mae_core.data import images
 from mae_core.errors import ParameterError
 from mae_core.study import checkout, provenance
+from mae_core.study.foreign import weights_file
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters, check_data_dir
-from mae_core.study.results import metric_rows, read_json
+from mae_core.study.results import FULL, metric_rows, read_json
 from mae_core.study.study import STAGES
 from mae_core.study.tensors import tensors_sha256
 
@@ -60,7 +61,7 @@ class Published:
 def reproduce(path: Path) -> bool:
     """Repeat a published run in a temporary folder, and return whether the weights are identical bit for bit.
 
-    Fine-tuning starts from pre-trained weights with the published checksum; if there are none, pre-training is repeated.
+    Fine-tuning starts from weights with the published checksum; if its own pre-training's are missing, that is repeated.
 
     Args:
         path: ``outputs/<study>/<case>/seed<k>/<stage>/provenance.json``.
@@ -134,25 +135,41 @@ def checked_out(commit: str | None, clean: bool | None) -> Iterator[Path]:
 
 
 def provide_weights(published: Published, path: Path, place: Path) -> None:
-    """Put pre-trained weights with the published checksum where fine-tuning in ``place`` looks for them.
+    """Put the weights that a run started from, by their checksum, where fine-tuning in ``place`` looks for them.
+
+    Weights of its own pre-training are trained again if they are missing; other weights must be where the run found them.
 
     Raises:
-        ParameterError: if they are missing and repeating the pre-training does not give them.
+        ParameterError: if they are missing, and no pre-training gives them.
     """
-    wanted = Path(getattr(published.run, "weights", ""))
+    given = Path(getattr(published.run, "weights", ""))
     beside = path.absolute().parents[1] / "pretrain" / "provenance.json"
-    if not beside.exists():
+    pretraining = Published.read(beside) if beside.exists() else None
+    own = pretraining if pretraining and given == pretraining.run.folder / "pretrain" / FULL else None
+    expected = published.provenance.get("initial_weights_sha256")  # not told by runs from before it was recorded
+    if not expected and own:
+        expected = own.provenance["weights_sha256"]
+    if not expected:
         raise ParameterError(f"{path} is a fine-tuned run, but {beside} is missing: put its pre-training's results there")
-    pretraining = Published.read(beside)
-    expected = pretraining.provenance["weights_sha256"]
-    for weights in (wanted, beside.with_name("weights.safetensors")):
-        if weights.exists() and tensors_sha256(weights) == expected:
-            link(place / wanted, weights)
+    for weights in (given, beside.with_name(FULL)) if own else (given,):
+        if weights.exists() and tensors_sha256(weights_file(str(weights))) == expected:
+            link(place / given, weights)
+            for told in () if own or weights.is_dir() else weights.parent.glob("*.json"):  # of timm or transformers
+                link(place / given.with_name(told.name), told)
             return
-    print(f"{wanted} is missing or is not the published file: pre-training first")
-    if train(pretraining, place) != expected:
+    if not own:
+        raise ParameterError(
+            f"the run started from {given} with the SHA-256 {expected[:16]} …, which is missing or another file now: put "
+            f"that file there"
+        )
+    if own.provenance["weights_sha256"] != expected:
+        raise ParameterError(
+            f"{path} started from other weights than those of {beside}: put the pre-training there that it started from"
+        )
+    print(f"{given} is missing or is not the published file: pre-training first")
+    if train(own, place) != expected:
         raise ParameterError("pre-training does not reproduce the published weights: see what is not as published")
-    link(place / wanted, place / pretraining.run.folder / "pretrain" / "weights.safetensors")
+    link(place / given, place / own.run.folder / "pretrain" / FULL)
 
 
 def link(name: Path, target: Path) -> None:
@@ -170,4 +187,4 @@ def train(published: Published, place: Path) -> str:
         words = [sys.executable, "-c", SCRIPT, published.stage, json.dumps(published.parameters)]
         if subprocess.run(words, cwd=place, env={**os.environ, "PYTHONPATH": str(code)}).returncode:
             raise ParameterError(f"{published.stage} of {run.case} failed: see above")
-    return tensors_sha256(place / run.folder / published.stage / "weights.safetensors")
+    return tensors_sha256(place / run.folder / published.stage / FULL)

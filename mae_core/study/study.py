@@ -25,7 +25,7 @@ ENCODER = (
     "norm_eps",
     "holdout",
 )  # in both stages
-GIVEN = {"study", "case", "seed"}  # set by the study for each run
+GIVEN = {"study", "case", "seed", "weights"}  # set by the study for each run
 
 Seeds = Annotated[tuple[Seed, ...], Field(strict=False)]
 Names = Annotated[tuple[Name, ...], Field(strict=False)]
@@ -98,7 +98,8 @@ class Study(Checked):
         named = {f"case {case}": values or {} for case, values in self.all_cases.items()}
         for part, values in (named | {part: getattr(self, part) for part in ("shared", *STAGES)}).items():
             for name in GIVEN & values.keys():
-                raise ParameterError(f"{part}: {name} is set by the study for each run; leave it out")
+                advice = "; other models are fine-tuned in notebooks/finetune.ipynb" if name == "weights" else ""
+                raise ParameterError(f"{part}: {name} is set by the study for each run; leave it out{advice}")
         for case, masks in self.all_cases.items():
             if self.pretrain_only and masks is None:
                 raise ParameterError(f"case {case} starts from scratch, and pretrain_only is true: remove one of them")
@@ -116,6 +117,12 @@ class Study(Checked):
     def all_cases(self) -> dict[str, dict[str, Any] | None]:
         """The cases in ``cases``, ``sweep`` and ``lengths``."""
         return self.cases | self.sweep | self.lengths
+
+    @property
+    def folders(self) -> set[str]:
+        """The folders of images of one's own that its runs read."""
+        runs = [self.run(case, self.seeds[0], stage) for case in self.all_cases for stage in self.stages(case)]
+        return {run.data_dir for run in runs if run.dataset == "folder"}
 
     def stages(self, case: str) -> tuple[str, ...]:
         """``pretrain`` and ``finetune``; only the first with ``pretrain_only``, only the second for a case from scratch."""

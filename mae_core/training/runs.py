@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mae_core import devices, gpus
 from mae_core.data.images import Split, checksum, load, place, to_unit
+from mae_core.data.layout import fingerprint
 from mae_core.errors import Explained, MissingDataError, OutputError, ParameterError, StoppedError
 from mae_core.evaluation import N_PICTURES, classification, flops, probes, reconstruction
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
@@ -83,7 +84,7 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
         model = new_model(Classifier, run, device, n_classes=len(train.classes))
         if run.weights:
             record.metrics |= load_encoder(model, run)
-            record.started_from = {"initial_weights_sha256": tensors_sha256(weights_file(run.weights))}
+            record.inputs["initial_weights_sha256"] = tensors_sha256(weights_file(run.weights))
         if run.probes and record.leads:
             probe(model.encoder, train, test, run, record)
         if run.pooling == "mean":  # the norm after the mean starts anew, as the MAE paper's fc_norm
@@ -203,6 +204,8 @@ def load_both(run: PretrainParameters | FinetuneParameters, record: "Record") ->
         )
         if record.leads:
             record.data_md5 = checksum(run.dataset, run.data_dir, run.image_size)
+            if run.dataset == "folder":
+                record.inputs["images"] = fingerprint(Path(run.data_dir))
         train, test = place([train, test], run.data_on, record.device)
         return train, test
     except MissingDataError as error:
@@ -217,7 +220,9 @@ class Record:
     device: torch.device
     leads: bool = True  # False: this process only helps another one, which records the run
     data_md5: str = ""  # of the data when they were loaded
-    started_from: dict[str, str] = dataclasses.field(default_factory=dict)  # checksum of the pre-trained weights, if any
+    inputs: dict[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # checksums of pre-trained weights and own images, if any
     history: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # one list per curve
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)  # final numbers
     sheets: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)  # rows of images, see results.save_sheet
@@ -268,7 +273,7 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
                 source = provenance.collect(run, record.device, unfinished / "weights.safetensors", record.data_md5)
                 if len(machines) > 1:
                     source["machines"] = machines  # the run was interrupted, and went on elsewhere
-                results.write_json(unfinished / "provenance.json", commit | source | record.started_from | wall)
+                results.write_json(unfinished / "provenance.json", commit | source | record.inputs | wall)
                 results.write_json(unfinished / "metrics.json", record.metrics | wall)
     except KeyboardInterrupt:
         raise StoppedError("stopped: run again to start, or to continue from the last checkpoint") from None

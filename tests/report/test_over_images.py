@@ -98,6 +98,10 @@ def test_a_difference_has_an_interval_where_both_cases_recorded_their_prediction
     assert of_difference(one, other) == half(bootstrap(values_n))
     assert of_difference(one, other) == pytest.approx(100 * 1.96 * values_n.std() / 1000**0.5, rel=0.03)
     assert of_difference(one, one) == 0.0
+    record(other, 2, right[other.name, 2], true_n.roll(1))
+    assert of_difference(one, other) is None  # of other images
+    record(other, 2, right[other.name, 2][:900], true_n[:900])
+    assert of_difference(one, other) is None
 
 
 def test_the_table_has_both_kinds_of_chance_and_the_text_says_what_is_missing(tmp_path, monkeypatch):

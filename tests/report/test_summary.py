@@ -398,7 +398,40 @@ def test_a_run_of_another_recipe_is_left_out_and_named(run, name, value):
     assert told.startswith(f"{run}: {name} is {value}")
     case, seed, _ = run.split("/")
     assert int(seed[-1]) not in summary.all_cases[case].values("accuracy")
-    assert f"Left out because their recipe differs: {run}" in narrative.reproduce(summary)
+    assert f"Left out because their recipe or images differ: {run}" in narrative.reproduce(summary)
+
+
+def test_a_run_on_other_images_is_left_out_and_named():
+    read(seeds=(0, 1))
+    set_everywhere("pretrain", dataset="folder", data_dir="photos")
+    set_everywhere("finetune", dataset="folder", data_dir="photos")
+    assert not read_again().left_out
+    for run in ("block-50/seed1/pretrain", "grid-75/seed0/finetune"):
+        path = Path("outputs/fake") / run / "provenance.json"
+        write_json(path, read_json(path) | {"data_md5": "0"})
+    summary = read_again()
+    assert summary.left_out == (
+        "block-50/seed1/pretrain: its images in photos were not those of the others",
+        "grid-75/seed0/finetune: its images in photos were not those of the others",
+    )
+    assert list(summary.find("block", 0.5).values("accuracy")) == [0]
+    assert list(summary.find("grid", 0.75).values("accuracy")) == [1]
+    path = Path("outputs/fake/grid-75/seed0/finetune/parameters.json")
+    write_json(path, read_json(path) | {"data_dir": "others"})  # on purpose
+    assert "grid-75/seed0/finetune: data_dir" not in read_again().left_out[0]
+
+
+def test_an_additional_case_needs_the_recipe_of_one_case_only():
+    read(seeds=(0, 1))
+    for path in Path("outputs/fake").glob("random-75/seed*/pretrain/parameters.json"):  # the first case has its own
+        write_json(path, read_json(path) | {"weight_decay": 0.1})
+    summary = Summary.read(ReportParameters(study="fake", cases=list(fake_study.CASES), sweep=list(fake_study.SWEEP)))
+    assert not summary.left_out
+    assert all(case.values("accuracy") for case in summary.sweep.values())
+    for path in Path("outputs/fake").glob("random-90/seed1/pretrain/parameters.json"):
+        write_json(path, read_json(path) | {"weight_decay": 0.2})
+    summary = Summary.read(ReportParameters(study="fake", cases=list(fake_study.CASES), sweep=list(fake_study.SWEEP)))
+    assert summary.left_out == ("random-90/seed1/pretrain: weight_decay is 0.2 there, and 0.05 elsewhere",)
 
 
 def test_minutes_are_of_both_stages():

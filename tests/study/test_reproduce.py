@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from checkout import git, needs_git
+from safetensors.torch import save_file
 
 from mae_core.errors import ParameterError
 from mae_core.study import checkout, provenance
+from mae_core.study.foreign import weights_file
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.reproduce import Published, checked_out, differences, provide_weights, reproduce
 from mae_core.study.results import read_json
+from mae_core.study.tensors import tensors_sha256
 
 ROOT = Path(__file__).parents[2]
 
@@ -122,6 +125,48 @@ def test_a_fine_tuned_run_without_its_pre_training_is_told(tmp_path):
     path = tmp_path / "finetune" / "provenance.json"
     with pytest.raises(ParameterError, match=r"pretrain/provenance.json is missing: put its pre-training's results there"):
         provide_weights(published, path, tmp_path)
+
+
+def started_from(weights, **told):
+    return Published("finetune", {}, FinetuneParameters(weights=str(weights)), told, {})
+
+
+def foreign(folder):
+    """A folder as timm writes it, as far as reproducing looks, and the checksum of its weights."""
+    folder.mkdir(parents=True)
+    save_file({"norm.weight": torch.ones(4)}, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"architecture": "vit"}', encoding="utf-8")
+    return tensors_sha256(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("given", ["theirs", "theirs/model.safetensors"])
+def test_a_run_from_foreign_weights_gets_them_and_what_is_told_beside_them(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    published = started_from(given, initial_weights_sha256=foreign(tmp_path / "theirs"))
+    provide_weights(published, Path("case/finetune/provenance.json"), tmp_path / "place")
+    assert weights_file(str(tmp_path / "place" / given)).resolve() == tmp_path / "theirs" / "model.safetensors"
+    assert read_json(tmp_path / "place" / "theirs" / "config.json") == {"architecture": "vit"}
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_other_weights_are_never_taken_in_place_of_foreign_ones(published, tmp_path, monkeypatch, there):
+    """Its own pre-training, which stands beside it, is not what such a run started from."""
+    inside(published, monkeypatch)
+    run, place = started_from(tmp_path / "theirs", initial_weights_sha256="0" * 64), tmp_path / "place"
+    if there:
+        foreign(tmp_path / "theirs")
+    with pytest.raises(
+        ParameterError, match=r"started from .*theirs with the SHA-256 0{16} …, which is missing or another file"
+    ):
+        provide_weights(run, published / "finetune" / "provenance.json", place)
+    assert not place.exists()
+
+
+def test_a_pre_training_that_was_repeated_since_is_told(published, tmp_path, monkeypatch):
+    inside(published, monkeypatch)
+    run = started_from("outputs/notebook/random-75/seed0/pretrain/weights.safetensors", initial_weights_sha256="0" * 64)
+    with pytest.raises(ParameterError, match=r"started from other weights than those of .*pretrain/provenance.json: put"):
+        provide_weights(run, published / "finetune" / "provenance.json", tmp_path / "place")
 
 
 def test_files_that_are_no_run_are_told(published, monkeypatch):

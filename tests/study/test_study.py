@@ -141,6 +141,7 @@ def test_the_longer_case_has_the_compute_of_block_50(name):
         (lambda s: s.update(pretrain=[]), "pretrain is"),
         (lambda s: s["cases"].update({75: {}}), "cases is 75"),
         (lambda s: s["cases"].update({"more": {"seed": 3}}), "case more: seed is set by the study"),
+        (lambda s: s["finetune"].update(weights="vit"), "finetune: weights is set by the study .*notebooks/finetune.ipynb"),
         (lambda s: s["pretrain"].update(depth=9), "depth differs between pretrain and finetune; put it under shared"),
         (lambda s: s["finetune"].update(holdout=9), "holdout differs between pretrain and finetune; put it under shared"),
         (lambda s: s.update(cases={}), "cases is {}: it must have at least one entry"),
