@@ -96,6 +96,11 @@ class Found:
         how = "resized (bicubic)" if config.learned_positions else "computed anew"
         return f"{how} from {old} × {old} to {new} × {new}"
 
+    def told(self, config: ModelConfig) -> dict[str, str]:
+        """What results name: ``positions`` if they change, ``scale`` of images if it is assumed."""
+        told = {"positions": self.change(config), "scale": self.scale}
+        return {name: words for name, words in told.items() if words}
+
 
 def setting(name: str, value: Any) -> str:
     """A parameter and its value as YAML reads them."""

@@ -22,7 +22,7 @@ from mae_core.errors import Explained, MissingDataError, OutputError, ParameterE
 from mae_core.evaluation import N_PICTURES, classification, flops, probes, reconstruction
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study import provenance, results
-from mae_core.study.foreign import find_encoder, weights_file
+from mae_core.study.foreign import Found, find_encoder, weights_file
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters, check_data_dir
 from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
 from mae_core.training import objective, processes
@@ -82,12 +82,15 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
         device = record.device
         train, test = load_both(run, record)
         model = new_model(Classifier, run, device, n_classes=len(train.classes))
+        norm_is_trained = False
         if run.weights:
-            record.metrics |= load_encoder(model, run)
+            found = load_encoder(model, run)
+            record.metrics |= found.told(run.model)
+            norm_is_trained = found.pools_mean
             record.inputs["initial_weights_sha256"] = tensors_sha256(weights_file(run.weights))
         if run.probes and record.leads:
             probe(model.encoder, train, test, run, record)
-        if run.pooling == "mean":  # the norm after the mean starts anew, as the MAE paper's fc_norm
+        if run.pooling == "mean" and not norm_is_trained:  # after the mean, it starts anew, as the MAE paper's fc_norm
             model.encoder.norm.reset_parameters()
 
         def test_epoch() -> dict[str, float]:
@@ -160,11 +163,8 @@ def new_model(kind: type[nn.Module], run: PretrainParameters | FinetuneParameter
     return kind(run.model, **more).to(device)
 
 
-def load_encoder(model: Classifier, run: FinetuneParameters) -> dict[str, str]:
-    """Load pre-trained weights into the classifier's encoder; learned positions are resized to its grid.
-
-    Returns:
-        What a reader of the results should know: ``positions`` if they changed, ``scale`` of images if it is assumed.
+def load_encoder(model: Classifier, run: FinetuneParameters) -> Found:
+    """Load pre-trained weights into the classifier's encoder, and print what is not as it was in them.
 
     Raises:
         ParameterError: if the file is missing or damaged, or its model differs; names the parameter that differs.
@@ -177,16 +177,13 @@ def load_encoder(model: Classifier, run: FinetuneParameters) -> dict[str, str]:
         model.encoder.load_state_dict(found.state(run.model))
     except (RuntimeError, KeyError) as error:
         raise ParameterError(f"weights is {run.weights!r}: it does not hold an encoder of this shape ({error})") from error
-    told = {}
     if change := found.change(run.model):
         print(f"positions {change}")
-        told["positions"] = change
-    if found.pools_mean:
+    if found.pools_mean and run.pooling != "mean":
         print(f"{found.path}: its last norm follows the mean of the patches; here, it comes before")
     if found.scale:
         print(f"{found.path}: {found.scale}")
-        told["scale"] = found.scale
-    return told
+    return found
 
 
 def load_both(run: PretrainParameters | FinetuneParameters, record: "Record") -> tuple[Split, Split]:

@@ -124,6 +124,9 @@ def test_the_probes_are_those_of_the_pre_trained_encoder_whatever_the_head_reads
         assert found == probed(pretrained.encoder)
         assert found != probed(tuned.encoder)
         assert started.pop().equal(torch.ones(24)) == (pooling == "mean")
+    run = FinetuneParameters.check({**tiny, "case": "again", "pooling": "mean", "weights": str(run.folder / "finetune")})
+    finetune(run)  # whose last norm followed a mean before
+    assert started.pop().equal(tuned.encoder.norm.weight)
 
 
 def test_a_run_on_validation_images_never_sees_the_test_images(tiny, monkeypatch):
@@ -200,7 +203,7 @@ def test_fine_tuning_starts_from_a_model_of_timm(tiny, tmp_path, capsys):
     timm.models.save_for_hf(theirs, tmp_path / "theirs", safe_serialization=True)
     run = FinetuneParameters.check({**tiny, "variant": "vit", "weights": str(tmp_path / "theirs")})
     model = new_model(Classifier, run, torch.device("cpu"))
-    assert runs.load_encoder(model, run) == {}
+    assert runs.load_encoder(model, run).told(run.model) == {}
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         torch.testing.assert_close(model.encoder(images), theirs.forward_features(images), rtol=1e-5, atol=1e-5)
@@ -218,7 +221,7 @@ def test_a_scale_of_images_that_is_assumed_is_kept_with_the_results(tiny, tmp_pa
     timm.models.save_for_hf(theirs, tmp_path / "theirs", safe_serialization=True)
     (tmp_path / "theirs" / "config.json").unlink()
     run = FinetuneParameters.check({**tiny, "variant": "vit", "weights": str(tmp_path / "theirs")})
-    told = runs.load_encoder(new_model(Classifier, run, torch.device("cpu")), run)
+    told = runs.load_encoder(new_model(Classifier, run, torch.device("cpu")), run).told(run.model)
     sentence = "no config.json with mean and std beside the weights, so images are scaled to [-1, 1]"
     assert f"{run.weights}: {sentence}\n" in capsys.readouterr().out
     assert metric_rows(told) == [["scale of images", sentence]]
@@ -233,7 +236,7 @@ def test_weights_of_another_grid_get_positions_for_the_runs(tiny, tmp_path, caps
     run = FinetuneParameters.check({**tiny, "variant": variant, "weights": str(tmp_path / "theirs"), "epochs": 1})
     model = new_model(Classifier, run, torch.device("cpu"))
     sentence = f"{told} from 16 × 16 to 8 × 8"
-    assert runs.load_encoder(model, run) == {"positions": sentence}
+    assert runs.load_encoder(model, run).told(run.model) == {"positions": sentence}
     assert f"positions {sentence}" in capsys.readouterr().out
     fixed, resized = sincos_positions(8, 24)[1:], resize_positions(sincos_positions(16, 24)[1:], 8)
     assert model.encoder.positions.equal(fixed if variant == "paper" else resized)
@@ -253,14 +256,14 @@ def test_fine_tuning_at_another_resolution_starts_from_the_pre_trained_weights(t
         save_tensors(run.folder / stage / "weights.safetensors", model.state_dict(), about.flat())
         write_json(run.folder / stage / "metrics.json", {})
     run = run.resolved()
-    assert runs.load_encoder(tuned, run) == {"positions": f"{told} from 8 × 8 to 12 × 12"}
+    assert runs.load_encoder(tuned, run).told(run.model) == {"positions": f"{told} from 8 × 8 to 12 × 12"}
     theirs, ours = pretrained.encoder.state_dict(), tuned.encoder.state_dict()
     if variant == "report":
         assert ours.pop("positions").equal(resize_positions(theirs.pop("positions"), 12))
     assert same(theirs, ours)
     back = FinetuneParameters.check({**tiny, "variant": variant, "weights": str(run.folder / "finetune")})
     again = new_model(Classifier, back, torch.device("cpu"))
-    assert runs.load_encoder(again, back) == {"positions": f"{told} from 12 × 12 to 8 × 8"}
+    assert runs.load_encoder(again, back).told(back.model) == {"positions": f"{told} from 12 × 12 to 8 × 8"}
     assert open_run(run.folder, torch.device("cpu")).classifier is None  # it would be asked about images of 32 pixels
 
 
