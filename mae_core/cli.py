@@ -165,7 +165,7 @@ COMMANDS: dict[Callable[[argparse.Namespace], int], dict[str, dict]] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; an :class:`~mae_core.errors.Explained` error is printed without a traceback."""
+    """Run the command line; an :class:`~mae_core.errors.Explained` error, or one of a file, is printed as one line."""
     parser = argparse.ArgumentParser(
         prog="mae-core",
         description="Masked autoencoders on small images: a reproducible study.",
@@ -187,3 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(words.command(words))
     except Explained as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(f"{type(error).__name__}: {error.filename} ({error.strerror}): check its name and permissions")

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
+import fake_study
 import pytest
 
 from mae_core import cli
@@ -51,6 +53,24 @@ def test_a_study_without_results_has_no_table(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         cli.main(["table", "{study: mine}"])
     assert ended.value.code.startswith("ParameterError: outputs/mine holds no results")
+
+
+def told_by(*words):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(word) for word in words])
+    return ended.value.code
+
+
+def test_what_is_no_name_no_notebook_or_no_place_to_write_is_one_sentence(tmp_path, monkeypatch):
+    assert told_by("table", "{1: 2}").startswith("ParameterError: 1 is not a parameter of report; there are study, cases")
+    monkeypatch.chdir(tmp_path)
+    for content in ("text", "[]", "{}"):
+        Path("no.ipynb").write_text(content, encoding="utf-8")
+        assert told_by("render", "no.ipynb", "out").startswith("ExportError: no.ipynb is no notebook: name an executed one")
+    fake_study.write()
+    Path("outputs/fake/results.csv").mkdir()
+    told = told_by("table", "{study: fake}")
+    assert told == "IsADirectoryError: outputs/fake/results.csv (Is a directory): check its name and permissions"
 
 
 @pytest.mark.parametrize("words", ["nowhere", "nowhere/report.ipynb"])

@@ -130,7 +130,7 @@ def leads_somewhere(url: str) -> bool:
 
 def as_html(markdown: str) -> str:
     """Markdown as HTML for JupyterLab; a label that was not shown yet keeps the text of its link."""
-    return str(mistune.create_markdown(renderer=LinkedRenderer(NAMES))(markdown))
+    return str(mistune.create_markdown(renderer=LinkedRenderer(NAMES), plugins=["table"])(markdown))
 
 
 def inline(markdown: str) -> str:

@@ -83,8 +83,11 @@ html_exporter = functools.cache(ReportHtmlExporter)  # a new one would compile i
 
 
 def open_notebook(path: Path) -> NotebookNode:
-    """Read a notebook, in the current format."""
-    return nbformat.read(path, as_version=4)
+    """Read a notebook, in the current format; raises ExportError if the file is none."""
+    try:
+        return nbformat.read(path, as_version=4)
+    except (ValueError, AttributeError, KeyError, nbformat.ValidationError) as error:
+        raise ExportError(f"{path} is no notebook: name an executed one, such as outputs/<study>/report.ipynb") from error
 
 
 def page(source: str) -> str:

@@ -64,9 +64,14 @@ def curves(series: Mapping[str, Sequence[Mapping[str, Sequence[float]]]], quanti
 
 @styled
 def progress(
-    history: Mapping[str, Sequence[float]], losses_S: np.ndarray, step: int, n_epochs: int, rows: Sequence[tuple[str, Any]]
+    history: Mapping[str, Sequence[float]],
+    losses_S: np.ndarray,
+    step: int,
+    n_epochs: int,
+    rows: Sequence[tuple[str, Any]],
+    evaluated: str = "test",
 ) -> Figure:
-    """A run in progress: its training loss, and beside it pictures or the test accuracy.
+    """A run in progress: its training loss, and beside it pictures or the accuracy.
 
     Args:
         history: curves of the complete epochs; may be empty.
@@ -74,6 +79,7 @@ def progress(
         step: number of complete steps in the current epoch.
         n_epochs: number of epochs of the whole run.
         rows: as in :func:`image_rows`; if empty, the accuracy is drawn.
+        evaluated: which images the accuracy is of, ``test`` or ``validation``.
     """
     figure, epochs = new_figure(7.4, 2.4), history.get("epoch", ())
     grid = figure.add_gridspec(max(1, len(rows)), 12)
@@ -81,7 +87,9 @@ def progress(
     axes.plot(len(epochs) + np.arange(1, step + 1) / len(losses_S), losses_S[:step], color=GREY, linewidth=0.8)
     axes.plot(epochs, history.get("train_loss", ()), color=ACCENT, marker="o", markersize=3)
     if not rows:
-        axes = figure.add_subplot(grid[:, 6:], xlabel="epoch", ylabel="test accuracy (%)", xlim=(0, 1.02 * n_epochs))
+        axes = figure.add_subplot(
+            grid[:, 6:], xlabel="epoch", ylabel=f"{evaluated} accuracy (%)", xlim=(0, 1.02 * n_epochs)
+        )
         axes.plot(epochs, history.get("test_accuracy", ()), color=ACCENT, marker="o", markersize=3)
     for i, (name, images) in enumerate(rows):
         for j, image in enumerate(images):
@@ -197,9 +205,11 @@ def predictions(folder: Path | None) -> Figure:
 @styled
 def mistakes(folder: Path | None) -> Figure:
     """The misclassified test images with the highest confidence, drawn as in :func:`predictions`."""
-    if folder is None:
+    metrics = read_json(folder / "metrics.json") if folder else {}
+    if folder is None or "mistakes" not in metrics:
         return not_run(6.2, "not recorded")
-    metrics = read_json(folder / "metrics.json")
+    if not metrics["mistakes"]["images"]:
+        return not_run(6.2, "no test image is misclassified")
     return named_images(load_sheet(folder / "mistakes.png", 1)[0], metrics["mistakes"], metrics)
 
 

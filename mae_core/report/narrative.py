@@ -15,7 +15,7 @@ from mae_core.report.parts import every_case, parts, references_left_out
 from mae_core.report.statistics import estimate, signed
 from mae_core.report.summary import LENGTHENED, Case, Summary, label_of, shared_by, shared_seeds
 from mae_core.report.tables import number
-from mae_core.study.parameters import FinetuneParameters
+from mae_core.study.parameters import FinetuneParameters, RunParameters
 from mae_core.study.results import read_json
 from mae_core.study.study import STAGES
 
@@ -157,7 +157,7 @@ def data(summary: Summary) -> str:
     if summary.compared or not metrics or not run:
         return ""
     size = f"{run.image_size}×{run.image_size}"
-    n_train, n_test = max(m["n_train"] for m in metrics), max(m["n_test"] for m in metrics)
+    n_train, n_test = (max(m[name] for m in metrics if name in m) for name in ("n_train", "n_test"))
     names = [escaped(name) for name in summary.classes]
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     classes = f"{len(names)} classes: {', '.join(names[:MOST_NAMES])}{more}" if names else "classes are not used"
@@ -241,11 +241,12 @@ def finetuning(summary: Summary) -> str:
     alone = "curves-scratch" not in parts(summary)
     scratch = "" if alone or not same_recipe(summary) else "*From scratch* is the same recipe with random initial weights. "
     run, off, images = finetuned(summary), FinetuneParameters(), evaluated(summary)
+    labelled = f" It uses the labels of {run.train_images:,} training images." if run.train_images else ""
     read = "the mean of its patch tokens" if run.pooling == "mean" else "its class token"
     values = {name: getattr(run, name) for name in PARTS if getattr(run, name) != getattr(off, name)}
     added = listed([PARTS[name].format(value) for name, value in values.items()] or [""])
     return (
-        f"**Fine-tuning.** The encoder sees all patches, and a linear head reads {read}. All weights are trained."
+        f"**Fine-tuning.** The encoder sees all patches, and a linear head reads {read}. All weights are trained.{labelled}"
         f"{f' The recipe has {added}.' if added else ''} {scratch}"
         f"We report the {images} accuracy of the last epoch. The best epoch is chosen on the same {images} images, "
         "which can only raise the accuracy; we list it separately. [Table 11](#tab-recipe) lists the main "
@@ -254,9 +255,9 @@ def finetuning(summary: Summary) -> str:
 
 
 def finetuned(summary: Summary) -> FinetuneParameters:
-    """The parameters of the first fine-tuning run; the defaults if there is none."""
-    parameters = summary.records("parameters", "finetune")
-    return FinetuneParameters.check(parameters[0]) if parameters else FinetuneParameters()
+    """The parameters of the default case's fine-tuning, or else of the first; the defaults if there is none."""
+    recipes = [case.recipe("finetune") for case in (summary.default, *summary.all_cases.values())]
+    return FinetuneParameters.check(next(filter(None, recipes), {}))
 
 
 def n_validation(summary: Summary) -> int:
@@ -350,6 +351,8 @@ def reached(summary: Summary) -> str:
     if ours:
         against = f", against {number(theirs)} % from scratch{same_recipe(summary)}" if theirs else ""
         top5 = f" (top-5: {number(found)} %)" if (found := default.estimate("top5")) else ""
+        if not default.pretrained:
+            return f"the case *{default.label}* reaches {number(ours)} % {images} accuracy{top5} after fine-tuning{against}"
         return (
             f"an encoder pre-trained with {default.masking} reaches {number(ours)} % {images} accuracy{top5} after "
             f"fine-tuning{against}"
@@ -388,21 +391,39 @@ def model(summary: Summary) -> str:
     """A description of the model."""
     run = summary.default.pretrained
     if not run:
-        return "The default case has not been pre-trained."
-    position = "learned" if run.model.learned_positions else "fixed sine-cosine"
+        return tuned_model(summary)
     told = summary.default.read("pretrain", "metrics").values()
     counted = {f" Encoder and decoder together have {m['n_parameters']:,} parameters." for m in told if "n_parameters" in m}
     sees = "the visible patches only"
     if run.mask_tokens_in_encoder:
         sees = "all patches, with a mask token in place of each masked one"
     return (
-        f"{data(summary)}**Model.** Images of {run.image_size}×{run.image_size} pixels are cut into patches of "
-        f"{run.patch_size}×{run.patch_size}, which gives {run.model.n_patches} patches. The encoder has "
-        f"{count(run.depth, 'pre-norm block')} of width {run.width} with "
-        f"{count(run.heads, 'head')}, a class token and {position} positions; the decoder has "
+        f"{data(summary)}{encoder(run)}; the decoder has "
         f"{count(run.decoder_depth, 'block')} of width {run.decoder_width}.{''.join(counted)} The encoder sees "
         f"{sees}; the decoder gets its output, with a learned mask token in place of each masked "
         f"patch, and predicts {'normalized ' * run.norm_pix}pixels.{resized(summary)}"
+    )
+
+
+def tuned_model(summary: Summary) -> str:
+    """A description of a model that was fine-tuned only, and of where its weights come from."""
+    run = summary.default.recipe("finetune")
+    if not run:
+        return "The default case has not been pre-trained."
+    return (
+        f"{encoder(FinetuneParameters.check(run))}. This study did not pre-train it: its weights are those of "
+        f"{escaped(Path(run['weights']).name)}, and each run's `provenance.json` has their checksum."
+    )
+
+
+def encoder(run: RunParameters) -> str:
+    """A description of the encoder, without a full stop."""
+    position = "learned" if run.model.learned_positions else "fixed sine-cosine"
+    return (
+        f"**Model.** Images of {run.image_size}×{run.image_size} pixels are cut into patches of "
+        f"{run.patch_size}×{run.patch_size}, which gives {run.model.n_patches} patches. The encoder has "
+        f"{count(run.depth, 'pre-norm block')} of width {run.width} with {count(run.heads, 'head')}, a class token and "
+        f"{position} positions"
     )
 
 
@@ -562,9 +583,15 @@ def orders(studies: Sequence[Summary]) -> str:
     for name, numbers in theirs:
         told[name] = ", ".join(sorted(labels, key=lambda label: -numbers[keys[labels.index(label)]]))
     best_first = "; ".join(f"{name}: {labels}" for name, labels in told.items())
+    images = {study.name: dataset(study) for study in studies}
+    others = (
+        f"images ({'; '.join(f'{name}: {kind}' for name, kind in images.items())}), "
+        if len(set(images.values())) > 1
+        else ""
+    )
     return (
-        "The same cases in other studies, each with its own model and length of training. The kinds of masks, best first: "
-        f"{best_first}."
+        f"The same cases in other studies, each with its own {others}model and length of training. The kinds of masks, "
+        f"best first: {best_first}."
     )
 
 
@@ -591,20 +618,31 @@ def sensitivity(summary: Summary) -> str:
         )
     accuracies = {case.label: case.values("accuracy") for case in (default, *others)}
     complete = sorted(set.intersection(*(set(values) for values in accuracies.values())))
-    best = {k: max(accuracies, key=lambda label: accuracies[label][k]) for k in complete}
+    highest = {k: max(values[k] for values in accuracies.values()) for k in complete}
+    best = {k: tuple(label for label, values in accuracies.items() if values[k] == highest[k]) for k in complete}
     named = ""
-    if len(best) > 1 and len(set(best.values())) == 1:
-        named = f"Of these {len(accuracies)} cases, each of the {len(best)} seeds alone ranks {best[complete[0]]} first. "
+    if len(best) > 1 and len(set(best.values())) == 1 and len(best[complete[0]]) == 1:
+        named = (
+            f"Of these {len(accuracies)} cases, each of the {len(best)} seeds alone ranks {best[complete[0]][0]} first. "
+        )
+    elif len(best) > 1 and len(set(best.values())) == 1:
+        named = f"With each seed, {listed(best[complete[0]])} are equally good, and the best of {len(accuracies)} cases. "
     elif len(best) > 1:
-        told = "; ".join(f"seed {k}: {label}" for k, label in best.items())
+        told = "; ".join(f"seed {k}: {listed(labels)}" for k, labels in best.items())
         named = f"The seeds disagree on the best of these {len(accuracies)} cases ({told}). "
     differences = {case.label: found.values for case in others if (found := case.beats(default, "accuracy"))}
     repeated = {label: values for label, values in differences.items() if len(values) > 1}
     if not repeated:
         return f"No case shares several seeds with {default.label}, so the variation over seeds is unknown."
-    turned = [label for label, values in repeated.items() if not (min(values) > 0 or max(values) < 0)]
-    if turned:
-        return f"{named}The sign of the difference from {default.label} depends on the seed for {', '.join(turned)}."
+    turned = [label for label, values in repeated.items() if min(values) < 0 < max(values)]
+    equal = [label for label, values in repeated.items() if 0 in values and label not in turned]
+    if turned or equal:
+        signs = (
+            f"The sign of the difference from {default.label} depends on the seed for {listed(turned)}. " if turned else ""
+        )
+        have = "has" if len(equal) == 1 else "have"
+        zeros = f"With some seed, {listed(equal)} {have} exactly the accuracy of {default.label}." if equal else ""
+        return f"{named}{signs}{zeros}".rstrip()
     return (
         f"{named}The difference from {default.label} has the same sign with every seed for "
         f"{'the only case' if len(repeated) == 1 else f'all {len(repeated)} cases'} with several seeds."

@@ -256,9 +256,14 @@ class Summary:
 
     @cached_property
     def default(self) -> Case:
-        """The case that others are compared with: random 75 %, or if it has not run, the first trained one."""
-        usual = self.find("random", 0.75)
-        return usual if usual.pretrained else next((case for case in self.all_cases.values() if case.pretrained), usual)
+        """The case that others are compared with: random 75 %, or else the first pre-trained one.
+
+        Without pre-training, the first that was fine-tuned from other weights.
+        """
+        usual, cases = self.find("random", 0.75), self.all_cases.values()
+        trained = [case for case in (usual, *cases) if case.pretrained]
+        tuned = [case for case in cases if case.values("accuracy") and not case.from_scratch]
+        return next(iter((*trained, *tuned)), usual)
 
     def equal_work(self) -> Case:
         """The case of random 75 % whose compute is that of block 50 %, within 5 %, or NOT_RUN."""

@@ -262,20 +262,25 @@ def probability(value: float | None) -> str:
 
 
 def recipe_rows(summary: Summary) -> list[list[str]]:
-    """Model and recipe of the default case in each stage, without parts that are off."""
-    default = summary.default
+    """Model and recipe of the default case, or else of training from scratch, in each stage, without parts that are off."""
+    default = summary.default if summary.default.folder("finetune") or summary.default.pretrained else summary.scratch
     names: list[str] = [
         "dataset", "augment", "variant", "patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth",
         "decoder_heads", "epochs", "warmup_epochs", "batch_size", "base_lr", "beta2", "weight_decay",
     ]  # fmt: skip
     first: dict[str, Any] = next(iter(default.read("pretrain", "parameters").values()), {})
     second: dict[str, Any] = next(iter(default.read("finetune", "parameters").values()), {})
-    optional = ("pooling", "layer_decay", "drop_path", "label_smoothing", "mixup", "cutmix", "ema_decay", "holdout")
+    optional = (
+        "pooling", "layer_decay", "drop_path", "label_smoothing", "mixup", "cutmix", "ema_decay", "train_images", "holdout",
+    )  # fmt: skip
     off = DEFAULTS["finetune"]
-    names += [name for name in optional if second.get(name, off[name]) != off[name]]
+    names += [name for name in optional if {first.get(name, off[name]), second.get(name, off[name])} != {off[name]}]
     second = {name: value for name, value in second.items() if not name.startswith("decoder")}
     stages = {"pre-training": first, "fine-tuning": second} if summary.fine_tuned else {"pre-training": first}
     rows = [[name, *(str(values.get(name, DASH)) for values in stages.values())] for name in names]
+    rows = [
+        [row[0], *(cell if cell != "0" else "all" for cell in row[1:])] if row[0] == "train_images" else row for row in rows
+    ]
     return [["parameter", *stages], *rows]
 
 

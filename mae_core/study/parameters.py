@@ -52,7 +52,7 @@ class Parameters(Checked):
     @classmethod
     def check(cls, values: Mapping[str, Any]) -> Self:
         """Build the parameters from plain values, such as those of a file; raises ParameterError (see the class)."""
-        return cls(**values)
+        return cls(**{str(name): value for name, value in values.items()})
 
     @classmethod
     def from_namespace(cls, namespace: MutableMapping[str, Any]) -> Self:

@@ -49,4 +49,5 @@ class Live:
             named = zip(("masked", "reconstructed", "original"), (*others, original), strict=True)
             rows = [(name, reconstruction.to_pixels(images)) for name, images in named]
         losses_S = at.losses_S.float().cpu().numpy()
-        return image_data(figures.progress(at.history, losses_S, at.step, self.run.epochs, rows))
+        evaluated = "validation" if self.run.holdout else "test"
+        return image_data(figures.progress(at.history, losses_S, at.step, self.run.epochs, rows, evaluated))

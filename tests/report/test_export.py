@@ -625,6 +625,8 @@ def test_a_notebook_shows_what_the_page_shows(monkeypatch):
     assert "A <em>note</em>." in told.data["text/html"]
     (text,) = shown(monkeypatch, display.show_text, "In [Figure](#fig-b).")
     assert text.data["text/html"] == '<p>In <a href="#fig-b">Figure 1</a>.</p>\n'
+    (text,) = shown(monkeypatch, display.show_text, "| a | b |\n| - | - |\n| 1 | 2 |")
+    assert re.findall(r"<td>(\d)</td>", text.data["text/html"]) == ["1", "2"]
     (other,) = shown(monkeypatch, display.show_figure, figures.not_run(2), "fig-c", "c", "alt")
     assert "<b>Figure 2.</b>" in other.data["text/html"]
 

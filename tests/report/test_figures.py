@@ -10,6 +10,7 @@ from mae_core.model.vit import unpatchify
 from mae_core.report import figures, narrative
 from mae_core.report.statistics import estimate
 from mae_core.report.summary import Case, Summary
+from mae_core.study.results import write_json
 
 THREE = estimate([80.0, 82.0, 84.0])
 
@@ -61,6 +62,24 @@ def test_ratios_are_drawn_with_their_seeds_and_intervals():
     ((low, high),) = bars(axes)
     assert [*low, *high] == pytest.approx([50, 82 - THREE.half_width, 50, 82 + THREE.half_width])
     assert not figures.ratios(rows, "linear", "linear probe (%)").axes  # one ratio is no curve
+
+
+def test_a_faultless_classifier_has_no_mistakes_to_show(tmp_path):
+    def words(folder):
+        return [text.get_text() for text in figures.mistakes(folder).texts]
+
+    write_json(tmp_path / "metrics.json", {"mistakes": {"images": []}})
+    assert words(tmp_path) == ["no test image is misclassified"]
+    write_json(tmp_path / "metrics.json", {})
+    assert words(tmp_path) == words(None) == ["not recorded"]
+
+
+def test_a_run_in_progress_names_the_images_that_it_evaluates():
+    for words in ({}, {"evaluated": "validation"}):
+        figure = figures.progress(
+            {"epoch": [1], "train_loss": [1.0], "test_accuracy": [50.0]}, np.ones(3), 0, 2, [], **words
+        )
+        assert figure.axes[-1].get_ylabel() == f"{words.get('evaluated', 'test')} accuracy (%)"
 
 
 class OwnImages(Case):

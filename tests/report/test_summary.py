@@ -266,6 +266,51 @@ def test_the_text_takes_its_numbers_from_the_results():
     assert "interval" not in discussion
 
 
+def test_cases_that_are_equal_are_not_ranked():
+    even = dict.fromkeys(fake_study.CASES, 80) | fake_study.ACCURACY
+    even |= {"random-75": 84, "block-50": 84, "block-75": 70, "grid-75": 70, "mask-tokens": 70, "scratch": 60}
+    read(seeds=(0, 1), accuracy=even)
+    for path in Path("outputs/fake").glob("*/seed*/finetune/metrics.json"):
+        told = read_json(path)
+        write_json(path, told | {"last_epoch_accuracy": round(told["last_epoch_accuracy"])})
+    text = narrative.sensitivity(read_again())
+    assert text.startswith("With each seed, random 75 % and block 50 % are equally good, and the best of 6 cases. ")
+    assert text.endswith("With some seed, block 50 % has exactly the accuracy of random 75 %.")
+    assert "sign" not in text
+    path = Path("outputs/fake/block-50/seed1/finetune/metrics.json")
+    write_json(path, read_json(path) | {"last_epoch_accuracy": 85.0})
+    text = narrative.sensitivity(read_again())
+    assert "disagree on the best of these 6 cases (seed 0: random 75 % and block 50 %; seed 1: block 50 %)" in text
+    path = Path("outputs/fake/block-50/seed0/finetune/metrics.json")
+    write_json(path, read_json(path) | {"last_epoch_accuracy": 83.0})
+    assert "The sign of the difference from random 75 % depends on the seed for block 50 %." in narrative.sensitivity(
+        read_again()
+    )
+
+
+def test_a_study_that_only_fine_tunes_has_a_model_a_recipe_and_a_gain():
+    fake_study.write(seeds=(0, 1), cases={"theirs": None, "scratch": None}, accuracy={"theirs": 90, "scratch": 70})
+    for path in Path("outputs/fake/theirs").glob("seed*/finetune/parameters.json"):
+        write_json(path, read_json(path) | {"weights": "some/vit_small", "train_images": 500})
+    summary = read_again()
+    assert summary.default.name == "theirs"
+    assert "The encoder has 2 pre-norm blocks of width 48 with 2 heads" in narrative.model(summary)
+    assert "This study did not pre-train it: its weights are those of vit\\_small" in narrative.model(summary)
+    assert "On the package's own drawn shapes, the case *theirs* reaches 9" in narrative.abstract(summary)
+    assert "It uses the labels of 500 training images." in narrative.finetuning(summary)
+    assert {row[0]: row[1:] for row in tables.recipe_rows(summary)}["train_images"] == ["–", "500"]
+    assert verdicts(summary)["Pre-training beats training from scratch"] == "supported"
+    shutil.rmtree("outputs/fake/theirs")
+    rows = {row[0]: row[1:] for row in tables.recipe_rows(read_again())}
+    assert (rows["width"], "train_images" in rows) == (["–", "48"], False)
+
+
+def test_the_number_of_training_images_is_told_where_it_is_limited():
+    read()
+    set_everywhere("finetune", train_images=1000)
+    assert ["train_images", "all", "1000"] in tables.recipe_rows(read_again())
+
+
 def test_the_csv_has_every_run_unrounded():
     summary = read(seeds=(0, 1))
     header, *rows = tables.csv_rows(summary)
@@ -766,6 +811,11 @@ def test_studies_of_other_images_stand_beside_each_other_alone():
     assert tables.beside_rows(studies)[0] == ["case", "fake", "paper"]
     assert {len(row) for row in tables.beside_rows(studies)} == {3}
     assert "student" not in narrative.orders(studies)
+    assert narrative.orders(studies).startswith("The same cases in other studies, each with its own model and")
+    for path in Path("outputs/paper").rglob("parameters.json"):
+        write_json(path, read_json(path) | {"dataset": "cifar10"})
+    told = narrative.orders([studies[0], Summary.read(ReportParameters(study="paper"))])
+    assert "each with its own images (fake: CIFAR-100; paper: CIFAR-10), model and length of training." in told
     assert tables.beside_rows(beside())[0] == ["case", "fake", "other", "student", "paper"]
 
 
