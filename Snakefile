@@ -124,7 +124,11 @@ def pretrained(wildcards):
 
 # Images of one's own that were added, removed or changed count as a changed parameter.
 def images(stage):
-    return {"images": lambda wildcards: FINGERPRINTS.get(run_of(wildcards, stage).data_dir, "")} if FINGERPRINTS else {}
+    def of(wildcards):
+        run = run_of(wildcards, stage)
+        return FINGERPRINTS[run.data_dir] if run.dataset == "folder" else ""
+
+    return {"images": of} if FINGERPRINTS else {}
 
 
 # A notebook is not an input: Jupyter changes the file when it saves outputs. A change of its code counts as a parameter, and

@@ -69,8 +69,10 @@ def test_what_is_no_name_no_notebook_or_no_place_to_write_is_one_sentence(tmp_pa
         assert told_by("render", "no.ipynb", "out").startswith("ExportError: no.ipynb is no notebook: name an executed one")
     fake_study.write()
     Path("outputs/fake/results.csv").mkdir()
-    told = told_by("table", "{study: fake}")
-    assert told == "IsADirectoryError: outputs/fake/results.csv (Is a directory): check its name and permissions"
+    reading, writing = (told_by("table", f"{{study: fake{more}}}") for more in ("", ", cases: [random-75], seeds: [0]"))
+    assert (
+        reading == writing == "IsADirectoryError: outputs/fake/results.csv (Is a directory): check its name and permissions"
+    )
 
 
 @pytest.mark.parametrize("words", ["nowhere", "nowhere/report.ipynb"])

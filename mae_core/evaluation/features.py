@@ -16,6 +16,7 @@ from mae_core.data.decode import decode
 from mae_core.data.images import batches, to_unit
 from mae_core.data.layout import ENDINGS, images
 from mae_core.errors import MissingDataError, OutputError, ParameterError
+from mae_core.evaluation.probes import PatchMean
 from mae_core.model.mae import Encoder
 from mae_core.study.foreign import find_encoder
 from mae_core.study.results import whole
@@ -103,9 +104,7 @@ def pooled(encoder: Encoder, images_BCHW: Tensor, pool: Pool, norm_last: bool) -
     """One vector an image, (B, D): the class token, or the mean of the others, before the norm if that comes last."""
     if pool == "class":
         return encoder(images_BCHW, wanted=slice(1))[:, 0]
-    if norm_last:
-        return encoder.norm(encoder.run_blocks(encoder.embed_tokens(images_BCHW), slice(1, None)).mean(dim=1))
-    return encoder(images_BCHW, wanted=slice(1, None)).mean(dim=1)
+    return PatchMean(encoder, norm_last)(images_BCHW)
 
 
 def write_npz(path: Path, found: Features) -> None:

@@ -14,25 +14,28 @@ from mae_core.study.parameters import RunParameters
 
 
 class PatchMean(nn.Module):
-    """The encoder's mean patch token: (B, D)."""
+    """The encoder's mean patch token: (B, D); ``norm_last``: its last norm follows the mean instead of preceding it."""
 
-    def __init__(self, encoder: Encoder):
+    def __init__(self, encoder: Encoder, norm_last: bool = False):
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.norm_last = encoder, norm_last
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
+        if self.norm_last:
+            tokens_BND = self.encoder.run_blocks(self.encoder.embed_tokens(images_BCHW), slice(1, None))
+            return self.encoder.norm(tokens_BND.mean(dim=1))
         return self.encoder(images_BCHW)[:, 1:].mean(dim=1)
 
 
 def features(
-    encoder: Encoder, train: Split, test: Split, run: RunParameters, device: torch.device
+    encoder: Encoder, train: Split, test: Split, run: RunParameters, device: torch.device, norm_last: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Mean patch tokens of both splits with all patches visible: train_nD and test_nD.
+    """Mean patch tokens of both splits with all patches visible: train_nD and test_nD; as :class:`PatchMean`.
 
     They are standardized with the training split's mean and deviation, as by the batch norm without affine parameters
     that He et al. 2021 put before the probe (appendix A.1).
     """
-    train_nD, test_nD = (class_scores(PatchMean(encoder), split, run, device) for split in (train, test))
+    train_nD, test_nD = (class_scores(PatchMean(encoder, norm_last), split, run, device) for split in (train, test))
     mean_D, deviation_D = moments(train_nD)
     return (train_nD - mean_D) / deviation_D, (test_nD - mean_D) / deviation_D
 

@@ -11,7 +11,7 @@ from mae_core.report import published
 from mae_core.report.claims import MATTERS, SMALLER, Claim, claims, measured, shown
 from mae_core.report.figures import MOST_CLASSES
 from mae_core.report.over_images import of_difference
-from mae_core.report.parts import every_case, parts, references_left_out
+from mae_core.report.parts import every_case, parts, references_left_out, tuned_only
 from mae_core.report.statistics import estimate, signed
 from mae_core.report.summary import LENGTHENED, Case, Summary, label_of, shared_by, shared_seeds
 from mae_core.report.tables import number
@@ -153,8 +153,8 @@ def introduction(summary: Summary) -> str:
 def data(summary: Summary) -> str:
     """The images of a study of other data than the student's: their number, size and classes."""
     metrics = summary.records("metrics")
-    run = next((case.pretrained for case in summary.all_cases.values() if case.pretrained), None)
-    if summary.compared or not metrics or not run:
+    run = next((case.pretrained for case in summary.all_cases.values() if case.pretrained), None) or finetuned(summary)
+    if summary.compared or not metrics:
         return ""
     size = f"{run.image_size}×{run.image_size}"
     n_train, n_test = (max(m[name] for m in metrics if name in m) for name in ("n_train", "n_test"))
@@ -241,7 +241,9 @@ def finetuning(summary: Summary) -> str:
     alone = "curves-scratch" not in parts(summary)
     scratch = "" if alone or not same_recipe(summary) else "*From scratch* is the same recipe with random initial weights. "
     run, off, images = finetuned(summary), FinetuneParameters(), evaluated(summary)
-    labelled = f" It uses the labels of {run.train_images:,} training images." if run.train_images else ""
+    counts = {told["n_train"] for told in summary.records("metrics", "finetune") if "n_train" in told}
+    number_of = f"{min(counts or {run.train_images}):,}"
+    labelled = f" It uses the labels of {number_of} training images." if run.train_images else ""
     read = "the mean of its patch tokens" if run.pooling == "mean" else "its class token"
     values = {name: getattr(run, name) for name in PARTS if getattr(run, name) != getattr(off, name)}
     added = listed([PARTS[name].format(value) for name, value in values.items()] or [""])
@@ -312,6 +314,11 @@ def abstract(summary: Summary) -> str:
         "We pre-train a masked autoencoder (MAE, [He et al.](#ref-he2021)) at small scale, so that every number comes from "
         "a run that anyone with the images can reproduce."
     )
+    if tuned_only(summary):
+        alone = (
+            "We fine-tune an encoder that was pre-trained elsewhere and compare it with others, as studies of the masked "
+            "autoencoder (MAE, [He et al.](#ref-he2021)) do."
+        )
     counted = "Claims about the method"
     judged, missing, corrected = shown(summary), "", ""
     tested = [claim for claim in judged if claim.directional]
@@ -407,13 +414,16 @@ def model(summary: Summary) -> str:
 
 def tuned_model(summary: Summary) -> str:
     """A description of a model that was fine-tuned only, and of where its weights come from."""
-    run = summary.default.recipe("finetune")
-    if not run:
+    recipe = summary.default.recipe("finetune")
+    if not recipe:
         return "The default case has not been pre-trained."
-    return (
-        f"{encoder(FinetuneParameters.check(run))}. This study did not pre-train it: its weights are those of "
-        f"{escaped(Path(run['weights']).name)}, and each run's `provenance.json` has their checksum."
+    run = FinetuneParameters.check(recipe)
+    name = run.others_weights or "/".join(Path(run.weights).parts[-5:])  # of a run: study, case, seed, stage, file
+    whose = (
+        f"This study did not pre-train it: its weights are those of {escaped(name)}, and each run's `provenance.json` has "
     )
+    whose = "The results of its pre-training are not there" if run.from_own else f"{whose}their checksum"
+    return f"{data(summary)}{encoder(run)}. {whose}.{resized(summary)}"
 
 
 def encoder(run: RunParameters) -> str:

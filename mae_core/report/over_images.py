@@ -21,7 +21,8 @@ def of_accuracy(case: Case) -> float | None:
 def of_difference(case: Case, other: Case) -> float | None:
     """Half the interval of the difference of two mean accuracies over test images, in points.
 
-    None unless both cases classified the same images, and recorded their predictions, with every seed that they share.
+    None unless both cases recorded their predictions of equally many images of the same classes, in the same order, with
+    every seed that they share.
     """
     seeds = sorted(case.values("accuracy").keys() & other.values("accuracy").keys())
     ours, theirs = case.predictions(), other.predictions()

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mae_core.report.claims import claims
-from mae_core.report.summary import KINDS, Summary, label_of
+from mae_core.report.summary import KINDS, Case, Summary, label_of
 from mae_core.report.tables import mask_token_rows, ratio_rows, sampling_rows, work_rows
 
 TUNED = ("predictions", "confusion", "mistakes", "attention", "neighbours")  # figures of a classifier
@@ -33,7 +33,14 @@ def parts(summary: Summary) -> set[str]:
         "tab-sensitivity": paired,
         "tab-chance": summary.fine_tuned,
     }
-    return {label for label, there in held.items() if there or summary.whole}
+    shown = {label for label, there in held.items() if there or summary.whole}
+    return shown - {"fig-mistakes"} if faultless(default) else shown
+
+
+def faultless(case: Case) -> bool:
+    """Whether all its classifiers are right about every test image, so that there are no mistakes to show."""
+    told = case.read("finetune", "metrics").values()
+    return bool(told) and all(metrics.get("mistakes", {}).get("images") == [] for metrics in told)
 
 
 PREDICTIONS = """\
@@ -85,14 +92,22 @@ def masks(summary: Summary) -> str:
     return f"**Masks.** {' '.join(told)}"
 
 
+def tuned_only(summary: Summary) -> bool:
+    """Whether the default case was fine-tuned from weights that this study did not train."""
+    return summary.default.pretrained is None and summary.default.folder("finetune") is not None
+
+
 def curves(summary: Summary) -> str:
     """The passage on the learning curves."""
     there = parts(summary)
-    tuned = ", and its loss and accuracy in fine-tuning" if "curves-tuned" in there else ""
+    shown = "the loss of the default case in pre-training"
+    if "curves-tuned" in there:
+        shown += ", and its loss and accuracy in fine-tuning"
+    if tuned_only(summary):
+        shown = "the loss and accuracy of the default case in fine-tuning"
     scratch = " compared with\ntraining from scratch" if "curves-scratch" in there else ""
     return (
-        f"### Learning curves\n\n[Figure 3](#fig-curves) shows the loss of the default case in "
-        f"pre-training{tuned}{scratch}. "
+        f"### Learning curves\n\n[Figure 3](#fig-curves) shows {shown}{scratch}. "
         "With several seeds, a line is their mean and the band is their range."
     )
 
@@ -103,10 +118,8 @@ def curves_caption(summary: Summary) -> str:
     if "curves-tuned" not in there:
         return f"Pre-training loss, {summary.default.masking}."
     scratch = ", from pre-trained weights and from scratch" if "curves-scratch" in there else ""
-    return (
-        f"Left: pre-training loss, {summary.default.masking}. Middle and right: training loss and test accuracy of "
-        f"fine-tuning{scratch}."
-    )
+    left = "no pre-training ran here" if tuned_only(summary) else f"pre-training loss, {summary.default.masking}"
+    return f"Left: {left}. Middle and right: training loss and test accuracy of fine-tuning{scratch}."
 
 
 def curves_alt(summary: Summary) -> list[str]:

@@ -1,5 +1,7 @@
 """The results of a study, read from its folder."""
 
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mae_core.data import folder_of
 from mae_core.errors import ParameterError
 from mae_core.report import published
 from mae_core.report.statistics import Estimate, estimate, paired_difference
@@ -171,7 +174,7 @@ class Summary:
     name: str
     cases: dict[str, Case] = field(default_factory=dict)
     sweep: dict[str, Case] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()  # runs of another recipe, each with the parameter that differs
+    left_out: tuple[str, ...] = ()  # runs of another recipe or on other images, each with what differs
     planned: int = 0  # number of seeds that were asked for, whether they have run or not
 
     @classmethod
@@ -186,20 +189,24 @@ class Summary:
             run = run.model_copy(update={"cases": shown.cases, "sweep": shown.sweep, "seeds": run.seeds or there.seeds})
         found: dict[str, Case] = {}
         left_out: list[str] = []
-        images: dict[tuple[str, str], str] = {}
-        for name in [*run.cases, *run.sweep]:
-            every = Case(name, None, False, {seed: OUTPUTS / run.study / name / f"seed{seed}" for seed in run.seeds})
-            mains = [found[main] for main in run.cases] if name in run.sweep else []
-            patterns = [case for case in mains if case.pretrained] or mains[:1]
+        asked = {
+            name: Case(name, None, False, {seed: OUTPUTS / run.study / name / f"seed{seed}" for seed in run.seeds})
+            for name in [*run.cases, *run.sweep]
+        }
+        images = usual_images(asked.values())
+        for name, every in asked.items():
+            stages = {stage for stage in STAGES if every.recipe(stage)}
+            compared = list(found.values())[: len(run.cases) or 1] if name in run.sweep else []
+            patterns = [case for case in compared if all(map(case.recipe, stages))] or compared[:1]
             attempts = [of_one_recipe(every, pattern) for pattern in patterns] or [of_one_recipe(every)]
             folders, told = min(attempts, key=lambda attempt: len(attempt[1]))
-            folders, told_too = of_one_data(replace(every, folders=folders), images)
+            folders, told_too = of_usual_images(replace(every, folders=folders), images)
             left_out += told + told_too
             case = replace(every, folders=folders)
             numbers = {path.name[4:]: path for path in (OUTPUTS / run.study / name).glob("seed*")}
             others = {int(k): path for k, path in numbers.items() if k.isdecimal() and int(k) not in run.seeds}
             spare, _ = of_one_recipe(replace(every, folders=others), case)
-            spare, _ = of_one_data(replace(every, folders=spare), dict(images))
+            spare, _ = of_usual_images(replace(every, folders=spare), images)
             pretrained = [PretrainParameters.check(p) for p in case.read("pretrain", "parameters").values()]
             scratch = [not p["weights"] for p in case.read("finetune", "parameters").values()]
             found[name] = Case(name, pretrained[0] if pretrained else None, any(scratch), folders, None, spare)
@@ -429,24 +436,30 @@ def of_one_recipe(case: Case, pattern: Case | None = None) -> tuple[dict[int, Pa
     return folders, left_out
 
 
-def of_one_data(case: Case, known: dict[tuple[str, str], str]) -> tuple[dict[int, Path], list[str]]:
-    """The folders of a case's runs that read the images of earlier runs, and a sentence on each other run.
-
-    Args:
-        known: the checksum of each data set that a run has read, by its name and, for images of one's own, its folder; it
-            gets those that are not there yet.
-    """
-    folders, left_out = dict(case.folders), []
+def data_of(case: Case) -> Iterator[tuple[int, str, tuple[str, str], str]]:
+    """Seed, stage, data set and checksum of the data of each run; a data set is its name with the folder that was read."""
     for stage in STAGES:
         sources = case.read(stage, "provenance")
         for seed, stored in case.read(stage, "parameters").items():
-            place = (stored["dataset"], stored["data_dir"] if stored["dataset"] == "folder" else "")
-            told = sources[seed]["data_md5"]
-            if seed in folders and known.setdefault(place, told) != told:
-                del folders[seed]
-                left_out.append(
-                    f"{case.name}/seed{seed}/{stage}: its images in {stored['data_dir']} were not those of the others"
-                )
+            values = DEFAULTS[stage] | stored  # runs from before a parameter existed had its default
+            own = values["dataset"] == "folder"
+            place = values["data_dir"] if own else folder_of(values["dataset"], values["image_size"])
+            yield seed, stage, (values["dataset"], place), sources[seed]["data_md5"]
+
+
+def usual_images(cases: Iterable[Case]) -> dict[tuple[str, str], str]:
+    """The checksum that most runs on each data set have; of equally many, the first."""
+    counts = Counter((place, md5) for case in cases for _, _, place, md5 in data_of(case))
+    return {place: md5 for (place, md5), _ in reversed(counts.most_common())}
+
+
+def of_usual_images(case: Case, usual: Mapping[tuple[str, str], str]) -> tuple[dict[int, Path], list[str]]:
+    """The folders of a case's runs that read the usual images of their data set, and a sentence on each other run."""
+    folders, left_out = dict(case.folders), []
+    for seed, stage, place, md5 in data_of(case):
+        if seed in folders and usual.get(place, md5) != md5:
+            del folders[seed]
+            left_out.append(f"{case.name}/seed{seed}/{stage}: its images in {place[1]} were not those of most runs")
     return folders, left_out
 
 

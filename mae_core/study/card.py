@@ -110,12 +110,8 @@ def history(model: Model) -> str:
 
 
 def source(model: Model) -> str:
-    """The file or folder of others' weights that the run started from; empty for none, and for a run's of this package."""
-    run = model.run
-    if isinstance(run, PretrainParameters) or not run.weights or re.search(r"/seed\d+/(pretrain|finetune)\b", run.weights):
-        return ""
-    path = Path(run.weights)
-    return f"{path.parent.name}/{path.name}" if path.suffix == ".safetensors" else path.name
+    """The name of others' weights that the run started from; empty if there are none."""
+    return "" if isinstance(model.run, PretrainParameters) else model.run.others_weights
 
 
 def pretraining(model: Model) -> PretrainParameters | None:
@@ -123,8 +119,7 @@ def pretraining(model: Model) -> PretrainParameters | None:
     run, beside = model.run, model.path.parent.parent / "pretrain" / "parameters.json"
     if isinstance(run, PretrainParameters) or not beside.is_file():
         return None
-    own = run.folder / "pretrain" in (Path(run.weights), Path(run.weights).parent)
-    return PretrainParameters.check(read_beside(beside)) if own else None
+    return PretrainParameters.check(read_beside(beside)) if run.from_own else None
 
 
 def epochs(run: PretrainParameters | FinetuneParameters) -> str:

@@ -225,6 +225,20 @@ class FinetuneParameters(RunParameters):
         unnamed = not run.weights and run.case == cls.model_fields["case"].default
         return run.model_copy(update={"case": "scratch"}) if unnamed else run
 
+    @property
+    def from_own(self) -> bool:
+        """Whether it starts from the weights of this case's pre-training, however their path is given."""
+        own, path = (self.folder / "pretrain").parts, Path(self.weights)
+        return own in (path.parts[-len(own) :], path.parent.parts[-len(own) :])
+
+    @property
+    def others_weights(self) -> str:
+        """The name of others' weights that it starts from; empty for none, and for a run's of this package."""
+        if not self.weights or re.search(r"/seed\d+/(pretrain|finetune)\b", self.weights):
+            return ""
+        path = Path(self.weights)
+        return f"{path.parent.name}/{path.name}" if path.suffix == ".safetensors" else path.name
+
     def resolved(self) -> Self:
         """Replace ``weights: auto`` by the path of this case's pre-trained weights, or by nothing if there are none."""
         path = self.folder / "pretrain" / "weights.safetensors"

@@ -51,8 +51,9 @@ class Published:
                 _ = told[key]
             parameters = read_json(path.with_name("parameters.json"))
             run = STAGES[stage](**parameters)
-            if ".." in Path(run.data_dir).parts:
-                raise ValueError("its data_dir contains '..'")
+            for name in ("data_dir", "weights"):
+                if ".." in Path(getattr(run, name, "")).parts:
+                    raise ValueError(f"its {name} contains '..'")
             return cls(stage, parameters, run, told, read_json(path.with_name("metrics.json")))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ParameterError(f"{path} cannot be used ({error!r}): it must be the provenance.json of a run") from error
@@ -142,15 +143,16 @@ def provide_weights(published: Published, path: Path, place: Path) -> None:
     Raises:
         ParameterError: if they are missing, and no pre-training gives them.
     """
-    given = Path(getattr(published.run, "weights", ""))
-    beside = path.absolute().parents[1] / "pretrain" / "provenance.json"
-    pretraining = Published.read(beside) if beside.exists() else None
-    own = pretraining if pretraining and given == pretraining.run.folder / "pretrain" / FULL else None
+    run = published.run
+    assert isinstance(run, FinetuneParameters)
+    given, beside = Path(run.weights), path.absolute().parents[1] / "pretrain" / "provenance.json"
+    own = Published.read(beside) if run.from_own and beside.exists() else None
     expected = published.provenance.get("initial_weights_sha256")  # not told by runs from before it was recorded
     if not expected and own:
         expected = own.provenance["weights_sha256"]
     if not expected:
-        raise ParameterError(f"{path} is a fine-tuned run, but {beside} is missing: put its pre-training's results there")
+        lacking = f"{beside} is missing" if not beside.exists() else f"it does not tell the checksum of {given}"
+        raise ParameterError(f"{path} is a fine-tuned run, but {lacking}: put its pre-training's results there")
     for weights in (given, beside.with_name(FULL)) if own else (given,):
         if weights.exists() and tensors_sha256(weights_file(str(weights))) == expected:
             link(place / given, weights)
@@ -173,8 +175,11 @@ def provide_weights(published: Published, path: Path, place: Path) -> None:
 
 
 def link(name: Path, target: Path) -> None:
-    """Link ``name`` to ``target`` unless ``name`` exists, as an absolute path of the published run may."""
-    if not name.exists():
+    """Link ``name`` to ``target``, or where that is a folder already, all in it, unless ``name`` is the target itself."""
+    if name.is_dir() and not name.is_symlink() and target.is_dir() and not name.samefile(target):
+        for entry in target.iterdir():
+            link(name / entry.name, entry)
+    elif not name.exists():
         name.parent.mkdir(parents=True, exist_ok=True)
         name.symlink_to(target.absolute())
 

@@ -59,6 +59,10 @@ def whole(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
         synchronize(path.parent)
+    except OSError as error:
+        if error.filename != str(temporary):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # the name that the user knows
     finally:
         temporary.unlink(missing_ok=True)
 

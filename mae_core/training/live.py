@@ -18,7 +18,7 @@ N_IMAGES = 5
 
 
 class Live:
-    """Draws the loss, and reconstructions or the test accuracy, during training; for ``watch`` of pretrain and finetune.
+    """Draws the loss, and reconstructions or the accuracy, during training; for ``watch`` of pretrain and finetune.
 
     The picture is redrawn every two seconds, and once more at the end; an executed notebook keeps the last one. A larger
     TQDM_MININTERVAL, which batch runs set for the progress bar, slows it too.

@@ -82,15 +82,15 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
         device = record.device
         train, test = load_both(run, record)
         model = new_model(Classifier, run, device, n_classes=len(train.classes))
-        norm_is_trained = False
+        norm_is_last = False
         if run.weights:
             found = load_encoder(model, run)
             record.metrics |= found.told(run.model)
-            norm_is_trained = found.pools_mean
+            norm_is_last = found.pools_mean
             record.inputs["initial_weights_sha256"] = tensors_sha256(weights_file(run.weights))
         if run.probes and record.leads:
-            probe(model.encoder, train, test, run, record)
-        if run.pooling == "mean" and not norm_is_trained:  # after the mean, it starts anew, as the MAE paper's fc_norm
+            probe(model.encoder, train, test, run, record, norm_is_last)
+        if run.pooling == "mean" and not norm_is_last:  # after the mean, it starts anew, as the MAE paper's fc_norm
             model.encoder.norm.reset_parameters()
 
         def test_epoch() -> dict[str, float]:
@@ -139,9 +139,11 @@ def bind(watch: Watch | None, model: nn.Module, test: Split) -> Callable[[Positi
     return lambda at: watch(at, model, test) if watch else None
 
 
-def probe(encoder: Encoder, train: Split, test: Split, run: FinetuneParameters, record: "Record") -> None:
-    """Record the linear probe, k-NN, and the nearest neighbours of the pictured test images."""
-    train_nD, test_nD = probes.features(encoder, train, test, run, record.device)
+def probe(
+    encoder: Encoder, train: Split, test: Split, run: FinetuneParameters, record: "Record", norm_is_last: bool
+) -> None:
+    """Record the linear probe, k-NN, and the nearest neighbours of the pictured test images; see probes.PatchMean."""
+    train_nD, test_nD = probes.features(encoder, train, test, run, record.device, norm_is_last)
     record.metrics["probes"] = {
         "linear": probes.linear_probe(train_nD, train.labels_n, test_nD, test.labels_n),
         "knn": probes.knn(train_nD, train.labels_n, test_nD, test.labels_n),
@@ -180,7 +182,7 @@ def load_encoder(model: Classifier, run: FinetuneParameters) -> Found:
     if change := found.change(run.model):
         print(f"positions {change}")
     if found.pools_mean and run.pooling != "mean":
-        print(f"{found.path}: its last norm follows the mean of the patches; here, it comes before")
+        print(f"{found.path}: its last norm follows the mean of the patches; here, the class token")
     if found.scale:
         print(f"{found.path}: {found.scale}")
     return found

@@ -10,7 +10,6 @@ from mae_core.model.vit import unpatchify
 from mae_core.report import figures, narrative
 from mae_core.report.statistics import estimate
 from mae_core.report.summary import Case, Summary
-from mae_core.study.results import write_json
 
 THREE = estimate([80.0, 82.0, 84.0])
 
@@ -62,16 +61,6 @@ def test_ratios_are_drawn_with_their_seeds_and_intervals():
     ((low, high),) = bars(axes)
     assert [*low, *high] == pytest.approx([50, 82 - THREE.half_width, 50, 82 + THREE.half_width])
     assert not figures.ratios(rows, "linear", "linear probe (%)").axes  # one ratio is no curve
-
-
-def test_a_faultless_classifier_has_no_mistakes_to_show(tmp_path):
-    def words(folder):
-        return [text.get_text() for text in figures.mistakes(folder).texts]
-
-    write_json(tmp_path / "metrics.json", {"mistakes": {"images": []}})
-    assert words(tmp_path) == ["no test image is misclassified"]
-    write_json(tmp_path / "metrics.json", {})
-    assert words(tmp_path) == words(None) == ["not recorded"]
 
 
 def test_a_run_in_progress_names_the_images_that_it_evaluates():

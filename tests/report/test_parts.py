@@ -38,6 +38,15 @@ def test_a_study_on_the_students_images_has_every_part(written):
     assert len(tables.sampling_rows(written("random-75", own=False))) == 1 + 4
 
 
+def test_a_faultless_classifier_has_no_mistakes_to_show(written):
+    summary = written("random-75", own=False, seeds=(0, 1))
+    first, second = (Path(f"outputs/fake/random-75/seed{seed}/finetune/metrics.json") for seed in (0, 1))
+    write_json(first, read_json(first) | {"mistakes": {"images": []}})
+    assert "fig-mistakes" in parts.parts(summary)
+    write_json(second, read_json(second) | {"mistakes": {"images": []}})
+    assert "fig-mistakes" not in parts.parts(summary)
+
+
 def test_one_case_of_own_images_is_compared_with_nothing(written):
     summary = written("random-75")
     there = {"curves-tuned", "tab-chance"} | {f"fig-{name}" for name in parts.TUNED}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mae_core.errors import ParameterError
-from mae_core.report import figures, narrative, tables
+from mae_core.report import figures, narrative, parts, tables
 from mae_core.report.claims import claims, judge
 from mae_core.report.statistics import estimate
 from mae_core.report.summary import Summary, accuracy_series, read_beside
@@ -300,6 +300,19 @@ def test_a_study_that_only_fine_tunes_has_a_model_a_recipe_and_a_gain():
     assert "It uses the labels of 500 training images." in narrative.finetuning(summary)
     assert {row[0]: row[1:] for row in tables.recipe_rows(summary)}["train_images"] == ["–", "500"]
     assert verdicts(summary)["Pre-training beats training from scratch"] == "supported"
+    assert "pre-training" not in parts.curves(summary)
+    assert parts.curves_caption(summary).startswith("Left: no pre-training ran here. Middle and right: ")
+    for path in Path("outputs/fake").glob("*/seed*/finetune/*.json"):
+        own = {"dataset": "folder", "data_dir": "photos"} if path.stem == "parameters" else {"n_train": 90, "n_test": 30}
+        write_json(path, read_json(path) | own) if path.stem in ("parameters", "metrics") else None
+    summary = read_again()
+    assert narrative.abstract(summary).startswith("We fine-tune an encoder that was pre-trained elsewhere")
+    assert narrative.model(summary).startswith("**Data.** 90 training and 30 test images of 32×32 pixels; 10 classes: ")
+    assert "It uses the labels of 90 training images." in narrative.finetuning(summary)  # 500 are not there
+    for path in Path("outputs/fake/theirs").glob("seed*/finetune/parameters.json"):
+        told = read_json(path)
+        write_json(path, told | {"weights": f"outputs/fake/theirs/seed{told['seed']}/pretrain/weights.safetensors"})
+    assert "The results of its pre-training are not there." in narrative.model(read_again())
     shutil.rmtree("outputs/fake/theirs")
     rows = {row[0]: row[1:] for row in tables.recipe_rows(read_again())}
     assert (rows["width"], "train_images" in rows) == (["–", "48"], False)
@@ -456,14 +469,30 @@ def test_a_run_on_other_images_is_left_out_and_named():
         write_json(path, read_json(path) | {"data_md5": "0"})
     summary = read_again()
     assert summary.left_out == (
-        "block-50/seed1/pretrain: its images in photos were not those of the others",
-        "grid-75/seed0/finetune: its images in photos were not those of the others",
+        "block-50/seed1/pretrain: its images in photos were not those of most runs",
+        "grid-75/seed0/finetune: its images in photos were not those of most runs",
     )
     assert list(summary.find("block", 0.5).values("accuracy")) == [0]
     assert list(summary.find("grid", 0.75).values("accuracy")) == [1]
     path = Path("outputs/fake/grid-75/seed0/finetune/parameters.json")
     write_json(path, read_json(path) | {"data_dir": "others"})  # on purpose
-    assert "grid-75/seed0/finetune: data_dir" not in read_again().left_out[0]
+    assert read_again().left_out == ("block-50/seed1/pretrain: its images in photos were not those of most runs",)
+    set_everywhere("finetune", dataset="shapes", image_size=48)  # whose files differ from those of 32 pixels
+    set_everywhere("pretrain", dataset="shapes")
+    for path in Path("outputs/fake").glob("*/seed*/finetune/provenance.json"):
+        write_json(path, read_json(path) | {"data_md5": "of 48 pixels"})
+    assert read_again().left_out == (
+        "block-50/seed1/pretrain: its images in shapes-2-batches-py were not those of most runs",
+    )
+
+
+def test_most_runs_say_which_images_are_usual():
+    read(seeds=(0, 1))
+    for stage in ("pretrain", "finetune"):
+        set_everywhere(stage, dataset="folder", data_dir="photos")
+    path = Path("outputs/fake/random-75/seed0/pretrain/provenance.json")  # the first run, from before a change
+    write_json(path, read_json(path) | {"data_md5": "0"})
+    assert [told.split(":")[0] for told in read_again().left_out] == ["random-75/seed0/pretrain"]
 
 
 def test_an_additional_case_needs_the_recipe_of_one_case_only():
@@ -477,6 +506,12 @@ def test_an_additional_case_needs_the_recipe_of_one_case_only():
         write_json(path, read_json(path) | {"weight_decay": 0.2})
     summary = Summary.read(ReportParameters(study="fake", cases=list(fake_study.CASES), sweep=list(fake_study.SWEEP)))
     assert summary.left_out == ("random-90/seed1/pretrain: weight_decay is 0.2 there, and 0.05 elsewhere",)
+    for path in Path("outputs/fake").glob("random-25/seed*/finetune/parameters.json"):
+        write_json(path, read_json(path) | {"base_lr": 0.5})
+    shutil.rmtree("outputs/fake/block-50/seed0/finetune")  # a case that is not finished says nothing about fine-tuning
+    shutil.rmtree("outputs/fake/block-50/seed1/finetune")
+    summary = Summary.read(ReportParameters(study="fake", cases=list(fake_study.CASES), sweep=list(fake_study.SWEEP)))
+    assert not summary.sweep["random-25"].values("accuracy")
 
 
 def test_minutes_are_of_both_stages():

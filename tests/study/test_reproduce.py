@@ -16,7 +16,7 @@ from mae_core.errors import ParameterError
 from mae_core.study import checkout, provenance
 from mae_core.study.foreign import weights_file
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.reproduce import Published, checked_out, differences, provide_weights, reproduce
+from mae_core.study.reproduce import Published, checked_out, differences, link, provide_weights, reproduce
 from mae_core.study.results import read_json
 from mae_core.study.tensors import tensors_sha256
 
@@ -160,6 +160,38 @@ def test_other_weights_are_never_taken_in_place_of_foreign_ones(published, tmp_p
     ):
         provide_weights(run, published / "finetune" / "provenance.json", place)
     assert not place.exists()
+
+
+@pytest.mark.parametrize(
+    "given", ["outputs/notebook/random-75/seed0/pretrain", "/elsewhere/outputs/notebook/random-75/seed0/pretrain"]
+)
+def test_its_own_pre_training_may_be_named_as_a_folder_or_by_a_whole_path(published, tmp_path, monkeypatch, given):
+    inside(published, monkeypatch)
+    place = tmp_path if given.startswith("/") else tmp_path / "place"
+    run = started_from(f"{tmp_path}{given}" if given.startswith("/") else given)  # from before checksums were recorded
+    provide_weights(run, published / "finetune" / "provenance.json", place)
+    found = weights_file(str(place / run.run.weights))
+    assert tensors_sha256(found) == read_json(published / "pretrain" / "provenance.json")["weights_sha256"]
+
+
+def test_weights_beside_the_data_do_not_hide_the_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "set").mkdir(parents=True)
+    published = started_from("data/theirs", initial_weights_sha256=foreign(tmp_path / "data" / "theirs"))
+    provide_weights(published, Path("case/finetune/provenance.json"), tmp_path / "place")
+    link(tmp_path / "place" / "data", Path("data"))
+    assert (tmp_path / "place" / "data" / "set").samefile("data/set")
+    assert weights_file(str(tmp_path / "place" / "data" / "theirs")).samefile("data/theirs/model.safetensors")
+
+
+def test_weights_outside_the_folder_of_the_run_are_refused(published, monkeypatch):
+    inside(published, monkeypatch)
+    folder = published.parent / "outside" / "finetune"
+    shutil.copytree(published / "finetune", folder)
+    values = read_json(folder / "parameters.json") | {"weights": "../models/vit"}
+    (folder / "parameters.json").write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(ParameterError, match=r"its weights contains '\.\.'"):
+        Published.read(folder / "provenance.json")
 
 
 def test_a_pre_training_that_was_repeated_since_is_told(published, tmp_path, monkeypatch):
