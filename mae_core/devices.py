@@ -88,7 +88,7 @@ def explained_shortage(images_at_once: int = 0) -> Iterator[None]:
                 "end other programs that use it, set device: cpu, or data_on: host for many images, or take a smaller "
                 "image_size or width, or a larger patch_size"
             )
-        raise DeviceMemoryError(f"the memory does not hold {what}: {advice}") from error
+        raise DeviceMemoryError(f"there is not enough memory for {what}: {advice}") from error
 
 
 def set_up(threads: int = 0, deterministic: bool = False) -> None:

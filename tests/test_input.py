@@ -254,7 +254,7 @@ def test_out_of_memory_suggests_a_smaller_micro_batch(tiny, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(objective, "masked_error", fails)
-    with pytest.raises(DeviceMemoryError, match=r"does not hold a step of 64 images at once: set micro_batch: 32"):
+    with pytest.raises(DeviceMemoryError, match=r"not enough memory for a step of 64 images at once: set micro_batch: 32"):
         pretrain(PretrainParameters.check(tiny))
 
 
@@ -276,7 +276,7 @@ def test_out_of_memory_elsewhere_leaves_earlier_results_as_they_were(tiny, monke
     (folder / "metrics.json").write_text("{}", encoding="utf-8")
     monkeypatch.setattr(getattr(runs, part), name, fails)
     with pytest.raises(
-        DeviceMemoryError, match="does not hold the data, the model and what its evaluation needs: end other"
+        DeviceMemoryError, match="not enough memory for the data, the model and what its evaluation needs: end other"
     ):
         train(kind.check(tiny))
     assert (folder / "metrics.json").read_text(encoding="utf-8") == "{}"

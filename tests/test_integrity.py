@@ -592,17 +592,17 @@ def test_the_records_are_those_of_the_published_results():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     cpu, gpu, best = rows[1:]
 
-    def run(name, stage, case="random-75", seed=0):
+    def run(name, stage, case="random-75", seed="0"):
         folder = ROOT / "outputs" / name / case / f"seed{seed}" / stage
         return [json.loads((folder / f"{file}.json").read_text(encoding="utf-8")) for file in ("metrics", "provenance")]
 
-    seed = cpu[2].split(", ")[1]
-    (pretrained, _), (tuned, origin) = (run("night", stage, seed=seed) for stage in ("pretrain", "finetune"))
+    case, seed = cpu[5].strip("`").split()[1:]
+    (pretrained, _), (tuned, origin) = (run("night", stage, case, seed) for stage in ("pretrain", "finetune"))
     accuracy = f"{tuned['last_epoch_accuracy']:.2f} %"
     assert tuned["last_epoch_accuracy"] > 84.4
     first, second = pretrained["train_seconds"], tuned["train_seconds"]
     told = f"{first + second:,.0f} s of training ({first:,.0f} + {second:,.0f}) on a shared machine"
-    assert cpu[1].split(";")[0] == f"{told}, {accuracy}"
+    assert cpu[1] == f"{told}, {accuracy}"
     assert origin["commit"].startswith(cpu[4])
     (pretrained, origin), (tuned, _) = (run("speedrun", stage) for stage in ("pretrain", "finetune"))
     assert tuned["last_epoch_accuracy"] > 84.4
@@ -620,8 +620,8 @@ def test_the_records_are_those_of_the_published_results():
         assert case in study["cases"]
 
 
-def test_no_published_run_beats_the_record_on_two_cores():
-    """A higher accuracy in a study for two CPU cores belongs in the README's table."""
+def test_no_published_run_beats_the_records_on_two_cores():
+    """A higher accuracy in a study for two CPU cores, or a shorter way to 84.4 %, belongs in the README's table."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (told,) = re.findall(r"^\| highest accuracy on two CPU cores \| ([\d.]+) %", readme, re.M)
     paths = [
@@ -629,5 +629,13 @@ def test_no_published_run_beats_the_record_on_two_cores():
         for name in ("laptop", "night", "speedrun-cpu")
         for p in (ROOT / "outputs" / name).glob("*/seed*/finetune/metrics.json")
     ]
-    found = [json.loads(path.read_text(encoding="utf-8"))["last_epoch_accuracy"] for path in paths]
-    assert max(found) == pytest.approx(float(told), abs=0.005)
+    found = {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    assert max(metrics["last_epoch_accuracy"] for metrics in found.values()) == pytest.approx(float(told), abs=0.005)
+    (fastest,) = re.findall(r"^\| 84\.4 % from random weights, two CPU cores \| ([\d,]+) s", readme, re.M)
+    times = []
+    for path, tuned in found.items():
+        before = path.parents[1] / "pretrain" / "metrics.json"
+        if tuned["last_epoch_accuracy"] >= 84.4:
+            first = json.loads(before.read_text(encoding="utf-8"))["train_seconds"] if before.exists() else 0.0
+            times.append(first + tuned["train_seconds"])
+    assert f"{min(times):,.0f}" == fastest

@@ -37,7 +37,7 @@ class ExploreParameters(Parameters):
     study: Name = Field("laptop", description="study whose trained models to open, from outputs/<study>/")
     cases: list[Name] = Field([], description="cases to open; empty: all that have weights and fit the first")
     seed: Seed = Field(0, description="seed of the runs to open")
-    dataset: Shown = Field("auto", description="images to show, else the runs' own; auto: as in training")
+    dataset: Shown = Field("auto", description="images to show; auto: those of the training, or their pictures")
     data_dir: UserPath = Field("", description="folder that contains the data set; empty: as in training")
     train: bool = Field(
         False, description="true: train and open a small model instead, on dataset (auto: cifar10), downloaded if missing"
