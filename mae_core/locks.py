@@ -29,9 +29,12 @@ def acquire(file: IO[Any], wait: bool) -> bool:
 
 
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Wait for a lock file and hold its lock, where the file system has locks; also released if the process is killed."""
+def held(path: Path) -> Iterator[bool]:
+    """Wait for a lock file and hold its lock, which is also released if the process is killed.
+
+    Yields:
+        Whether it is held: not where the file system has no locks.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
-        acquire(file, wait=True)
-        yield
+        yield acquire(file, wait=True)

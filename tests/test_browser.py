@@ -205,7 +205,7 @@ def test_the_web_page_paints_compares_and_opens_a_picture(browser, voila, capsys
         page.wait_for_function("document.querySelector('.mae-title').textContent === 'your picture'")
         assert picture(page) != before
         upload.set_input_files({"name": "text.jpg", "mimeType": "image/jpeg", "buffer": b"no image"})
-        page.wait_for_function("document.querySelector('.mae-message').textContent.includes('not an image')")
+        page.wait_for_function("document.querySelector('.mae-message').textContent.includes('no image in a format')")
         after(page, lambda: page.get_by_label("next image").click())
         assert page.locator(".mae-title").inner_text().startswith("image 2 of 10")
         drop(page, "blue.jpg", a_jpeg())

@@ -202,6 +202,35 @@ def test_the_images_are_those_of_the_models_training_unless_others_are_named(stu
         assert (shown.dataset, shown.data_dir) == expected
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"dataset": "folder", "data_dir": "my-images"}, "data_dir is 'my-images': there is no such folder; it must hold"),
+        (
+            {"dataset": "cifar100"},
+            "dataset is 'cifar100', and 'data' has no cifar-100-python: put it there, or set dataset",
+        ),
+        ({"data_dir": "elsewhere"}, "dataset is 'shapes', and 'elsewhere' has no shapes-"),
+    ],
+)
+def test_images_that_are_named_and_not_there_are_told(study, run, tmp_path, monkeypatch, given, message):
+    shutil.copytree(study / "outputs", tmp_path / "outputs")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingDataError, match=message):
+        explorer(ExploreParameters(study="mine", device="cpu", **given))
+
+
+def test_a_small_model_is_trained_before_cuda_starts(run, monkeypatch):
+    """Which GPU a run may use can be chosen only before."""
+    asked = []
+    monkeypatch.setattr(on_disk, "small_model", lambda run: asked.append("train") or Path("nowhere"))
+    monkeypatch.setattr(on_disk, "choose_device", lambda name: asked.append("device"))
+    monkeypatch.setattr(on_disk, "open_run", lambda folder, device: None)
+    monkeypatch.setattr(on_disk, "cut", lambda found: None)
+    trained_models(run.model_copy(update={"train": True}))
+    assert asked == ["train", "device"]
+
+
 def test_nothing_is_drawn_where_the_shapes_are_missing(run, tmp_path):
     nowhere = run.model_copy(update={"data_dir": str(tmp_path)})
     assert len(images_to_show(nowhere, trained_models(run)[0])) == 10
@@ -379,7 +408,10 @@ def test_a_picture_of_ones_own_is_upright_square_and_small(view):
 def test_a_broken_file_breaks_nothing(view, content):
     before = view.picture
     view.answer(None, {"ask": "own"}, [memoryview(content)])
-    assert view.message == "This file is not an image that can be read: choose a PNG, JPEG or WebP file."
+    assert view.message == (
+        "This picture cannot be read: it is no image in a format that can be read; choose another, or save it as PNG or "
+        "JPEG."
+    )
     assert view.picture is before
     view.image = 2
     assert view.message == ""

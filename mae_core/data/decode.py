@@ -37,7 +37,7 @@ def decode(source: Path | bytes, side: int) -> np.ndarray:
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise ValueError(f"it has more than {most:,} pixels: make it smaller") from error
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, OverflowError, struct.error) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, OverflowError, RuntimeError, struct.error) as error:
         raise ValueError(str(error).split("\n")[0] or type(error).__name__) from error
     return np.asarray(ImageOps.fit(upright, (side, side), Image.Resampling.LANCZOS))
 

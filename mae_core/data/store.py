@@ -11,6 +11,7 @@ import hashlib
 import json
 import mmap
 import os
+import platform
 import shutil
 import warnings
 from collections.abc import Callable
@@ -83,12 +84,12 @@ def prepared(data_dir: Path, name: str, key: str, n: int, side: int, fill: Calla
     if found := stored(data_dir, name, key):
         return found
     folder = writable(data_dir)
-    with held(folder / "lock"):
+    with held(folder / "lock") as alone:
         if found := stored(data_dir, name, key):  # another process was faster
             return found
-        for path in folder.glob(".unfinished-*"):  # of a process that was killed
+        for path in folder.glob(".unfinished-*") if alone else ():  # of a process that was killed
             path.unlink()
-        path, unfinished = folder / f"{name}-{key}.npy", folder / f".unfinished-{os.getpid()}"
+        path, unfinished = folder / f"{name}-{key}.npy", folder / f".unfinished-{platform.node()}-{os.getpid()}"
         needed, free = 3 * n * side**2, shutil.disk_usage(folder).free
         if needed > free:
             raise MissingDataError(
@@ -110,7 +111,7 @@ def prepared(data_dir: Path, name: str, key: str, n: int, side: int, fill: Calla
             unfinished.unlink(missing_ok=True)
         for old in folder.glob(f"{name}-*"):
             if not old.name.startswith(f"{name}-{key}."):
-                old.unlink()
+                old.unlink(missing_ok=True)
     done = stored(data_dir, name, key)
     if done is None:
         raise MissingDataError(f"{path} was deleted while it was prepared: run again")

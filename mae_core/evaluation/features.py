@@ -4,6 +4,7 @@ Shapes: B batch, n images, D width, C = 3 colours, H = W pixels.
 """
 
 import importlib.util
+import tempfile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,8 +15,8 @@ from torch import Tensor
 from mae_core import devices
 from mae_core.data.decode import decode
 from mae_core.data.images import batches, to_unit
-from mae_core.data.layout import ENDINGS, images
-from mae_core.errors import MissingDataError, OutputError, ParameterError
+from mae_core.data.layout import ENDINGS, images, printable
+from mae_core.errors import Explained, MissingDataError, OutputError, ParameterError
 from mae_core.evaluation.probes import PatchMean
 from mae_core.model.mae import Encoder
 from mae_core.study.foreign import find_encoder
@@ -57,10 +58,15 @@ def write_features(weights: str, folder: Path, out: Path, pool: Pool = "mean", d
         raise ParameterError(f"{out} ends in {out.suffix!r}: it must end in {' or '.join(WRITERS)}")
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ParameterError(f"{out}: Parquet needs pyarrow (pip install pyarrow); .npz needs nothing more")
-    found = features(weights, folder, pool, torch.device(devices.choose_device(device)))
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass  # a place that cannot be written is told before all is computed
+        found = features(weights, folder, pool, torch.device(devices.choose_device(device)))
         with whole(out) as temporary:
             WRITERS[out.suffix](temporary, found)
+    except Explained:
+        raise
     except OSError as error:
         raise OutputError(
             f"{out} cannot be written ({error.strerror or error}): free some space, or check its permissions"
@@ -118,8 +124,9 @@ def write_parquet(path: Path, found: Features) -> None:
 
     width = found.vectors_nD.shape[1]
     vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(found.vectors_nD.ravel()), width)
-    labels = pyarrow.array([label or None for label in found.labels], pyarrow.string())
-    table = pyarrow.table({"name": found.names, "label": labels, "vector": vectors})
+    labels = pyarrow.array([printable(label) or None for label in found.labels], pyarrow.string())
+    names = [printable(name) for name in found.names]  # Parquet takes no bytes that are not UTF-8
+    table = pyarrow.table({"name": names, "label": labels, "vector": vectors})
     pyarrow.parquet.write_table(table, path)
 
 

@@ -141,7 +141,7 @@ function render({ model, el }) {
   const file = h("input", { type: "file", accept: "image/*", class: "mae-file" });
   const own = async (chosen) => {
     const size = chosen.size / 1e6;
-    if (size > LARGEST_MB) return say(`${chosen.name} has ${size.toFixed(0)} MB: choose a picture of at most ${LARGEST_MB} MB.`);
+    if (size > LARGEST_MB) return say(`${chosen.name} has ${(Math.ceil(10 * size) / 10).toFixed(1)} MB: choose a picture of at most ${LARGEST_MB} MB.`);
     say("");
     model.send({ ask: "own" }, undefined, [await chosen.arrayBuffer()]);
   };

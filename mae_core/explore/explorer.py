@@ -18,7 +18,15 @@ from mae_core.errors import Explained, ParameterError
 from mae_core.evaluation import probes
 from mae_core.evaluation.classification import class_scores
 from mae_core.explore import pictures
-from mae_core.explore.trained import ExploreParameters, Trained, at_hand, images_to_show, trained_models, training_images
+from mae_core.explore.trained import (
+    ExploreParameters,
+    Trained,
+    at_hand,
+    check_at_hand,
+    images_to_show,
+    trained_models,
+    training_images,
+)
 
 OWN = -1  # index of the picture of one's own
 N_SEARCHED, N_FOUND = 5000, 6  # training images to look for neighbours among; neighbours to show
@@ -240,7 +248,11 @@ class Explorer(anywidget.AnyWidget):
 
 
 def explorer(run: ExploreParameters) -> Explorer:
-    """The widget for these parameters; raises ParameterError if there are no trained models.
+    """The widget for these parameters.
+
+    Raises:
+        ParameterError: if there are no trained models.
+        MissingDataError: if images are named that are not there.
 
     From here on torch uses one thread: a small model gains nothing from more on one image, and on a busy machine waits for
     them (LOG.md has the timings).
@@ -248,4 +260,6 @@ def explorer(run: ExploreParameters) -> Explorer:
     models = trained_models(run)
     torch.set_num_threads(1)
     shown = run.shown_with(models[0].run)
+    if run.dataset != "auto" or run.data_dir:
+        check_at_hand(shown, models[0].run.image_size)
     return Explorer(models, images_to_show(shown, models[0]), shown)

@@ -128,7 +128,7 @@ def own_picture(content: bytes, side: int) -> Tensor:
     try:
         return torch.from_numpy(decode(content, side).copy()).permute(2, 0, 1)
     except ValueError as error:
-        raise ParameterError("this file is not an image that can be read: choose a PNG, JPEG or WebP file") from error
+        raise ParameterError(f"this picture cannot be read: {error}; choose another, or save it as PNG or JPEG") from error
 
 
 def masked_pixels(image_CHW: Tensor, hidden: Sequence[bool]) -> np.ndarray:

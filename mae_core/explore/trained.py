@@ -166,9 +166,8 @@ def trained_models(run: ExploreParameters) -> list[Trained]:
     Raises:
         ParameterError: if no such run has weights (the message names what is there), or if the named cases do not fit.
     """
-    device = choose_device(run.device)
     if run.train:
-        folders = [small_model(run)]
+        folders = [small_model(run)]  # may take a GPU of its own, which it can only before CUDA starts
     else:
         names = run.cases or [path.name for path in sorted(OUTPUTS.joinpath(run.study).glob("*"), key=default_first)]
         folders = [OUTPUTS / run.study / name / f"seed{run.seed}" for name in names]
@@ -182,6 +181,7 @@ def trained_models(run: ExploreParameters) -> list[Trained]:
                 f"model; there are weights in {', '.join(there) or 'no study'}"
             )
         folders = found
+    device = choose_device(run.device)
     models = [open_run(folder, device) for folder in folders]
     fitting = [found for found in models if cut(found) == cut(models[0])]
     if run.cases and len(fitting) < len(models):
@@ -253,9 +253,19 @@ def training_images(run: ExploreParameters, limit: int, image_size: int) -> Spli
 
 def at_hand(run: ExploreParameters, image_size: int) -> bool:
     """Whether the data set's files are in ``data_dir``."""
+    try:
+        check_at_hand(run, image_size)
+    except (MissingDataError, OSError):
+        return False
+    return True
+
+
+def check_at_hand(run: ExploreParameters, image_size: int) -> None:
+    """Raise MissingDataError, with what to do, if the data set's files are not in ``data_dir``."""
     if run.dataset == "folder":
-        try:
-            check_layout(Path(run.data_dir))
-        except (MissingDataError, OSError):
-            return False
-    return (Path(run.data_dir) / folder_of(run.dataset, image_size)).is_dir()
+        check_layout(Path(run.data_dir))
+    elif not (Path(run.data_dir) / (folder := folder_of(run.dataset, image_size))).is_dir():
+        raise MissingDataError(
+            f"dataset is {run.dataset!r}, and {run.data_dir!r} has no {folder}: put it there, or set dataset to auto for "
+            f"the images of the training, or their pictures"
+        )

@@ -455,6 +455,8 @@ def reconstruction_caption(case: Case) -> str:
     """The caption of the reconstructions, with the mean PSNR."""
     psnr = case.estimate("psnr")
     told = f" The mean PSNR of masked pixels, over all test images, is {number(psnr)} dB." if psnr else ""
+    if case.pretrained and case.pretrained.norm_pix:
+        told += " The model predicts normalized patches, so each has the mean and the deviation of the original."
     return f"Test images with masked patches, their reconstructions, and the originals ({case.label}).{told}"
 
 

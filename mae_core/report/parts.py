@@ -184,12 +184,12 @@ def every_case(summary: Summary) -> str:
 
 def features_caption(summary: Summary) -> str:
     """The caption of the table of frozen features."""
+    told = "error on masked pixels of test images."
+    if any(case.pretrained and case.pretrained.norm_pix for case in summary.all_cases.values()):
+        told += " The PSNR of normalized pixels uses the mean and the deviation of each original patch, which helps it."
     if not summary.fine_tuned:
-        return "Every case: error on masked pixels of test images."
-    return (
-        f"{every_case(summary).capitalize()} before fine-tuning: probes of the frozen encoder (%), and error on masked "
-        "pixels of test images."
-    )
+        return f"Every case: {told}"
+    return f"{every_case(summary).capitalize()} before fine-tuning: probes of the frozen encoder (%), and {told}"
 
 
 def ratio_and_work(summary: Summary) -> str:

@@ -141,12 +141,18 @@ def notes(model: Model) -> list[str]:
         "; the figures below are those of the run before that" if model.results["metrics"] and not model.repeats else ""
     )
     kept = f"Its weights were kept in bfloat16{before}."
+    run = model.run
+    normalized = isinstance(run, PretrainParameters) and run.norm_pix and bool(model.results["metrics"])
+    helped = (
+        "It predicts normalized patches; the PSNR uses the mean and the deviation of each original patch, which helps it."
+    )
     others = f"It started from the weights `{source(model)}`, whose licence applies."
     return [
         *([others] if source(model) else []),
         *model.lacking,
         *([repeats] if model.repeats else []),
         *([kept] if model.path.name == KEPT else []),
+        *([helped] if normalized else []),
     ]
 
 

@@ -72,6 +72,9 @@ class Checked(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan
             return f"{name} is {value!r}: it must have at least one entry"
         if kind == "literal_error":
             choices = get_args(known[name].annotation)
+            word = {True: "on", False: "off"}.get(value) if isinstance(value, bool) else None
+            if word in choices:
+                return f'{name} is {value}: write "{word}" in quotes, because YAML reads {word} as {str(value).lower()}'
             return f"{name} is {value!r}: it must be one of {', '.join(choices)}{nearest(value, choices)}"
         if kind in ("greater_than_equal", "less_than_equal"):
             limits = known[name].metadata

@@ -19,7 +19,7 @@ from mae_core.data.layout import check_layout
 from mae_core.errors import MissingDataError, ParameterError
 from mae_core.model.config import Attention, ModelConfig, Pooling, Strategy, Variant, check_grid, count_kept
 from mae_core.study.checked import Checked, Name, Seed, UserPath
-from mae_core.study.results import read_json
+from mae_core.study.results import FULL, KEPT, read_json
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -240,9 +240,13 @@ class FinetuneParameters(RunParameters):
         return f"{path.parent.name}/{path.name}" if path.suffix == ".safetensors" else path.name
 
     def resolved(self) -> Self:
-        """Replace ``weights: auto`` by the path of this case's pre-trained weights, or by nothing if there are none."""
-        path = self.folder / "pretrain" / "weights.safetensors"
-        return self.model_copy(update={"weights": str(path) if path.exists() else ""}) if self.weights == "auto" else self
+        """Replace ``weights: auto`` by the path of this case's pre-trained weights, or by nothing if there are none.
+
+        A copy in bfloat16 counts where the weights themselves are not there, as in a clone with published results.
+        """
+        paths = [self.folder / "pretrain" / name for name in (FULL, KEPT)]
+        found = next((str(path) for path in paths if path.exists()), "")
+        return self.model_copy(update={"weights": found}) if self.weights == "auto" else self
 
 
 class ReportParameters(Parameters):

@@ -106,10 +106,6 @@ def train(run: PretrainParameters | FinetuneParameters, stage: str) -> None:
         ProcessError: if a process is killed or hangs; the others end, too, within a minute.
         StoppedError: on SIGINT or SIGTERM, after a checkpoint.
     """
-    if choose_device(run.device).type == "mps":
-        raise ParameterError(
-            f"processes is {run.processes}: an Apple GPU trains in one process; set processes: 1, or device: cpu"
-        )
     handlers = {
         number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     }
@@ -125,6 +121,10 @@ def train(run: PretrainParameters | FinetuneParameters, stage: str) -> None:
         quiet_launcher(),
         more_environment(environment),
     ):
+        if choose_device(run.device).type == "mps":  # starts CUDA, which then has the claimed GPUs alone
+            raise ParameterError(
+                f"processes is {run.processes}: an Apple GPU trains in one process; set processes: 1, or device: cpu"
+            )
         config = LaunchConfig(
             1, 1, run.processes, DefaultLogsSpecs(folder), run_id="mae-core", rdzv_backend="c10d",
             rdzv_endpoint="localhost:0", max_restarts=0, local_addr="localhost",

@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 from photos import BLUE, RED, animated, halves, held, pictures, quarters, sixteen_bits, transparent
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from mae_core.data.decode import decode
 
@@ -88,6 +88,17 @@ def test_pixels_are_those_of_pillows_antialiased_resizing_and_a_large_jpeg_comes
     ],
 )
 def test_what_cannot_be_decoded_is_told_with_its_reason(broken, reason):
+    check_refused(broken, reason)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_a_damaged_avif_is_told_too():
+    whole = content(halves((200, 200)), "AVIF")
+    start = whole.index(b"mdat") + 4
+    check_refused(whole[:start] + bytes(60) + whole[start + 60 :], "decode")
+
+
+def check_refused(broken, reason):
     with pytest.raises(ValueError, match=reason) as error:
         decode(broken, 24)
     assert "\n" not in str(error.value)

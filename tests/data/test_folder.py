@@ -153,6 +153,15 @@ def test_a_killed_decoding_leaves_nothing_that_counts(photos, decoded):
     assert not list((photos / store.CACHE).glob(".unfinished-*"))
 
 
+def test_without_locks_what_another_process_has_not_finished_stays(photos, monkeypatch):
+    other = photos / store.CACHE / ".unfinished-of-another-machine-1"
+    other.parent.mkdir()
+    other.write_bytes(b"half of the images")
+    monkeypatch.setattr("mae_core.locks.acquire", lambda file, wait: False)
+    assert len(load("folder", photos, image_size=16)) == 22
+    assert other.exists()
+
+
 def test_where_the_data_cannot_be_written_the_working_folder_holds_the_decoded_images(photos, tmp_path, decoded):
     (photos / store.CACHE).write_bytes(b"a file, so that there can be no folder")
     for _ in range(2):

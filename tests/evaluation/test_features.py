@@ -1,6 +1,8 @@
 """Vectors of a folder of images."""
 
 import importlib.util
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -99,6 +101,21 @@ def test_parquet_holds_the_same(weights, pictures, tmp_path):
     assert table["name"].to_pylist() == found.names
     assert table["label"].to_pylist() == found.labels
     assert np.array(table["vector"].to_pylist(), np.float32).tolist() == found.vectors_nD.tolist()
+
+
+def test_parquet_takes_names_that_are_no_text(weights, pictures, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    shutil.copy(pictures[0] / "a" / "0.png", os.fsencode(folder) + b"/caf\xe9.png")
+    write_features(str(weights[1]), folder, tmp_path / "out.parquet")
+    assert parquet.read_table(tmp_path / "out.parquet")["name"].to_pylist() == ["caf\\udce9.png"]
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_computed(tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(OutputError, match=r"file/out.npz cannot be written"):
+        write_features("missing", tmp_path, tmp_path / "file" / "out.npz")
 
 
 def test_parquet_without_pyarrow_is_told_before_anything_is_computed(weights, pictures, tmp_path, monkeypatch):

@@ -880,3 +880,10 @@ def test_the_model_of_a_default_case_with_mask_tokens_or_normalized_pixels_is_to
     text = narrative.model(read_again())
     assert "The encoder sees all patches, with a mask token in place of each masked one" in text
     assert "and predicts normalized pixels." in text
+    summary = read_again()
+    for told in (narrative.reconstruction_caption(summary.default), parts.features_caption(summary)):
+        assert "the mean and the deviation of" in told
+    set_everywhere("pretrain", norm_pix=False)
+    summary = read_again()
+    for told in (narrative.reconstruction_caption(summary.default), parts.features_caption(summary)):
+        assert "deviation" not in told

@@ -64,6 +64,9 @@ KINDS = {
         ({"case": "-rf"}, "case is '-rf': a name consists of"),
         ({"case": ""}, "case is '': a name consists of"),
         ({"device": "tpu"}, "device is 'tpu': it must be one of auto, cpu, cuda, mps"),
+        ({"compile": True}, 'compile is True: write "on" in quotes, because YAML reads on as true'),
+        ({"compile": False}, 'compile is False: write "off" in quotes, because YAML reads off as false'),
+        ({"device": True}, "device is True: it must be one of auto, cpu, cuda, mps"),
     ],
 )
 def test_what_cannot_run_is_refused_by_name(values, message):

@@ -129,6 +129,15 @@ def test_the_probes_are_those_of_the_pre_trained_encoder_whatever_the_head_reads
     assert started.pop().equal(tuned.encoder.norm.weight)
 
 
+def test_kept_weights_are_those_of_the_case_where_the_others_are_missing(tiny):
+    run = FinetuneParameters.check(tiny)
+    assert run.resolved().weights == ""
+    for name in ("weights.bfloat16.safetensors", "weights.safetensors"):
+        (run.folder / "pretrain").mkdir(parents=True, exist_ok=True)
+        (run.folder / "pretrain" / name).touch()
+        assert run.resolved().weights == str(run.folder / "pretrain" / name)
+
+
 def test_a_run_on_validation_images_never_sees_the_test_images(tiny, monkeypatch):
     loaded = []
     monkeypatch.setattr(runs, "load", lambda *words, **more: loaded.append(load(*words, **more)) or loaded[-1])
