@@ -206,10 +206,7 @@ def test_the_images_are_those_of_the_models_training_unless_others_are_named(stu
     ("given", "message"),
     [
         ({"dataset": "folder", "data_dir": "my-images"}, "data_dir is 'my-images': there is no such folder; it must hold"),
-        (
-            {"dataset": "cifar100"},
-            "dataset is 'cifar100', and 'data' has no cifar-100-python: put it there, or set dataset",
-        ),
+        ({"dataset": "cifar100"}, "dataset is 'cifar100', and 'data' has no cifar-100-python: name another folder, or"),
         ({"data_dir": "elsewhere"}, "dataset is 'shapes', and 'elsewhere' has no shapes-"),
     ],
 )

@@ -3,8 +3,10 @@
 Shapes: B batch, n images, D width, C = 3 colours, H = W pixels.
 """
 
+import contextlib
 import importlib.util
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -15,8 +17,8 @@ from torch import Tensor
 from mae_core import devices
 from mae_core.data.decode import decode
 from mae_core.data.images import batches, to_unit
-from mae_core.data.layout import ENDINGS, images, printable
-from mae_core.errors import Explained, MissingDataError, OutputError, ParameterError
+from mae_core.data.layout import ENDINGS, images
+from mae_core.errors import MissingDataError, OutputError, ParameterError
 from mae_core.evaluation.probes import PatchMean
 from mae_core.model.mae import Encoder
 from mae_core.study.foreign import find_encoder
@@ -58,20 +60,25 @@ def write_features(weights: str, folder: Path, out: Path, pool: Pool = "mean", d
         raise ParameterError(f"{out} ends in {out.suffix!r}: it must end in {' or '.join(WRITERS)}")
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ParameterError(f"{out}: Parquet needs pyarrow (pip install pyarrow); .npz needs nothing more")
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.parent):
             pass  # a place that cannot be written is told before all is computed
-        found = features(weights, folder, pool, torch.device(devices.choose_device(device)))
-        with whole(out) as temporary:
-            WRITERS[out.suffix](temporary, found)
-    except Explained:
-        raise
+    found = features(weights, folder, pool, torch.device(devices.choose_device(device)))
+    with writing(out), whole(out) as temporary:
+        WRITERS[out.suffix](temporary, found)
+    return found
+
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Turn an error of the disk into an OutputError that names the file."""
+    try:
+        yield
     except OSError as error:
         raise OutputError(
             f"{out} cannot be written ({error.strerror or error}): free some space, or check its permissions"
         ) from error
-    return found
 
 
 @torch.no_grad()
@@ -124,10 +131,14 @@ def write_parquet(path: Path, found: Features) -> None:
 
     width = found.vectors_nD.shape[1]
     vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(found.vectors_nD.ravel()), width)
-    labels = pyarrow.array([printable(label) or None for label in found.labels], pyarrow.string())
-    names = [printable(name) for name in found.names]  # Parquet takes no bytes that are not UTF-8
-    table = pyarrow.table({"name": names, "label": labels, "vector": vectors})
+    labels = pyarrow.array([as_text(label) or None for label in found.labels], pyarrow.string())
+    table = pyarrow.table({"name": [as_text(name) for name in found.names], "label": labels, "vector": vectors})
     pyarrow.parquet.write_table(table, path)
+
+
+def as_text(name: str) -> str:
+    """A file's name with escapes for bytes that are not UTF-8, which Parquet does not take."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 WRITERS = {".npz": write_npz, ".parquet": write_parquet}

@@ -255,7 +255,7 @@ def at_hand(run: ExploreParameters, image_size: int) -> bool:
     """Whether the data set's files are in ``data_dir``."""
     try:
         check_at_hand(run, image_size)
-    except (MissingDataError, OSError):
+    except MissingDataError:
         return False
     return True
 
@@ -263,9 +263,14 @@ def at_hand(run: ExploreParameters, image_size: int) -> bool:
 def check_at_hand(run: ExploreParameters, image_size: int) -> None:
     """Raise MissingDataError, with what to do, if the data set's files are not in ``data_dir``."""
     if run.dataset == "folder":
-        check_layout(Path(run.data_dir))
+        try:
+            check_layout(Path(run.data_dir))
+        except OSError as error:
+            if isinstance(error, MissingDataError):
+                raise
+            raise MissingDataError(f"data_dir is {run.data_dir!r}: it cannot be read ({error.strerror})") from error
     elif not (Path(run.data_dir) / (folder := folder_of(run.dataset, image_size))).is_dir():
         raise MissingDataError(
-            f"dataset is {run.dataset!r}, and {run.data_dir!r} has no {folder}: put it there, or set dataset to auto for "
-            f"the images of the training, or their pictures"
+            f"dataset is {run.dataset!r}, and {run.data_dir!r} has no {folder}: name another folder, or set dataset to "
+            f"auto and data_dir to '' for the images of the training, or their pictures"
         )

@@ -241,7 +241,8 @@ def finetuning(summary: Summary) -> str:
     alone = "curves-scratch" not in parts(summary)
     scratch = "" if alone or not same_recipe(summary) else "*From scratch* is the same recipe with random initial weights. "
     run, off, images = finetuned(summary), FinetuneParameters(), evaluated(summary)
-    counts = {told["n_train"] for told in summary.records("metrics", "finetune") if "n_train" in told}
+    case = summary.default if summary.default.folder("finetune") else summary.scratch
+    counts = {told["n_train"] for told in case.read("finetune", "metrics").values() if "n_train" in told}
     number_of = f"{min(counts or {run.train_images}):,}"
     labelled = f" It uses the labels of {number_of} training images." if run.train_images else ""
     read = "the mean of its patch tokens" if run.pooling == "mean" else "its class token"
@@ -316,8 +317,8 @@ def abstract(summary: Summary) -> str:
     )
     if tuned_only(summary):
         alone = (
-            "We fine-tune an encoder that was pre-trained elsewhere and compare it with others, as studies of the masked "
-            "autoencoder (MAE, [He et al.](#ref-he2021)) do."
+            "We fine-tune an encoder that was pre-trained elsewhere, as studies of the masked autoencoder (MAE, [He et "
+            "al.](#ref-he2021)) do."
         )
     counted = "Claims about the method"
     judged, missing, corrected = shown(summary), "", ""
@@ -443,7 +444,7 @@ def resized(summary: Summary) -> str:
     told = [m["positions"] for m in case.read("finetune", "metrics").values() if "positions" in m]
     positions = f" Before fine-tuning, positions were {told[0]}." if told else ""
     first, tuned = (case.pretrained and case.pretrained.image_size), finetuned(summary).image_size
-    if not case.values("accuracy") or first == tuned:
+    if not case.values("accuracy") or first in (None, tuned):
         return positions
     return (
         f" This is the size in pre-training, {first}×{first} pixels; in fine-tuning, and for all accuracies after it, "

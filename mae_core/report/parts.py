@@ -5,6 +5,7 @@ from pathlib import Path
 from mae_core.report.claims import claims
 from mae_core.report.summary import KINDS, Case, Summary, label_of
 from mae_core.report.tables import mask_token_rows, ratio_rows, sampling_rows, work_rows
+from mae_core.study.parameters import FinetuneParameters
 
 TUNED = ("predictions", "confusion", "mistakes", "attention", "neighbours")  # figures of a classifier
 TOGETHER = (("random", 0.75), ("block", 0.5), ("block", 0.75), ("grid", 0.75))  # kinds of masks in one figure
@@ -94,7 +95,8 @@ def masks(summary: Summary) -> str:
 
 def tuned_only(summary: Summary) -> bool:
     """Whether the default case was fine-tuned from weights that this study did not train."""
-    return summary.default.pretrained is None and summary.default.folder("finetune") is not None
+    recipe = summary.default.recipe("finetune")
+    return summary.default.pretrained is None and bool(recipe) and not FinetuneParameters.check(recipe).from_own
 
 
 def curves(summary: Summary) -> str:
@@ -127,7 +129,8 @@ def curves_alt(summary: Summary) -> list[str]:
     there = parts(summary)
     which = ", pre-trained and from scratch" if "curves-scratch" in there else ""
     tuned = [f"Fine-tuning loss by epoch{which}.", f"Test accuracy by epoch{which}."]
-    return ["Pre-training loss by epoch.", *(tuned if "curves-tuned" in there else [])]
+    first = "No pre-training ran here." if tuned_only(summary) else "Pre-training loss by epoch."
+    return [first, *(tuned if "curves-tuned" in there else [])]
 
 
 def sampling(summary: Summary) -> str:
@@ -185,7 +188,7 @@ def every_case(summary: Summary) -> str:
 def features_caption(summary: Summary) -> str:
     """The caption of the table of frozen features."""
     told = "error on masked pixels of test images."
-    if any(case.pretrained and case.pretrained.norm_pix for case in summary.all_cases.values()):
+    if any(case.pretrained and case.pretrained.norm_pix for case in summary.cases.values()):
         told += " The PSNR of normalized pixels uses the mean and the deviation of each original patch, which helps it."
     if not summary.fine_tuned:
         return f"Every case: {told}"

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from mae_core import devices
-from mae_core.data import images
+from mae_core.data import folder_of, images
 from mae_core.errors import ParameterError
 from mae_core.study import checkout, provenance
 from mae_core.study.foreign import weights_file
-from mae_core.study.parameters import FinetuneParameters, PretrainParameters, check_data_dir
-from mae_core.study.results import FULL, metric_rows, read_json
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters, RunParameters, check_data_dir
+from mae_core.study.results import FULL, KEPT, metric_rows, read_json
 from mae_core.study.study import STAGES
 from mae_core.study.tensors import tensors_sha256
 
@@ -150,44 +150,59 @@ def provide_weights(published: Published, path: Path, place: Path) -> None:
     expected = published.provenance.get("initial_weights_sha256")  # not told by runs from before it was recorded
     if not expected and own:
         expected = own.provenance["weights_sha256"]
+    if not expected and beside.exists():
+        raise ParameterError(
+            f"{path} does not tell the checksum of {given}, from which the run started: it cannot be repeated"
+        )
     if not expected:
-        lacking = f"{beside} is missing" if not beside.exists() else f"it does not tell the checksum of {given}"
-        raise ParameterError(f"{path} is a fine-tuned run, but {lacking}: put its pre-training's results there")
-    for weights in (given, beside.with_name(FULL)) if own else (given,):
+        raise ParameterError(f"{path} is a fine-tuned run, but {beside} is missing: put its pre-training's results there")
+    trained = own if given.name != KEPT and not given.is_absolute() else None  # its pre-training can be repeated
+    for weights in (given, beside.with_name(FULL)) if trained else (given,):
         if weights.exists() and tensors_sha256(weights_file(str(weights))) == expected:
             link(place / given, weights)
             for told in () if own or weights.is_dir() else weights.parent.glob("*.json"):  # of timm or transformers
                 link(place / given.with_name(told.name), told)
             return
-    if not own:
+    if not trained:
         raise ParameterError(
             f"the run started from {given} with the SHA-256 {expected[:16]} …, which is missing or another file now: put "
             f"that file there"
         )
-    if own.provenance["weights_sha256"] != expected:
+    if trained.provenance["weights_sha256"] != expected:
         raise ParameterError(
             f"{path} started from other weights than those of {beside}: put the pre-training there that it started from"
         )
     print(f"{given} is missing or is not the published file: pre-training first")
-    if train(own, place) != expected:
+    if train(trained, place) != expected:
         raise ParameterError("pre-training does not reproduce the published weights: see what is not as published")
-    link(place / given, place / own.run.folder / "pretrain" / FULL)
+    link(place / given, place / trained.run.folder / "pretrain" / FULL)
 
 
 def link(name: Path, target: Path) -> None:
-    """Link ``name`` to ``target``, or where that is a folder already, all in it, unless ``name`` is the target itself."""
-    if name.is_dir() and not name.is_symlink() and target.is_dir() and not name.samefile(target):
-        for entry in target.iterdir():
-            link(name / entry.name, entry)
-    elif not name.exists():
+    """Link ``name`` to ``target`` unless ``name`` exists, as an absolute path of the published run may."""
+    if not name.exists():
         name.parent.mkdir(parents=True, exist_ok=True)
         name.symlink_to(target.absolute())
+
+
+def link_data(run: RunParameters, place: Path) -> None:
+    """Link the files of a data set, and nothing beside them, to where a run in ``place`` looks for them.
+
+    Raises:
+        ParameterError: for images of one's own in the project's folder itself, whose results would be replaced.
+    """
+    within = "" if run.dataset == "folder" else folder_of(run.dataset, run.image_size)
+    if Path(run.data_dir, within) == Path("."):
+        raise ParameterError(
+            "data_dir is the project's own folder: move the images to a folder of their own, and train again"
+        )
+    link(place / run.data_dir / within, Path(run.data_dir, within))
 
 
 def train(published: Published, place: Path) -> str:
     """Train in another process in the folder ``place``, with the package at the run's commit; SHA-256 of the weights."""
     run, told = published.run, published.provenance
-    link(place / run.data_dir, Path(run.data_dir))
+    link_data(run, place)
     with checked_out(told["commit"], told["clean"]) as code:
         words = [sys.executable, "-c", SCRIPT, published.stage, json.dumps(published.parameters)]
         if subprocess.run(words, cwd=place, env={**os.environ, "PYTHONPATH": str(code)}).returncode:

@@ -1,8 +1,6 @@
 """Vectors of a folder of images."""
 
 import importlib.util
-import os
-import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ from PIL import Image
 from mae_core import cli
 from mae_core.data.images import to_unit
 from mae_core.errors import MissingDataError, OutputError, ParameterError
-from mae_core.evaluation.features import write_features
+from mae_core.evaluation.features import Features, write_features, write_parquet
 from mae_core.model.mae import Classifier, MaskedAutoencoder
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.tensors import save_tensors
@@ -103,13 +101,14 @@ def test_parquet_holds_the_same(weights, pictures, tmp_path):
     assert np.array(table["vector"].to_pylist(), np.float32).tolist() == found.vectors_nD.tolist()
 
 
-def test_parquet_takes_names_that_are_no_text(weights, pictures, tmp_path):
+def test_parquet_takes_names_that_are_no_text(tmp_path):
+    """Bytes that are not UTF-8 become escapes; every other name stays as it is, as in .npz."""
     parquet = pytest.importorskip("pyarrow.parquet")
-    folder = tmp_path / "odd"
-    folder.mkdir()
-    shutil.copy(pictures[0] / "a" / "0.png", os.fsencode(folder) + b"/caf\xe9.png")
-    write_features(str(weights[1]), folder, tmp_path / "out.parquet")
-    assert parquet.read_table(tmp_path / "out.parquet")["name"].to_pylist() == ["caf\\udce9.png"]
+    names = ["caf\udce9.png", "at 9.41\u202fAM.png"]
+    write_parquet(tmp_path / "out.parquet", Features(names, ["\udce9", ""], np.zeros((2, 3), np.float32)))
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert table["name"].to_pylist() == ["caf\\udce9.png", names[1]]
+    assert table["label"].to_pylist() == ["\\udce9", None]
 
 
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_computed(tmp_path):

@@ -301,6 +301,8 @@ def test_a_study_that_only_fine_tunes_has_a_model_a_recipe_and_a_gain():
     assert {row[0]: row[1:] for row in tables.recipe_rows(summary)}["train_images"] == ["–", "500"]
     assert verdicts(summary)["Pre-training beats training from scratch"] == "supported"
     assert "pre-training" not in parts.curves(summary)
+    assert parts.curves_alt(summary)[0] == "No pre-training ran here."
+    assert "None" not in narrative.model(summary)
     assert parts.curves_caption(summary).startswith("Left: no pre-training ran here. Middle and right: ")
     for path in Path("outputs/fake").glob("*/seed*/finetune/*.json"):
         own = {"dataset": "folder", "data_dir": "photos"} if path.stem == "parameters" else {"n_train": 90, "n_test": 30}
@@ -312,7 +314,9 @@ def test_a_study_that_only_fine_tunes_has_a_model_a_recipe_and_a_gain():
     for path in Path("outputs/fake/theirs").glob("seed*/finetune/parameters.json"):
         told = read_json(path)
         write_json(path, told | {"weights": f"outputs/fake/theirs/seed{told['seed']}/pretrain/weights.safetensors"})
-    assert "The results of its pre-training are not there." in narrative.model(read_again())
+    summary = read_again()
+    assert "The results of its pre-training are not there." in narrative.model(summary)
+    assert "elsewhere" not in narrative.abstract(summary) + parts.curves_caption(summary)
     shutil.rmtree("outputs/fake/theirs")
     rows = {row[0]: row[1:] for row in tables.recipe_rows(read_again())}
     assert (rows["width"], "train_images" in rows) == (["–", "48"], False)

@@ -16,7 +16,7 @@ from mae_core.errors import ParameterError
 from mae_core.study import checkout, provenance
 from mae_core.study.foreign import weights_file
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.reproduce import Published, checked_out, differences, link, provide_weights, reproduce
+from mae_core.study.reproduce import Published, checked_out, differences, link_data, provide_weights, reproduce
 from mae_core.study.results import read_json
 from mae_core.study.tensors import tensors_sha256
 
@@ -162,26 +162,48 @@ def test_other_weights_are_never_taken_in_place_of_foreign_ones(published, tmp_p
     assert not place.exists()
 
 
-@pytest.mark.parametrize(
-    "given", ["outputs/notebook/random-75/seed0/pretrain", "/elsewhere/outputs/notebook/random-75/seed0/pretrain"]
-)
-def test_its_own_pre_training_may_be_named_as_a_folder_or_by_a_whole_path(published, tmp_path, monkeypatch, given):
+def test_its_own_pre_training_may_be_named_as_a_folder(published, tmp_path, monkeypatch):
     inside(published, monkeypatch)
-    place = tmp_path if given.startswith("/") else tmp_path / "place"
-    run = started_from(f"{tmp_path}{given}" if given.startswith("/") else given)  # from before checksums were recorded
-    provide_weights(run, published / "finetune" / "provenance.json", place)
-    found = weights_file(str(place / run.run.weights))
+    run = started_from("outputs/notebook/random-75/seed0/pretrain")  # from before checksums were recorded
+    provide_weights(run, published / "finetune" / "provenance.json", tmp_path / "place")
+    found = weights_file(str(tmp_path / "place" / run.run.weights))
     assert tensors_sha256(found) == read_json(published / "pretrain" / "provenance.json")["weights_sha256"]
 
 
-def test_weights_beside_the_data_do_not_hide_the_data(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.bfloat16.safetensors"])
+def test_nothing_is_written_where_a_whole_path_or_a_copy_is_missing(published, tmp_path, monkeypatch, name):
+    inside(published, monkeypatch)
+    folder = Path("outputs/notebook/random-75/seed0/pretrain")
+    gone = tmp_path / "gone" / folder / name if name == "weights.safetensors" else folder / name
+    run = started_from(gone, initial_weights_sha256="0" * 64)
+    with pytest.raises(ParameterError, match=r"which is missing or another file now: put that file there"):
+        provide_weights(run, published / "finetune" / "provenance.json", tmp_path / "place")
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_which_nothing_is_known_are_told(published, tmp_path, monkeypatch):
+    inside(published, monkeypatch)
+    with pytest.raises(
+        ParameterError, match="does not tell the checksum of some/vit, from which the run started: it cannot"
+    ):
+        provide_weights(started_from("some/vit"), published / "finetune" / "provenance.json", tmp_path / "place")
+
+
+@pytest.mark.parametrize("data_dir", ["data", "."])
+def test_of_the_data_nothing_else_is_linked(tmp_path, monkeypatch, data_dir):
+    """Results of the project beside the data would be replaced; weights beside them do not hide the data."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data" / "set").mkdir(parents=True)
-    published = started_from("data/theirs", initial_weights_sha256=foreign(tmp_path / "data" / "theirs"))
-    provide_weights(published, Path("case/finetune/provenance.json"), tmp_path / "place")
-    link(tmp_path / "place" / "data", Path("data"))
-    assert (tmp_path / "place" / "data" / "set").samefile("data/set")
-    assert weights_file(str(tmp_path / "place" / "data" / "theirs")).samefile("data/theirs/model.safetensors")
+    (tmp_path / data_dir / "cifar-10-batches-py").mkdir(parents=True)
+    (tmp_path / "outputs").mkdir()
+    given, place = Path(data_dir, "theirs"), tmp_path / "place"
+    published = started_from(given, initial_weights_sha256=foreign(tmp_path / given))
+    provide_weights(published, Path("case/finetune/provenance.json"), place)
+    link_data(FinetuneParameters(dataset="cifar10", data_dir=data_dir), place)
+    assert (place / data_dir / "cifar-10-batches-py").samefile(tmp_path / data_dir / "cifar-10-batches-py")
+    assert weights_file(str(place / given)).samefile(tmp_path / given / "model.safetensors")
+    assert not (place / "outputs").exists()
+    with pytest.raises(ParameterError, match="data_dir is the project's own folder: move the images"):
+        link_data(FinetuneParameters(dataset="folder", data_dir="."), place)
 
 
 def test_weights_outside_the_folder_of_the_run_are_refused(published, monkeypatch):
