@@ -260,6 +260,10 @@ def explorer(run: ExploreParameters) -> Explorer:
     models = trained_models(run)
     torch.set_num_threads(1)
     shown = run.shown_with(models[0].run)
-    if run.dataset != "auto" or run.data_dir:
-        check_at_hand(shown, models[0].run.image_size)
-    return Explorer(models, images_to_show(shown, models[0]), shown)
+    side = models[0].run.image_size
+    if run.dataset != "auto":
+        check_at_hand(shown, side)
+    view = Explorer(models, images_to_show(shown, models[0]), shown)
+    if run.data_dir and not at_hand(shown, side):
+        view.say(f"the images of the training are not in {run.data_dir!r}: these are the pictures that were saved with it")
+    return view

@@ -37,7 +37,7 @@ class ExploreParameters(Parameters):
     study: Name = Field("laptop", description="study whose trained models to open, from outputs/<study>/")
     cases: list[Name] = Field([], description="cases to open; empty: all that have weights and fit the first")
     seed: Seed = Field(0, description="seed of the runs to open")
-    dataset: Shown = Field("auto", description="images to show; auto: those of the training, or their pictures")
+    dataset: Shown = Field("auto", description="images to show; auto: as in training, or its pictures")
     data_dir: UserPath = Field("", description="folder that contains the data set; empty: as in training")
     train: bool = Field(
         False, description="true: train and open a small model instead, on dataset (auto: cifar10), downloaded if missing"
@@ -272,5 +272,5 @@ def check_at_hand(run: ExploreParameters, image_size: int) -> None:
     elif not (Path(run.data_dir) / (folder := folder_of(run.dataset, image_size))).is_dir():
         raise MissingDataError(
             f"dataset is {run.dataset!r}, and {run.data_dir!r} has no {folder}: name another folder, or set dataset to "
-            f"auto and data_dir to '' for the images of the training, or their pictures"
+            f"auto for the images of the training, or their pictures"
         )

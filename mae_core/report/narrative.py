@@ -356,20 +356,19 @@ def reached(summary: Summary) -> str:
     """What the default case reaches, within a sentence: its accuracy, or without one another's, or its PSNR."""
     default, images = summary.default, evaluated(summary)
     ours, theirs, quality = default.estimate("accuracy"), summary.scratch.estimate("accuracy"), default.estimate("psnr")
-    if ours:
+    if ours and default.pretrained:
         against = f", against {number(theirs)} % from scratch{same_recipe(summary)}" if theirs else ""
         top5 = f" (top-5: {number(found)} %)" if (found := default.estimate("top5")) else ""
-        if not default.pretrained:
-            return f"the case *{default.label}* reaches {number(ours)} % {images} accuracy{top5} after fine-tuning{against}"
         return (
             f"an encoder pre-trained with {default.masking} reaches {number(ours)} % {images} accuracy{top5} after "
             f"fine-tuning{against}"
         )
     told = f"masked pixels of {images} images are reconstructed with {number(quality)} dB (PSNR)"
     tuned = "no classifier was fine-tuned"
-    if other := next((case for case in summary.all_cases.values() if case.estimate("accuracy")), None):
+    if other := next((case for case in (default, *summary.all_cases.values()) if case.estimate("accuracy")), None):
         first = "training from scratch" if other.from_scratch else f"fine-tuning of the case *{other.label}*"
-        tuned = f"{first} reaches {number(other.estimate('accuracy'))} % {images} accuracy"
+        against = f", against {number(theirs)} % from scratch{same_recipe(summary)}" if theirs and ours else ""
+        tuned = f"{first} reaches {number(other.estimate('accuracy'))} % {images} accuracy{against}"
     return f"{told if quality else 'no case of this study has been pre-trained'}; {tuned}"
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from mae_core.data import folder_of
 from mae_core.errors import ParameterError
 from mae_core.report import published
 from mae_core.report.statistics import Estimate, estimate, paired_difference
@@ -436,30 +435,29 @@ def of_one_recipe(case: Case, pattern: Case | None = None) -> tuple[dict[int, Pa
     return folders, left_out
 
 
-def data_of(case: Case) -> Iterator[tuple[int, str, tuple[str, str], str]]:
-    """Seed, stage, data set and checksum of the data of each run; a data set is its name with the folder that was read."""
+def data_of(case: Case) -> Iterator[tuple[int, str, str, str]]:
+    """Seed, stage, data set in words and checksum of the data of each run."""
     for stage in STAGES:
         sources = case.read(stage, "provenance")
         for seed, stored in case.read(stage, "parameters").items():
             values = DEFAULTS[stage] | stored  # runs from before a parameter existed had its default
-            own = values["dataset"] == "folder"
-            place = values["data_dir"] if own else folder_of(values["dataset"], values["image_size"])
-            yield seed, stage, (values["dataset"], place), sources[seed]["data_md5"]
+            own, drawn = f"images in {values['data_dir']}", f"{values['dataset']} of {values['image_size']} pixels"
+            yield seed, stage, own if values["dataset"] == "folder" else drawn, sources[seed]["data_md5"]
 
 
-def usual_images(cases: Iterable[Case]) -> dict[tuple[str, str], str]:
+def usual_images(cases: Iterable[Case]) -> dict[str, str]:
     """The checksum that most runs on each data set have; of equally many, the first."""
-    counts = Counter((place, md5) for case in cases for _, _, place, md5 in data_of(case))
-    return {place: md5 for (place, md5), _ in reversed(counts.most_common())}
+    counts = Counter((data, md5) for case in cases for _, _, data, md5 in data_of(case))
+    return {data: md5 for (data, md5), _ in reversed(counts.most_common())}
 
 
-def of_usual_images(case: Case, usual: Mapping[tuple[str, str], str]) -> tuple[dict[int, Path], list[str]]:
+def of_usual_images(case: Case, usual: Mapping[str, str]) -> tuple[dict[int, Path], list[str]]:
     """The folders of a case's runs that read the usual images of their data set, and a sentence on each other run."""
     folders, left_out = dict(case.folders), []
-    for seed, stage, place, md5 in data_of(case):
-        if seed in folders and usual.get(place, md5) != md5:
+    for seed, stage, data, md5 in data_of(case):
+        if seed in folders and usual.get(data, md5) != md5:
             del folders[seed]
-            left_out.append(f"{case.name}/seed{seed}/{stage}: its images in {place[1]} were not those of most runs")
+            left_out.append(f"{case.name}/seed{seed}/{stage}: its {data} were not those of most runs")
     return folders, left_out
 
 
