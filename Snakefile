@@ -67,7 +67,7 @@ for sentence in date_results(study, TRAINING, FINGERPRINTS):
 
 # Training jobs share the machine: each reserves its threads and, where there are GPUs, one of them; the others wait.
 # Which one is settled by the run itself (mae_core/gpus.py), on a cluster by its scheduler.
-GPUS = len(gpus.visible()) or int(sys.platform == "darwin")
+GPUS = len(gpus.visible() if gpus.torch_has_cuda() else ()) or int(sys.platform == "darwin")
 
 
 # The parameters of a run.

@@ -66,6 +66,9 @@ def cast(model: nn.Module, precision: torch.dtype) -> nn.Module:
     return model if precision == torch.float32 else copy.deepcopy(model).to(precision)
 
 
+SHORT = ("allocate memory", "out of memory", "ALLOC_FAILED")  # in errors of the CPU, of CUDA and MPS, and of cuBLAS
+
+
 @contextlib.contextmanager
 def explained_shortage(images_at_once: int = 0) -> Iterator[None]:
     """Turn an out-of-memory error into DeviceMemoryError, a sentence with advice.
@@ -76,7 +79,7 @@ def explained_shortage(images_at_once: int = 0) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        short = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+        short = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in SHORT)
         if not short or isinstance(error, Explained):
             raise
         if images_at_once:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 from mae_core import locks
@@ -95,9 +96,9 @@ def claimed(device: str, count: int = 1) -> Iterator[None]:
 
 
 def torch_has_cuda() -> bool:
-    """Whether torch, if this process has imported it, was built for CUDA: else it uses no GPU, whatever is there."""
+    """Whether torch was built for CUDA: else it uses no GPU, whatever is there. Before its import, its version tells."""
     torch = sys.modules.get("torch")
-    return torch is None or torch.backends.cuda.is_built()
+    return torch.backends.cuda.is_built() if torch else not version("torch").endswith("+cpu")
 
 
 def show(names: str | None) -> None:

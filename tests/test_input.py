@@ -247,7 +247,14 @@ def test_an_output_folder_that_cannot_be_made_is_told(tiny):
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: you tried"), MemoryError()]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("can't allocate memory: you tried"),
+        MemoryError(),
+        RuntimeError("MPS backend out of memory"),
+        RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling"),
+    ],
 )
 def test_out_of_memory_suggests_a_smaller_micro_batch(tiny, monkeypatch, error):
     def fails(*words):

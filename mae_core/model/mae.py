@@ -214,7 +214,10 @@ class SharedRows(torch.autograd.Function):
 
 
 def initialize(module: nn.Module, skip: nn.Module | None = None) -> None:
-    """Initialize as the MAE paper's code: Xavier-uniform matrices, zero biases, tokens and positions from N(0, 0.02)."""
+    """Initialize as the MAE paper's code for pre-training: Xavier-uniform matrices, tokens and positions from N(0, 0.02).
+
+    All biases are zero, as there but for that of the patch embedding. A classifier's head is a matrix like the others.
+    """
     done = set() if skip is None else {id(p) for p in skip.parameters()}
     for name, parameter in module.named_parameters():
         if id(parameter) in done or "norm" in name:

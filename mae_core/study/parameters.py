@@ -335,7 +335,7 @@ def assigned(source: str) -> list[str]:
         statements: list[Any] = ast.parse(source).body
         for statement in statements:
             ast.literal_eval(statement.value)
-        targets: list[Any] = [s.target if isinstance(s, ast.AnnAssign) else s.targets[0] for s in statements]
+        targets: list[Any] = [t for s in statements for t in ([s.target] if isinstance(s, ast.AnnAssign) else s.targets)]
         return [target.id for target in targets]
     except (SyntaxError, ValueError, TypeError, AttributeError):
         return []

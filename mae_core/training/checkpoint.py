@@ -138,7 +138,9 @@ class Checkpoint:
             for values, machine in ((self.run.flat(), self.made_of), (parameters, made_of))
         )
         for name, value in ours.items():
-            if theirs.get(name, value) != value and name not in FREE:  # one from before a parameter existed has other code
+            if name in (*FREE, "data_dir", "weights"):  # what these lead to has checksums
+                continue
+            if theirs.get(name, value) != value:  # one from before a parameter existed has other code
                 raise ParameterError(
                     f"{name} is {value!r}, but the unfinished run in {self.newest.parent} has {theirs.get(name)!r}: "
                     f"delete its checkpoint*.safetensors to start anew"

@@ -109,10 +109,13 @@ def fit(
                 average.update()
                 at.step += 1
                 bar.update()
+                stepped = time.perf_counter()
                 watch(at)
+                if device.type == "cpu":  # elsewhere, a picture waits for steps whose time counts
+                    began += time.perf_counter() - stepped
                 if together.leads and (checkpoint.due() or stop.is_set()) and at.step < steps:
+                    check_finite("training loss", at.losses_S[: at.step], at, run, checkpoint)  # waits for the device
                     at.spent = time.perf_counter() - began
-                    check_finite("training loss", at.losses_S[: at.step], at, run, checkpoint)
                     check_finite("sum of weights", sum_of_weights(model), at, run, checkpoint)
                     checkpoint.save(at)
                     if stop.is_set():

@@ -1,6 +1,8 @@
 """How a run is computed: precision, workers, images per part, and compilation."""
 
 import math
+import os
+import shutil
 from dataclasses import dataclass
 
 import torch
@@ -42,14 +44,16 @@ def choose_plan(run: PretrainParameters | FinetuneParameters, device: torch.devi
         images = min(images, 2 ** max(0, int(math.log2(most_bytes / image_bytes))))
         images = min(images, math.ceil(batch_size / workers))
     graphs = run.compile == "graphs" and device.type == "cuda"
-    compiled = run.compile in ("on", "graphs") or (run.compile == "auto" and device.type == "cuda")
+    on_cuda, compiler = device.type == "cuda", has_compiler()
+    compiled = run.compile in ("on", "graphs") or (run.compile == "auto" and on_cuda and compiler)
     why = {
         "precision": "as asked" if run.precision != "auto" else "multiplied in hardware"
         if precision == torch.bfloat16 else "no hardware for bfloat16",
         "images": "as asked" if run.micro_batch else "large parts feed the tiles" if tiled
         else "activations near the caches" if cpu else "the whole batch",
         "compiled": "as asked" if run.compile != "auto" else "starting it costs more than it saves" if cpu
-        else "operations fused save memory traffic" if compiled else "not tried on this device",
+        else "operations fused save memory traffic" if compiled
+        else "no C compiler here" if on_cuda else "not tried on this device",
     }  # fmt: skip
     return Plan(
         precision,
@@ -64,3 +68,8 @@ def choose_plan(run: PretrainParameters | FinetuneParameters, device: torch.devi
             f"{'compiled' if compiled else 'not compiled'}{', CUDA graphs' * graphs} ({why['compiled']})",
         ),
     )
+
+
+def has_compiler() -> bool:
+    """Whether Triton, torch's compiler for CUDA, finds the C compiler that it needs."""
+    return bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))

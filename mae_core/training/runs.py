@@ -23,7 +23,7 @@ from mae_core.evaluation import N_PICTURES, classification, flops, probes, recon
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study import provenance, results
 from mae_core.study.foreign import Found, find_encoder, weights_file
-from mae_core.study.parameters import FinetuneParameters, PretrainParameters, check_data_dir
+from mae_core.study.parameters import OUTPUTS, FinetuneParameters, PretrainParameters, check_data_dir
 from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
 from mae_core.training import objective, processes
 from mae_core.training.checkpoint import Position, discard
@@ -277,7 +277,9 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
     except KeyboardInterrupt:
         raise StoppedError("stopped: run again to start, or to continue from the last checkpoint") from None
     except OSError as error:
-        if isinstance(error, Explained):
+        named = Path(str(error.filename)).absolute() if error.filename else folder.absolute()
+        here = named.is_relative_to(OUTPUTS.absolute()) or folder.absolute().is_relative_to(named)
+        if isinstance(error, Explained | BrokenPipeError) or not here:
             raise
         raise OutputError(
             f"results cannot be written to {folder} ({error.strerror or error}): free some space, or check its "

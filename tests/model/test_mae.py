@@ -246,7 +246,7 @@ def test_a_flat_patch_is_normalized_to_zeros():
 
 
 @pytest.mark.parametrize("variant", ["report", "paper"])
-def test_every_weight_is_initialized_as_the_papers_code_does(variant):
+def test_every_weight_is_initialized_as_described(variant):
     """Xavier-uniform matrices, zero biases, norms that change nothing, tokens and positions from N(0, 0.02)."""
     torch.manual_seed(0)
     model = MaskedAutoencoder(ModelConfig(variant=variant, patch_size=4, width=192, decoder_width=192))

@@ -120,6 +120,8 @@ def test_a_namespace_gives_what_its_parameter_cells_set():
     assert PretrainParameters.from_namespace(executed(own, injected, "x = print")) == PretrainParameters(seed=4, epochs=2)
     with pytest.raises(ParameterError, match="seeed is not a parameter of pretrain; did you mean seed"):
         PretrainParameters.from_namespace(executed(own, "seeed = 4", "x = print"))
+    both = PretrainParameters.from_namespace(executed("depth = decoder_depth = 3", "x = print"))
+    assert (both.depth, both.decoder_depth) == (3, 3)
 
 
 def test_a_failed_check_leaves_no_earlier_run():

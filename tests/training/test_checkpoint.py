@@ -482,6 +482,7 @@ def test_how_a_run_computes_may_change_and_what_it_computes_may_not(tmp_path):
         {"threads": 3},
         {"compile": "off"},
         {"deterministic": True},
+        {"data_dir": "moved"},  # the data have a checksum
     ):
         assert small(tmp_path, **free).restore(position()).step == 1
     for name, value in (("epochs", 9), ("width", 96), ("base_lr", 0.5), ("augment", "crop-flip"), ("norm_pix", True)):

@@ -207,7 +207,9 @@ def fit_idly(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "ingredients", lambda *words: ingredients)
     train = Split(torch.zeros(70, 3, 32, 32, dtype=torch.uint8), torch.zeros(70, dtype=torch.int64), ("a",))
 
-    def run_the_loop(step=lambda model, taken: None, losses=range(1, 13), test_epoch=dict, folder="run", **more):
+    def run_the_loop(
+        step=lambda model, taken: None, losses=range(1, 13), test_epoch=dict, folder="run", watching=lambda at: None, **more
+    ):
         taken = []
 
         def new_step(model, *words):
@@ -222,7 +224,7 @@ def fit_idly(tmp_path, monkeypatch):
         run = PretrainParameters(**{"epochs": 3, "batch_size": 16} | more)
         (tmp_path / folder).mkdir(exist_ok=True)
         cpu = torch.device("cpu")
-        history, metrics = fit(torch.nn.Linear(3, 3), None, train, run, tmp_path / folder, cpu, test_epoch)
+        history, metrics = fit(torch.nn.Linear(3, 3), None, train, run, tmp_path / folder, cpu, test_epoch, watching)
         return taken, history, metrics
 
     return run_the_loop
@@ -297,7 +299,7 @@ def test_a_checkpoint_is_saved_after_each_step_if_due_and_at_the_end(fit_idly, m
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 1000.0])
 @pytest.mark.parametrize("stops_at", [0, 2, 4, 7])
 def test_training_takes_the_time_of_its_steps_whatever_else_happens(fit_idly, monkeypatch, stops_at, checkpoint_seconds):
-    """Steps of 1.25 seconds; checkpoints take 100, evaluations 1000; and one start may have been stopped."""
+    """Steps of 1.25 seconds; checkpoints take 100, evaluations 1000, pictures 10,000; one start may have been stopped."""
     clock, save = [5.0], Checkpoint.save
     monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
 
@@ -315,7 +317,11 @@ def test_training_takes_the_time_of_its_steps_whatever_else_happens(fit_idly, mo
         clock[0] += 1.25
 
     monkeypatch.setattr(Checkpoint, "save", slow_save)
-    more = {"test_epoch": evaluate, "checkpoint_seconds": checkpoint_seconds}
+
+    def draw(at):
+        clock[0] += 1e4
+
+    more = {"test_epoch": evaluate, "checkpoint_seconds": checkpoint_seconds, "watching": draw}
     if stops_at:
         with pytest.raises(KeyboardInterrupt):
             fit_idly(step, **more)

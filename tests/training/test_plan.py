@@ -45,6 +45,17 @@ def test_cuda_graphs_are_recorded_on_request():
     assert not choose_plan(PretrainParameters(compile="graphs"), torch.device("cpu")).graphs
 
 
+def test_without_a_c_compiler_a_gpu_runs_uncompiled_and_the_plan_says_so(monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    plan = choose_plan(PretrainParameters(), torch.device("cuda"))
+    assert not plan.compiled
+    assert "not compiled (no C compiler here)" in str(plan)
+    assert choose_plan(PretrainParameters(compile="on"), torch.device("cuda")).compiled
+    monkeypatch.setenv("CC", "cc")
+    assert choose_plan(PretrainParameters(), torch.device("cuda")).compiled
+
+
 def test_a_plan_says_what_it_picked_and_why():
     plan = choose_plan(PretrainParameters(precision="float32", compile="on"), torch.device("cpu"))
     assert str(plan).startswith("cpu in float32 (as asked); 1 worker, 64 images at once (")
