@@ -170,17 +170,21 @@ def verdict(*differences, small=None):
     if not all(differences):
         return None, "not run"
     told = [judged(difference, small) for difference in differences]
+    against = [k for k, words in enumerate(told) if words.startswith("contradicted")]
+    if against and p_value_of(differences, "contradicted") < 0.05:
+        k = min(against, key=lambda k: scipy.stats.ttest_1samp(list(differences[k].values()), 0).pvalue)
+        return k, told[k]
+    told = [f"undecided ({len(differences[k])} seeds)" if k in against else words for k, words in enumerate(told)]
     k = min(range(len(told)), key=lambda k: (place(told[k]), mean(differences[k])))
-    if told[k].startswith("contradicted") and p_value_of(differences, told[k]) >= 0.05:
-        return k, f"undecided ({len(differences[k])} seeds)"
     return k, told[k]
 
 
 def p_value_of(differences, told):
     """The p-value of a claim that all differences by seed are positive, given its verdict; None if it has none."""
     p_values = [scipy.stats.ttest_1samp(list(d.values()), 0).pvalue if len(d) > 1 else None for d in differences]
-    if told.startswith("contradicted"):
-        return min(p for p, d in zip(p_values, differences, strict=True) if p and mean(d) < 0) * len(differences)
+    negative = [p for p, d in zip(p_values, differences, strict=True) if p and mean(d) < 0]
+    if told.startswith("contradicted") or (len(differences) > 1 and negative and min(negative) < 0.05):
+        return min(1.0, min(negative) * len(differences))
     return None if None in p_values else max(p_values)
 
 
@@ -472,9 +476,13 @@ def check_lengths(report, raw, accuracy):
     if len(found) < 2:
         assert "tab-lengths" not in report.tables
         return set()
-    shared = set.intersection(*(set(values) for row in found.values() for values in row.values()))
+    always = set.intersection(*(set(row) for row in found.values())) or set(kinds)
+    shared = set.intersection(*(set(row[kind]) for row in found.values() for kind in row if kind in always))
+    if not shared:
+        assert "tab-lengths" not in report.tables
+        return set()
     same = {
-        n: {kind: {k: v for k, v in values.items() if k in shared} for kind, values in row.items()}
+        n: {kind: {k: v for k, v in values.items() if k in shared} for kind, values in row.items() if shared <= set(values)}
         for n, row in found.items()
     }
     _, *rows = report.tables["tab-lengths"]

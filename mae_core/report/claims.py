@@ -191,19 +191,24 @@ def decide(differences: Sequence[Estimate], bound: float | None) -> tuple[Estima
         The difference that decides, the verdict, and the p-value of the claim. A claim of several differences needs them
         all, so its p-value is the largest of theirs (intersection-union test, Berger 1982). One negative difference
         contradicts it if the smallest p-value of the negative ones, times the number of differences (Bonferroni), is
-        below 5 %; that is then the claim's p-value. None if a difference that the p-value needs has no test.
+        below 5 %; that difference then decides, and this is the claim's p-value. None if a difference that the p-value
+        needs has no test.
     """
+    judged = [(judge(difference, bound), difference) for difference in differences]
+    tested = [(p, difference) for difference in differences if (p := p_value(difference)) is not None]
+    p = max(p for p, _ in tested) if len(tested) == len(differences) else None
+    against = [pair for pair in judged if pair[0].startswith("contradicted")]
+    negative = [(p, difference.mean, difference) for p, difference in tested if difference.mean < 0]
+    if against and negative:
+        least, _, decisive = min(negative, key=lambda found: found[:2])
+        p = min(1.0, len(differences) * least)
+        if p < LEVEL:
+            return decisive, judge(decisive, bound), p
+        judged = [(undecided(pair[1]) if pair in against else pair[0], pair[1]) for pair in judged]
     verdict, decisive = min(
-        ((judge(difference, bound), difference) for difference in differences),
-        key=lambda pair: (RANK.index(pair[0] if pair[0] in RANK else "undecided"), pair[1].mean),
+        judged, key=lambda pair: (RANK.index(pair[0] if pair[0] in RANK else "undecided"), pair[1].mean)
     )
-    tested = [(p_value(difference), difference) for difference in differences]
-    if verdict.startswith("contradicted"):
-        negative = [p for p, difference in tested if p is not None and difference.mean < 0]
-        p = min(1.0, len(differences) * min(negative)) if negative else None
-        return decisive, verdict if p is None or p < LEVEL else undecided(decisive), p
-    known = [p for p, _ in tested if p is not None]
-    return decisive, verdict, max(known) if len(known) == len(tested) else None
+    return decisive, verdict, p
 
 
 def judge(difference: Estimate, bound: float | None = None) -> str:

@@ -203,7 +203,12 @@ def several_machines(summary: Summary) -> str:
         if devices := {p["device"] for stage in STAGES for p in case.read(stage, "provenance").values()}:
             groups.setdefault(" and ".join(sorted(devices)), []).append(case.label)
     if len(groups) < 2:
-        return ""
+        (one,) = groups or ("",)
+        return (
+            f"Times, speeds and memory come from several machines, on which every case ran: {one}. "
+            if " and " in one
+            else ""
+        )
     told = "; ".join(f"{device} ({', '.join(cases)})" for device, cases in groups.items())
     return f"Times, speeds and memory come from different machines: {told}. "
 
@@ -556,6 +561,8 @@ def over_images(summary: Summary) -> str:
 def lengths(summary: Summary) -> str:
     """Whether more pre-training changes the order of masks, of those that ran at every length."""
     found = summary.lengths()
+    if not found:
+        return "No two kinds of masks have run at every length with the same seed, so we cannot compare their order."
     labels = [
         label for label in (label_of(*masks) for masks in LENGTHENED) if all(label in cases for cases in found.values())
     ]

@@ -227,7 +227,8 @@ class Summary:
     def lengths(self) -> dict[int, dict[str, Case]]:
         """Random 75 %, block 50 % and grid 75 % by epochs of pre-training, shortest first; empty without two lengths.
 
-        A length counts if at least two of the kinds have run. All have the seeds that the kinds of every length share.
+        A length counts if at least two of the kinds have run. All have the seeds that the kinds of every length share; a
+        kind that lacks one of them at some length is left out there. Without a shared seed, the result is empty.
         """
         found: dict[int, dict[str, Case]] = {}
         for masks in LENGTHENED:
@@ -241,7 +242,11 @@ class Summary:
         seeds = shared_by(
             [case for cases in found.values() for label, case in cases.items() if label in always or not always]
         )
-        return {epochs: {label: case.of(seeds) for label, case in cases.items()} for epochs, cases in found.items()}
+        whole = {
+            epochs: {label: case.of(seeds) for label, case in cases.items() if seeds <= case.values("accuracy").keys()}
+            for epochs, cases in found.items()
+        }
+        return whole if seeds else {}
 
     def records(self, file: str, *stages: str) -> list[Any]:
         """The content of a JSON file of every finished run; of some stages, or of both."""
@@ -311,7 +316,10 @@ class Summary:
     def data(self) -> dict[str, str]:
         """The runs' data sets with their data_dir."""
         found = [
-            p for case in self.cases.values() for s in ("finetune", "pretrain") for p in case.read(s, "parameters").values()
+            p
+            for case in self.all_cases.values()
+            for s in ("finetune", "pretrain")
+            for p in case.read(s, "parameters").values()
         ]
         return {p["dataset"]: p["data_dir"] for p in found}
 
@@ -340,7 +348,7 @@ class Summary:
     @property
     def classes(self) -> list[str]:
         """Names of the classes; empty before a fine-tuning run."""
-        told = (m for case in self.cases.values() for m in case.read("finetune", "metrics").values())
+        told = (m for case in self.all_cases.values() for m in case.read("finetune", "metrics").values())
         return next((list(m["predictions"]["classes"]) for m in told), [])
 
 
@@ -366,7 +374,7 @@ def found_in(results: Path) -> ReportParameters:
     added = on_request(study)
     sweep = [case for case in cases if case in added]
     usual = [case for case in cases if case not in added]
-    return ReportParameters(study=study, cases=usual, sweep=sweep, seeds=sorted(seeds))
+    return ReportParameters(study=study, cases=usual or sweep, sweep=sweep if usual else [], seeds=sorted(seeds))
 
 
 def on_request(study: str) -> set[str]:

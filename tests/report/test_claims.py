@@ -106,6 +106,14 @@ def test_a_claim_of_several_differences_has_the_largest_p_value_and_the_least_fa
     assert decide((weak,), MATTERS)[1] == "contradicted"
     assert decide((sure, weak), MATTERS) == (weak, "undecided (3 seeds)", 2 * p_value(weak))
     assert decide((around(-0.301), *[sure] * 40), None)[1:] == ("undecided (3 seeds)", 1.0)
+    assert decide((sure, equal, weak), MATTERS) == (equal, "no difference that matters", 3 * p_value(weak))
+
+
+def test_of_several_contradictions_the_surest_one_decides_and_is_shown():
+    surest, lowest = estimate([-1.33, -1.01, -0.56, -0.86]), estimate([-1.9, -0.6, -0.9, -0.7])
+    assert lowest.mean < surest.mean
+    assert 3 * p_value(surest) < 0.05 < 3 * p_value(lowest)
+    assert decide((around(5.0), lowest, surest), MATTERS) == (surest, "contradicted", 3 * p_value(surest))
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,16 @@ def test_without_lists_a_report_shows_all_that_is_on_disk():
     assert Summary.read(ReportParameters(study="fake", seeds=[4])).seeds == [4]
 
 
+def test_a_study_of_additional_cases_alone_has_them_as_its_cases():
+    fake_study.write(cases={"random-50": fake_study.SWEEP["random-50"]})
+    set_everywhere("pretrain", dataset="folder", data_dir="birds")
+    set_everywhere("finetune", dataset="folder", data_dir="birds")
+    summary = read_again()
+    assert (list(summary.cases), list(summary.sweep)) == (["random-50"], [])
+    assert not summary.compared
+    assert "(birds)" in narrative.dataset(summary)
+
+
 def test_an_unfinished_seed_is_left_out():
     summary = read(seeds=(0, 1, 2), skip=(("scratch", 1),))
     scratch = summary.scratch
@@ -578,6 +588,10 @@ def test_cases_on_different_machines_are_told():
     assert "A processor and Old CPU, 2 threads (block 50 %)" in text
     assert text.count("; ") == 1
     assert text in narrative.main_notes(summary)
+    for path in Path("outputs/fake").glob("*/seed1/*/provenance.json"):
+        write_json(path, read_json(path) | {"device": "Old CPU, 2 threads"})
+    told = "come from several machines, on which every case ran: A processor and Old CPU, 2 threads. "
+    assert narrative.several_machines(read_again()).endswith(told)
 
 
 def test_a_verdict_that_the_correction_takes_back_is_named():
@@ -687,8 +701,21 @@ def test_only_kinds_that_ran_at_every_length_have_an_order():
 
 def test_lengths_without_a_shared_seed_have_no_order():
     usual = [(name, seed) for name in ("random-75", "block-50", "grid-75") for seed in (0, 1)]
-    text = narrative.lengths(lengthened(skip=[*usual, *((name, 2) for name in LENGTHS)]))
-    assert text.startswith("No two kinds of masks have run at every length with the same seed")
+    summary = lengthened(skip=[*usual, *((name, 2) for name in LENGTHS)])
+    assert summary.lengths() == {}
+    assert narrative.lengths(summary).startswith("No two kinds of masks have run at every length with the same seed")
+
+
+def test_a_kind_that_lacks_a_shared_seed_is_left_out_at_that_length():
+    summary = lengthened(
+        skip=[("block-50-8epochs", seed) for seed in (0, 1)] + [("block-50-2epochs", seed) for seed in (0, 1, 2)]
+    )
+    assert {n: list(row) for n, row in summary.lengths().items()} == {
+        2: ["random 75 %", "grid 75 %"], 4: ["random 75 %", "block 50 %", "grid 75 %"], 8: ["random 75 %", "grid 75 %"],
+    }  # fmt: skip
+    rows = {n: {k: c.estimate("accuracy") for k, c in row.items()} for n, row in summary.lengths().items()}
+    assert figures.lengths(rows).axes
+    assert tables.length_rows(summary)[3][2] == "–"
 
 
 def test_an_order_that_stays_is_called_the_same_and_one_seed_chance():
