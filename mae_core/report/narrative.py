@@ -198,18 +198,15 @@ def main_notes(summary: Summary) -> str:
 
 def several_machines(summary: Summary) -> str:
     """Which cases ran on which machines, if not all ran on the same: speeds do not compare then; else empty."""
-    groups: dict[str, list[str]] = {}
+    groups: dict[tuple[str, ...], list[str]] = {}
     for case in summary.cases.values():
         if devices := {p["device"] for stage in STAGES for p in case.read(stage, "provenance").values()}:
-            groups.setdefault(" and ".join(sorted(devices)), []).append(case.label)
-    if len(groups) < 2:
-        (one,) = groups or ("",)
-        return (
-            f"Times, speeds and memory come from several machines, on which every case ran: {one}. "
-            if " and " in one
-            else ""
-        )
-    told = "; ".join(f"{device} ({', '.join(cases)})" for device, cases in groups.items())
+            groups.setdefault(tuple(sorted(devices)), []).append(case.label)
+    if len({device for devices in groups for device in devices}) < 2:
+        return ""
+    if len(groups) == 1:
+        return f"Times, speeds and memory come from several machines, on which every case ran: {' and '.join(*groups)}. "
+    told = "; ".join(f"{' and '.join(devices)} ({', '.join(cases)})" for devices, cases in groups.items())
     return f"Times, speeds and memory come from different machines: {told}. "
 
 
@@ -423,12 +420,14 @@ def tuned_model(summary: Summary) -> str:
     if not recipe:
         return "The default case has not been pre-trained."
     run = FinetuneParameters.check(recipe)
-    name = run.others_weights or "/".join(Path(run.weights).parts[-5:])  # of a run: study, case, seed, stage, file
-    whose = (
-        f"This study did not pre-train it: its weights are those of {escaped(name)}, and each run's `provenance.json` has "
-    )
-    whose = "The results of its pre-training are not there" if run.from_own else f"{whose}their checksum"
-    return f"{data(summary)}{encoder(run)}. {whose}.{resized(summary)}"
+    start = "The results of its pre-training are not there."
+    if not run.from_own:
+        name = run.others_weights or "/".join(Path(run.weights).parts[-5:])  # of a run: study, case, seed, stage, file
+        start = (
+            f"This study did not pre-train it: its weights are those of {escaped(name)}, and each run's `provenance.json` "
+            f"has their checksum."
+        )
+    return f"{data(summary)}{encoder(run)}. {start}{resized(summary)}"
 
 
 def encoder(run: RunParameters) -> str:

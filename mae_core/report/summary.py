@@ -449,8 +449,8 @@ def data_of(case: Case) -> Iterator[tuple[int, str, str, str]]:
         sources = case.read(stage, "provenance")
         for seed, stored in case.read(stage, "parameters").items():
             values = DEFAULTS[stage] | stored  # runs from before a parameter existed had its default
-            own, drawn = f"images in {values['data_dir']}", f"{values['dataset']} of {values['image_size']} pixels"
-            yield seed, stage, own if values["dataset"] == "folder" else drawn, sources[seed]["data_md5"]
+            own, known = f"images in {values['data_dir']}", f"{values['dataset']} of {values['image_size']} pixels"
+            yield seed, stage, own if values["dataset"] == "folder" else known, sources[seed]["data_md5"]
 
 
 def usual_images(cases: Iterable[Case]) -> dict[str, str]:

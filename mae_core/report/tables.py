@@ -277,11 +277,14 @@ def recipe_rows(summary: Summary) -> list[list[str]]:
     names += [name for name in optional if {first.get(name, off[name]), second.get(name, off[name])} != {off[name]}]
     second = {name: value for name, value in second.items() if not name.startswith("decoder")}
     stages = {"pre-training": first, "fine-tuning": second} if summary.fine_tuned else {"pre-training": first}
-    rows = [[name, *(str(values.get(name, DASH)) for values in stages.values())] for name in names]
-    rows = [
-        [row[0], *(cell if cell != "0" else "all" for cell in row[1:])] if row[0] == "train_images" else row for row in rows
-    ]
+    rows = [[name, *(setting(values, name) for values in stages.values())] for name in names]
     return [["parameter", *stages], *rows]
+
+
+def setting(values: dict[str, Any], name: str) -> str:
+    """A parameter as the table of recipes shows it."""
+    value = values.get(name, DASH)
+    return "all" if name == "train_images" and value == 0 else str(value)
 
 
 def provenance_rows(summary: Summary) -> list[list[str]]:

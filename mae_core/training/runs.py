@@ -219,9 +219,7 @@ class Record:
     device: torch.device
     leads: bool = True  # False: this process only helps another one, which records the run
     data_md5: str = ""  # of the data when they were loaded
-    inputs: dict[str, str] = dataclasses.field(
-        default_factory=dict
-    )  # checksums of pre-trained weights and own images, if any
+    inputs: dict[str, str] = dataclasses.field(default_factory=dict)  # checksums of what else it read, if anything
     history: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # one list per curve
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)  # final numbers
     sheets: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)  # rows of images, see results.save_sheet
