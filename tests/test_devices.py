@@ -3,6 +3,7 @@ import mmap
 import os
 import platform
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -28,17 +29,52 @@ def test_precision_is_what_was_asked_for():
     assert devices.choose_precision("float32", cpu) == torch.float32
     assert devices.choose_precision("bfloat16", cpu) == torch.bfloat16
     assert devices.choose_precision("auto", torch.device("mps")) == torch.float32
-    expected = torch.bfloat16 if devices.cpu_has_bfloat16() else torch.float32
-    assert devices.choose_precision("auto", cpu) == expected
 
 
-def test_bfloat16_is_what_the_processor_says():
+AMD, INTEL = "AuthenticAMD", "GenuineIntel"
+
+
+@pytest.mark.parametrize(
+    ("maker", "instructions", "fast"),
+    [
+        (AMD, {"avx512_f"}, False),
+        (AMD, {"avx512_bf16"}, True),  # Zen 4
+        (AMD, {"avx512_bf16", "avx512_fp16"}, True),
+        (INTEL, {"avx512_bf16"}, True),  # Cooper Lake
+        (INTEL, {"avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16"}, True),  # Sapphire Rapids
+        (INTEL, {"avx512_bf16", "avx512_fp16"}, False),  # the same, with its tiles hidden
+        ("", {"bf16"}, True),  # an ARM processor
+        ("", set(), False),
+    ],
+)
+def test_bfloat16_is_chosen_where_the_processor_is_known_to_be_fast(maker, instructions, fast, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(instructions, True))
+    monkeypatch.setattr(devices, "cpu_fact", lambda key: maker)
+    assert devices.cpu_has_bfloat16() == fast
+    assert devices.choose_precision("auto", torch.device("cpu")) == (torch.bfloat16 if fast else torch.float32)
+
+
+def test_tiles_are_what_the_processor_says():
     told = Path("/proc/cpuinfo")
     if platform.machine() != "x86_64" or not told.exists():
         pytest.skip("no /proc/cpuinfo of an x86 processor")
     (flags,) = set(re.findall(r"^flags\s*: (.*)$", told.read_text(encoding="utf-8"), re.MULTILINE))
-    assert devices.cpu_has_bfloat16() == bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
     assert devices.cpu_has_tiles() == ("amx_bf16" in flags.split())
+
+
+def test_the_chosen_precision_is_not_the_slower_one_on_this_machine():
+    times = {torch.float32: [], torch.bfloat16: []}
+    operands = {precision: torch.randn(2, 1024, 1024).to(precision) for precision in times}
+    for _ in range(15):  # by turns, so that other work on the machine slows both
+        for precision, (a, b) in operands.items():
+            start = time.perf_counter()
+            a @ b
+            times[precision].append(time.perf_counter() - start)
+    bfloat16_speed = min(times[torch.float32]) / min(times[torch.bfloat16])
+    if 0.8 < bfloat16_speed < 1.25:
+        pytest.skip(f"bfloat16 is {bfloat16_speed:.2f} times as fast as float32: either is right")
+    expected = torch.bfloat16 if bfloat16_speed > 1 else torch.float32
+    assert devices.choose_precision("auto", torch.device("cpu")) == expected
 
 
 def test_a_cast_leaves_the_model_as_it_is():

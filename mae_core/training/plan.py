@@ -48,7 +48,7 @@ def choose_plan(run: PretrainParameters | FinetuneParameters, device: torch.devi
     compiled = run.compile in ("on", "graphs") or (run.compile == "auto" and on_cuda and compiler)
     why = {
         "precision": "as asked" if run.precision != "auto" else "multiplied in hardware"
-        if precision == torch.bfloat16 else "no hardware for bfloat16",
+        if precision == torch.bfloat16 else "bfloat16 is no faster here",
         "images": "as asked" if run.micro_batch else "large parts feed the tiles" if tiled
         else "activations near the caches" if cpu else "the whole batch",
         "compiled": "as asked" if run.compile != "auto" else "starting it costs more than it saves" if cpu
