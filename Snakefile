@@ -216,25 +216,28 @@ rule train:
 
 
 # On request, without the report: the cases under `sweep`, those under `lengths`, and all cases with `more_seeds`.
-if SWEPT:
+def requested(results, key):
+    def found(wildcards):
+        if not results:
+            raise WorkflowError(f"params/{study.name}.yaml lists nothing under {key}: add what it should run")
+        return results
 
-    rule sweep:
-        input:
-            SWEPT,
-
-
-if LENGTHS:
-
-    rule lengths:
-        input:
-            LENGTHS,
+    return found
 
 
-if REPEATED:
+rule sweep:
+    input:
+        requested(SWEPT, "sweep"),
 
-    rule seeds:
-        input:
-            REPEATED,
+
+rule lengths:
+    input:
+        requested(LENGTHS, "lengths"),
+
+
+rule seeds:
+    input:
+        requested(REPEATED, "more_seeds"),
 
 
 # Every number of the study, unrounded: one line for each case and seed.

@@ -42,6 +42,9 @@ def train(words: argparse.Namespace) -> int:
     from mae_core.training import runs
 
     run = Study.read(words.file).run(words.case, words.seed, words.stage)
+    if not words.again and runs.is_complete(run, words.stage):
+        print(f"{run.folder / words.stage} is complete: nothing to train; --again trains it anew")
+        return 0
     getattr(runs, words.stage)(run)
     return 0
 
@@ -137,7 +140,7 @@ ONE_RUN: dict[str, dict] = {
 }
 COMMANDS: dict[Callable[[argparse.Namespace], int], dict[str, dict]] = {
     parameters: ONE_RUN,
-    train: ONE_RUN,
+    train: ONE_RUN | {"--again": {"help": "train it anew if it is complete", "action": "store_true"}},
     render: {
         "results": {"help": "outputs/<study>, or outputs/<study>/report.ipynb", "type": Path},
         "folder": {"help": "folder for index.html and report.pdf, such as report/<study>", "type": Path},

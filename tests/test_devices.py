@@ -118,6 +118,19 @@ def test_memory_and_name_are_told():
         devices.choose_device("cuda" if not torch.cuda.is_available() else "mps")
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries return freed memory by themselves")
+def test_memory_that_an_earlier_run_has_freed_is_not_of_the_next():
+    cpu = torch.device("cpu")
+    devices.set_up()  # keeps what is freed
+    kept = [torch.ones(2**18) for _ in range(2**8)]  # 256 MiB
+    devices.reset_peak_memory(cpu)
+    before = devices.peak_memory(cpu)
+    del kept
+    assert devices.peak_memory(cpu) >= before
+    devices.reset_peak_memory(cpu)
+    assert devices.peak_memory(cpu) < before - 2**27
+
+
 def test_a_run_without_a_number_of_threads_has_them_all_again(monkeypatch):
     monkeypatch.setattr(devices, "DEFAULT_THREADS", 2)
     devices.set_up(1)

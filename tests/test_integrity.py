@@ -420,7 +420,7 @@ def check_claims(report, raw, accuracy, linear, flops, loss, psnr, memory):
 
 def check_chance(report, raw, accuracy):
     """The intervals of accuracies and of differences over seeds and over test images."""
-    _, *rows = report.tables["tab-chance"]
+    _, _, *rows = report.tables["tab-chance"]
     assert {LABELS[row[0]] for row in rows} == set(raw.study["cases"])
     for label, *told in rows:
         case, default = LABELS[label], "random-75"

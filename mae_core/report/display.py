@@ -7,6 +7,7 @@ shows the HTML beside them: the same figure or table, with its number and captio
 import base64
 import html
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -71,8 +72,8 @@ def show_table(
     """Show a table of text cells; ``label``, ``caption`` and ``sources`` as in :func:`show_figure`.
 
     Args:
-        header: name of each column.
-        rows: text cells, one per column.
+        header: name of each column. Of two lines, the first is a head above all neighbours that share it.
+        rows: text cells, one per column; the first names the row.
         notes: small print below the table, Markdown.
         align: ``l`` or ``r`` for each column; default: the first left, the others right.
     """
@@ -80,7 +81,7 @@ def show_table(
     sides = align or "l" + "r" * (len(header) - 1)
     content = {"header": list(header), "rows": cells, "align": sides}
     about = {"kind": "table", "label": label, "caption": caption, "notes": notes, "sources": list(sources)}
-    plain = "\n".join("  ".join(row) for row in [header, *cells])
+    plain = "\n".join("  ".join(row) for row in [[name.replace("\n", " ") for name in header], *cells])
     below = f'<p style="{SMALL}; opacity: .8">{inline(notes)}</p>' if notes else ""
     runs = () if set(sources) <= {cell for row in cells for cell in row} else sources
     whole = f"{caption_html('Table', label, caption, runs)}{table_html(header, cells, sides)}{below}"
@@ -175,16 +176,32 @@ def image_html(data: Mapping[str, str], alt: str, width: int) -> str:
 
 def table_html(header: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
     """A table for JupyterLab, with escaped cells."""
+    groups, names = grouped(header)
+    sides = ["left" if side == "l" else "right" for side in align]
 
-    def line(tag: str, cells: Sequence[str]) -> str:
-        side = {"l": "left", "r": "right"}
-        return "".join(
-            f'<{tag} style="text-align: {side[a]}">{html.escape(cell)}</{tag}>'
-            for cell, a in zip(cells, align, strict=True)
+    def cell(text: str, side: str, tag: str = "td", more: str = "") -> str:
+        return f'<{tag}{more} style="text-align: {side}; font-weight: inherit">{html.escape(text)}</{tag}>'
+
+    def line(cells: Sequence[str], tag: str = "td") -> str:
+        first = (
+            cell(cells[0], sides[0], "th", ' scope="row"') if tag == "td" and cells[0] else cell(cells[0], sides[0], tag)
         )
+        return first + "".join(cell(text, side, tag) for text, side in zip(cells[1:], sides[1:], strict=True))
 
-    body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{line('th', header)}</tr></thead><tbody>{body}</tbody></table>"
+    above = "".join(cell(name, "center", "th", f' colspan="{n}"') for name, n in groups)
+    heads = "".join(f"<tr>{row}</tr>" for row in (above, line(names, "th")) if row)
+    body = "".join(f"<tr>{line(row)}</tr>" for row in rows)
+    return f'<table><thead style="font-weight: bold">{heads}</thead><tbody>{body}</tbody></table>'
+
+
+def grouped(header: Sequence[str]) -> tuple[list[tuple[str, int]], list[str]]:
+    """A header as heads over several columns, each with the number of its columns, and the names of the columns.
+
+    A name of two lines has its head in the first. There are no heads where no name has two lines.
+    """
+    pairs = [name.rpartition("\n")[::2] for name in header]
+    heads = [(head, len(list(group))) for head, group in itertools.groupby(head for head, _ in pairs)]
+    return heads if any(head for head, _ in heads) else [], [name for _, name in pairs]
 
 
 def image_data(figure: Figure) -> dict[str, str]:

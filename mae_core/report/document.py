@@ -20,7 +20,7 @@ from mistune.plugins.table import table
 from nbformat import NotebookNode
 
 from mae_core.errors import ExportError
-from mae_core.report.display import PNG_DPI, TABLE
+from mae_core.report.display import PNG_DPI, TABLE, grouped
 
 MARKDOWN = [math, table]  # what the report's Markdown has beyond the usual
 KINDS = {"figure": "Figure", "table": "Table"}
@@ -331,7 +331,8 @@ def checked_table(table: dict[str, Any]) -> dict[str, Any]:
     rows = [[str(cell) for cell in row] for row in table["rows"]]
     if not re.fullmatch("[lr]+", align) or any(len(row) != len(header) for row in [align, *rows]):
         raise ExportError("a table's rows, header and alignment do not match")
-    return {"header": header, "rows": rows, "align": align}
+    groups, names = grouped(header)
+    return {"groups": groups, "header": names, "rows": rows, "align": align}
 
 
 def joined_streams(outputs: list[NotebookNode]) -> Iterator[NotebookNode]:

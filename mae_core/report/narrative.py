@@ -297,17 +297,23 @@ def attention_caption(summary: Summary) -> str:
     )
 
 
+def choosing(summary: Summary) -> str:
+    """A sentence if the study evaluates validation images; empty if it evaluates test images."""
+    number = n_validation(summary)
+    return (
+        f"**This report chooses a recipe:** where it says test images, it means {number:,} validation images, held out "
+        "from the training images. "
+        if number
+        else ""
+    )
+
+
 def abstract(summary: Summary) -> str:
     """The abstract; a study of drawn images says that it is a test, one of validation images that it is a choice."""
     if not newest(summary):
         return "Nothing has run yet."
     drawn = dataset(summary) == DATASETS["shapes"]
     notice = "**This report shows that the pipeline works, and nothing more:** a tiny model trained on drawings. "
-    n_held = n_validation(summary)
-    held = (
-        f"**This report chooses a recipe:** where it says test images, it means {n_held:,} validation images, held out "
-        "from the training images. "
-    )
     repeated = (
         "A student's report tested the masked autoencoder (MAE) of [He et al.](#ref-he2021) at small scale, with a tiny "
         "vision transformer. We repeat its cases, with the model and the recipe of [Table 11](#tab-recipe), so that every "
@@ -337,7 +343,7 @@ def abstract(summary: Summary) -> str:
     told = f"{counted}: {tally(judged)} ([Table 8](#tab-claims)). " if "tab-claims" in parts(summary) else ""
     told += f"{corrected}{interim(summary)}" if told else corrected
     return (
-        f"{notice if drawn else ''}{held if n_held else ''}{either(summary, repeated, alone)} On {dataset(summary)}, "
+        f"{notice if drawn else ''}{choosing(summary)}{either(summary, repeated, alone)} On {dataset(summary)}, "
         f"{reached(summary)}. {told}{missing}{intervals(summary)}"
     )
 

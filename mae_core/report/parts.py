@@ -4,10 +4,11 @@ from pathlib import Path
 
 from mae_core.report.claims import claims
 from mae_core.report.summary import KINDS, Case, Summary, label_of
-from mae_core.report.tables import mask_token_rows, ratio_rows, sampling_rows, work_rows
+from mae_core.report.tables import mask_token_rows, sampling_rows
 from mae_core.study.parameters import FinetuneParameters
 
 TUNED = ("predictions", "confusion", "mistakes", "attention", "neighbours")  # figures of a classifier
+ON_REQUEST = {"tab-ratio": "Masking ratio", "tab-work": "Equal compute"}  # what `make sweep` adds, and the headings
 TOGETHER = (("random", 0.75), ("block", 0.5), ("block", 0.75), ("grid", 0.75))  # kinds of masks in one figure
 
 
@@ -15,7 +16,7 @@ def parts(summary: Summary) -> set[str]:
     """The labels of the figures and tables that depend on which runs there are.
 
     A fine-tuned study on the student's images has all of them: what is missing there has yet to run. Any other study has
-    what its own runs can fill.
+    what its own runs can fill. Of the runs on request, a report has what has run.
     """
     default, scratch = summary.default, summary.scratch
     n_tuned = sum(bool(case.values("accuracy")) for case in summary.all_cases.values())
@@ -28,13 +29,13 @@ def parts(summary: Summary) -> set[str]:
         "tab-tokens": summary.fine_tuned and len(mask_token_rows(summary)) > 2,  # a header and two rows
         "tab-sampling": summary.fine_tuned and len(sampling_rows(summary)) > 2,
         "fig-accuracy": n_tuned > 1,
-        "tab-ratio": len(ratio_rows(summary)) > 2,
-        "tab-work": len(work_rows(summary)) > 2,
+        "tab-ratio": len(summary.ratios()) > 1,
+        "tab-work": bool(summary.equal_work().pretrained),
         "tab-claims": any(claim.verdict != "not run" for claim in claims(summary)),
         "tab-sensitivity": paired,
         "tab-chance": summary.fine_tuned,
     }
-    shown = {label for label, there in held.items() if there or summary.whole}
+    shown = {label for label, there in held.items() if there or (summary.whole and label not in ON_REQUEST)}
     return shown - {"fig-mistakes"} if faultless(default) else shown
 
 
@@ -201,20 +202,20 @@ def ratio_and_work(summary: Summary) -> str:
     ratio = (
         "[Table 5](#tab-ratio) and [Figure 11](#fig-ratio) vary the ratio of random masks, as figure 5 of "
         "[He et al.](#ref-he2021) does."
+        if "tab-ratio" in there
+        else "No second ratio of random masks has run yet."
     )
-    if len(summary.ratios()) < 2:
-        ratio = "No second ratio of random masks has run yet ([Table 5](#tab-ratio), [Figure 11](#fig-ratio))."
     work = "Block-wise masks\nof 50 % leave twice as many patches visible as random masks of 75 %, so an epoch costs more. "
     work += (
         "[Table 6](#tab-work) compares the two at\nequal compute: random 75 % is trained for more epochs, until both have "
         "used about the same number of FLOPs (within 5 %)."
-        if summary.equal_work().pretrained
-        else "A comparison at equal\ncompute, with more epochs of random 75 %, has not run yet ([Table 6](#tab-work))."
+        if "tab-work" in there
+        else "A comparison at equal\ncompute, with more epochs of random 75 %, has not run yet."
     )
-    told = {"tab-ratio": ("Masking ratio", ratio), "tab-work": ("Equal compute", work)}
-    shown = [words for label, words in told.items() if label in there]
-    heading = "Masking ratio and equal compute" if len(shown) > 1 else "".join(name for name, _ in shown)
-    return f"### {heading}\n\n{' '.join(text for _, text in shown)}" if shown else ""
+    told = {"tab-ratio": ratio, "tab-work": work}
+    shown = [label for label in told if summary.whole or label in there]
+    heading = "Masking ratio and equal compute" if len(shown) > 1 else "".join(map(ON_REQUEST.__getitem__, shown))
+    return f"### {heading}\n\n{' '.join(map(told.__getitem__, shown))}" if shown else ""
 
 
 def chance(summary: Summary) -> str:

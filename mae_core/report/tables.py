@@ -13,7 +13,6 @@ from mae_core.study.results import write_csv
 from mae_core.study.study import STAGES
 
 DASH = "–"
-PUBLISHED = ("student", "paper", "student's", "paper's")  # columns and rows of published numbers
 
 
 def number(value: Estimate | float | None, digits: int = 2, scale: float = 1.0) -> str:
@@ -42,15 +41,20 @@ def relative(case: Case, base: Case, quantity: str) -> str:
     return f"{ratio:.2f}×" if ratio is not None else DASH
 
 
-def columns(summary: Summary, *header: str) -> list[str]:
-    """A table's header; columns of published numbers only where the study can be compared with them."""
-    return [name for name in header if summary.compared or name not in PUBLISHED]
+def under(head: str, *names: str) -> list[str]:
+    """The names of columns with a head over all of them; see :func:`~mae_core.report.display.show_table`."""
+    return [f"{head}\n{name}" for name in names]
+
+
+def beside_published(summary: Summary, head: str) -> list[str]:
+    """The names of a study's column and of those with published numbers; of its own alone without a comparison."""
+    return under(head, "here", "student", "paper") if summary.compared else [head]
 
 
 def mask_token_rows(summary: Summary) -> list[list[str]]:
     """Mask tokens in the encoder (table 1a of the student's report): accuracies and FLOPs, ours and published ones."""
     base = summary.find("random", 0.75)
-    rows = [columns(summary, "encoder", "accuracy", "student", "paper", "FLOPs", "student", "paper")]
+    rows = [["encoder", *beside_published(summary, "accuracy"), *beside_published(summary, "FLOPs")]]
     for name, tokens in (("with mask tokens", True), ("without", False)):
         case, key = summary.find("random", 0.75, tokens), ("random", 0.75, tokens)
         ours = [number(case.estimate("accuracy")), relative(case, base, "flops")]
@@ -64,7 +68,7 @@ def mask_token_rows(summary: Summary) -> list[list[str]]:
 def sampling_rows(summary: Summary) -> list[list[str]]:
     """Mask sampling (table 1b of the student's report): accuracies, and FLOPs relative to random 75 %."""
     base = summary.find("random", 0.75)
-    rows = [columns(summary, "masks", "ratio (%)", "accuracy", "student", "paper", "FLOPs")]
+    rows = [["masks", "ratio (%)", *beside_published(summary, "accuracy"), "FLOPs"]]
     for strategy, ratio in (("random", 0.75), ("block", 0.5), ("block", 0.75), ("grid", 0.75)):
         case, key = summary.find(strategy, ratio), (strategy, ratio, False)
         theirs = [str(published.STUDENT[key]), str(published.PAPER[key])] if summary.compared else []
@@ -106,7 +110,7 @@ def main_rows(summary: Summary) -> list[list[str]]:
         ["memory (MiB)", *(cost(case.estimate("memory"), 0, 2**-20) for case in cases)],
     ]
     left_out = {
-        *(() if summary.whole else PUBLISHED),
+        *(() if summary.whole else ("student's", "paper's")),
         *(("test loss", "PSNR (dB)") if summary.fine_tuned else ()),
         *(() if any(case.values("top5") for case in cases) else ("top-5",)),
     }
@@ -130,8 +134,9 @@ def feature_rows(summary: Summary) -> list[list[str]]:
 def cost_rows(summary: Summary) -> list[list[str]]:
     """The cost of every case's two stages: FLOPs of pre-training; medians of minutes, images per second and memory."""
     base = summary.default
-    tuned = ["fine-tune (min)", "img/s", "MiB"] if summary.fine_tuned else []
-    header = ["case", "MFLOPs", "relative", "pre-train (min)", "img/s", "MiB", *tuned]
+    stages = ("pre-training", "fine-tuning") if summary.fine_tuned else ("pre-training",)
+    measured = [name for stage in stages for name in under(stage, "min", "img/s", "MiB")]
+    header = ["case", *under("FLOPs", "millions", "relative"), *measured]
     rows = [
         [
             case.label,
@@ -202,7 +207,8 @@ def sensitivity_rows(summary: Summary) -> list[list[str]]:
 
 def chance_rows(summary: Summary) -> list[list[str]]:
     """Accuracy and difference from the default case, each with half its intervals over seeds and over test images."""
-    base, rows = summary.default, [["case", "accuracy", "± seeds", "± images", "difference", "± seeds", "± images"]]
+    base, names = summary.default, ("mean", "± seeds", "± images")
+    rows = [["case", *under("accuracy", *names), *under("difference", *names)]]
     for case in summary.cases.values():
         mean, change = case.estimate("accuracy"), None if case is base else case.beats(base, "accuracy")
         rows.append(

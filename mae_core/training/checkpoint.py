@@ -3,7 +3,8 @@
 A run keeps its newest two checkpoints, so damage to the newest one costs minutes and not the run. What it sets aside stays
 until it is complete.
 Tensors: ``model/...``, ``optimizer/<index>/...``, ``average/...``, ``generator``, ``losses``, ``order``. JSON note: the
-rest of :class:`Position`, ``parameters``, ``made_of``, ``elapsed``, ``machines``. ``load_tensors`` reads both.
+rest of :class:`Position`, ``parameters``, ``made_of``, ``elapsed``, ``peak_memory``, ``machines``. ``load_tensors`` reads
+both.
 """
 
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mae_core import devices
 from mae_core.errors import ParameterError
 from mae_core.study.parameters import FREE, RunParameters
 from mae_core.study.results import read_json
@@ -42,6 +44,7 @@ class Checkpoint:
         made_of: what the run depends on besides its parameters, see provenance.ingredients. A checkpoint made with
             other code, data or initial weights is set aside; one made on another device or precision is an error.
         averages: moving averages of weights, by name, if the run has them.
+        began: ``time.monotonic()`` when the run was started; None: now.
     """
 
     def __init__(
@@ -53,18 +56,25 @@ class Checkpoint:
         run: RunParameters,
         made_of: dict[str, str],
         averages: dict[str, Tensor] | None = None,
+        began: float | None = None,
     ):
         self.newest, self.before = folder / "checkpoint.safetensors", folder / "checkpoint.before.safetensors"
         self.model, self.optimizer, self.generator, self.run = model, optimizer, generator, run
         self.averages = averages or {}
-        self.made_of, self.began, self.elapsed_before = made_of, time.monotonic(), 0.0
-        self.saved_at = time.monotonic()
+        self.made_of, self.saved_at = made_of, time.monotonic()
+        self.began, self.elapsed_before = self.saved_at if began is None else began, 0.0
+        self.peak_memory_before = 0
         self.machines_before: list[str] = []
 
     @property
     def machines(self) -> list[str]:
         """The machines of all starts of this run, each once, in the order of their first start."""
         return [*dict.fromkeys([*self.machines_before, self.made_of["machine"]])]
+
+    @property
+    def peak_memory(self) -> int:
+        """The largest peak memory of all starts of this run, in bytes; see :func:`~mae_core.devices.peak_memory`."""
+        return max(self.peak_memory_before, devices.peak_memory(self.generator.device))
 
     def due(self) -> bool:
         """Whether the last checkpoint is at least ``checkpoint_seconds`` old."""
@@ -81,6 +91,7 @@ class Checkpoint:
             "parameters": self.run.flat(),
             "made_of": self.made_of,
             "elapsed": self.elapsed_before + time.monotonic() - self.began,
+            "peak_memory": self.peak_memory,
             "machines": self.machines,
         }
         unfinished = self.newest.with_name(".checkpoint.safetensors")
@@ -128,6 +139,7 @@ class Checkpoint:
                 )
                 continue
             self.elapsed_before, self.machines_before = about["elapsed"], about["machines"]
+            self.peak_memory_before = about["peak_memory"]
             return tensors, about
         return None
 

@@ -42,6 +42,7 @@ def fit(
     device: torch.device,
     test_epoch: Callable[[], dict[str, float]] = dict,
     watch: Callable[[Position], None] = lambda at: None,
+    began: float | None = None,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Train with AdamW, linear warm-up and cosine decay; an interrupted run continues from its last checkpoint.
 
@@ -56,6 +57,7 @@ def fit(
         folder: where checkpoints are saved.
         test_epoch: returns test metrics, which are added to the history after each epoch.
         watch: called after every step and every epoch, for a live picture.
+        began: ``time.monotonic()`` when the run was started, before its data were loaded; None: now.
 
     Returns:
         The history: one list per curve, one entry per epoch. And metrics: last training loss, seconds of training (total
@@ -86,7 +88,8 @@ def fit(
     optimizer, average = new_optimizer(model, run), Average(model, getattr(run, "ema_decay", 0.0))
     generator = torch.Generator(device).manual_seed(run.seed)
     take_step = new_step(model, objective, train, run, plan, optimizer, generator, together)
-    checkpoint = Checkpoint(folder, model, optimizer, generator, run, provenance.ingredients(run, device), average.averages)
+    made_of = provenance.ingredients(run, device)
+    checkpoint = Checkpoint(folder, model, optimizer, generator, run, made_of, average.averages, began)
     start = Position(torch.zeros(steps, device=device), torch.zeros(0, dtype=torch.int64, device=device))
     at = checkpoint.restore(start)
     if at is not start:
@@ -100,7 +103,7 @@ def fit(
         while at.epoch < run.epochs:
             if at.step == 0:
                 at.order_n = torch.randperm(len(train), generator=generator, device=device)
-            began = time.perf_counter() - at.spent
+            resumed = time.perf_counter() - at.spent
             batches = at.order_n.split(run.batch_size)[:steps]
             images = train.stream(at.order_n.to(train.images_nCHW.device).split(run.batch_size)[at.step : steps])
             while at.step < steps:
@@ -112,17 +115,17 @@ def fit(
                 stepped = time.perf_counter()
                 watch(at)
                 if device.type == "cpu":  # elsewhere, a picture waits for steps whose time counts
-                    began += time.perf_counter() - stepped
+                    resumed += time.perf_counter() - stepped
                 if together.leads and (checkpoint.due() or stop.is_set()) and at.step < steps:
                     check_finite("training loss", at.losses_S[: at.step], at, run, checkpoint)  # waits for the device
-                    at.spent = time.perf_counter() - began
+                    at.spent = time.perf_counter() - resumed
                     check_finite("sum of weights", sum_of_weights(model), at, run, checkpoint)
                     checkpoint.save(at)
                     if stop.is_set():
                         raise StoppedError(f"stopped at step {at.step} of epoch {at.epoch + 1}: run again to continue")
-                    began = time.perf_counter() - at.spent
+                    resumed = time.perf_counter() - at.spent
             mean_loss = at.losses_S.mean().item()  # the only synchronization with the device in an epoch
-            at.spent = time.perf_counter() - began
+            at.spent = time.perf_counter() - resumed
             check_finite("training loss", at.losses_S, at, run, checkpoint)
             check_finite("sum of weights", sum_of_weights(model), at, run, checkpoint)
             rate = learning_rate(at.epoch + (steps - 1) / steps, run)
@@ -149,7 +152,7 @@ def fit(
         "train_seconds": seconds,
         "epoch_seconds": at.seconds,
         "images_per_second": run.epochs * steps * run.batch_size / seconds,
-        "peak_memory_bytes": devices.peak_memory(device),
+        "peak_memory_bytes": checkpoint.peak_memory,
         "elapsed_before": checkpoint.elapsed_before,
         "machines": checkpoint.machines,
     }

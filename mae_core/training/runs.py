@@ -53,7 +53,9 @@ def pretrain(run: PretrainParameters, watch: Watch | None = None) -> MaskedAutoe
         train, test = load_both(run, record)
         model = new_model(MaskedAutoencoder, run, device)
         task, watching = objective.reconstruction(run), bind(watch, model, test)
-        record.history, record.metrics = fit(model, task, train, run, record.folder, device, watch=watching)
+        record.history, record.metrics = fit(
+            model, task, train, run, record.folder, device, watch=watching, began=record.began
+        )
         if not record.leads:
             return model
         record.metrics |= {"n_train": len(train), "n_test": len(test)}
@@ -101,7 +103,7 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
             }
 
         task, watching = objective.classification(run, len(train.classes)), bind(watch, model, test)
-        record.history, trained = fit(model, task, train, run, record.folder, device, test_epoch, watching)
+        record.history, trained = fit(model, task, train, run, record.folder, device, test_epoch, watching, record.began)
         if not record.leads:
             return model
         record.metrics |= trained | {"n_train": len(train), "n_test": len(test)}
@@ -132,6 +134,23 @@ def trained_together(run: PretrainParameters | FinetuneParameters, stage: str, k
     model.load_state_dict(tensors)
     atexit.register(discard, (run.folder / stage).absolute())
     return model
+
+
+def is_complete(run: PretrainParameters | FinetuneParameters, stage: str) -> bool:
+    """Whether a run has finished, from what it would read now, and its weights are still there.
+
+    Of a published run only the results may be there: then it isn't complete. Nor is one that has begun anew since.
+    """
+    folder, weights, inputs = run.folder / stage, getattr(run, "weights", ""), {}
+    discard(folder)
+    there = all((folder / name).is_file() for name in ("metrics.json", results.FULL))
+    if not there or (folder / "checkpoint.safetensors").exists() or run.change(folder / "parameters.json"):
+        return False
+    if weights:
+        inputs["initial_weights_sha256"] = tensors_sha256(weights_file(weights))
+    if run.dataset == "folder":
+        inputs["images"] = fingerprint(Path(run.data_dir))
+    return inputs.items() <= results.read_json(folder / "provenance.json").items()
 
 
 def bind(watch: Watch | None, model: nn.Module, test: Split) -> Callable[[Position], None]:
@@ -217,6 +236,7 @@ class Record:
 
     folder: Path
     device: torch.device
+    began: float  # time.monotonic() when the run was started
     leads: bool = True  # False: this process only helps another one, which records the run
     data_md5: str = ""  # of the data when they were loaded
     inputs: dict[str, str] = dataclasses.field(default_factory=dict)  # checksums of what else it read, if anything
@@ -246,18 +266,18 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
                 stack.enter_context(results.claimed(folder))
             if not processes.started():
                 stack.enter_context(gpus.claimed(run.device))
-            record = Record(folder, devices.choose_device(run.device), leads)
+            record = Record(folder, devices.choose_device(run.device), time.monotonic(), leads)
             on_cuda = record.device.type == "cuda"
             devices.set_up(processes.threads(run.threads), deterministic=run.deterministic and on_cuda)
             stack.enter_context(processes.joined(record.device))
             if leads:
                 discard(folder)  # left by an earlier, complete run
-            began, commit = time.perf_counter(), provenance.commit()
+            commit = provenance.commit()
             with devices.explained_shortage():
                 yield record
             if not leads:
                 return
-            wall = {"wall_seconds": time.perf_counter() - began + record.metrics.pop("elapsed_before")}
+            wall = {"wall_seconds": time.monotonic() - record.began + record.metrics.pop("elapsed_before")}
             machines = record.metrics.pop("machines")
             with results.replaced(folder, last="metrics.json") as unfinished:
                 results.write_json(unfinished / "parameters.json", run.flat())

@@ -557,6 +557,38 @@ def test_no_head_of_a_column_is_empty(monkeypatch, notebook):
     assert not re.search(r"<th[^>]*>\s*</th>", as_html(notebook))
 
 
+def test_a_head_stands_above_the_neighbours_that_share_it(monkeypatch, notebook, tmp_path):
+    header = ["case", "x<y\nmean", "x<y\n±", "n", "z\nmean"]
+    (output,) = outputs = shown(monkeypatch, display.show_table, "tab-x", "c", header, [["a", "1", "2", "3", "4"]])
+    notebook.cells.append(new_code_cell("", outputs=outputs))
+    for page in (as_html(notebook), output.data["text/html"]):
+        table = page[page.rindex("<table>") :]
+        above, names, row = (
+            [
+                (re.search(r'colspan="(\d)"', cell)[1] if "colspan" in cell else "1", re.sub("<.*?>", "", cell))
+                for cell in cells
+            ]
+            for cells in (re.findall(r"<t[hd].*?</t[hd]>", line) for line in re.findall("<tr.*?</tr>", table))
+        )
+        assert above == [("1", ""), ("2", "x&lt;y"), ("1", ""), ("1", "z")]
+        assert [name for _, name in names] == ["case", "mean", "±", "n", "mean"]
+        assert [cell for _, cell in row] == ["a", "1", "2", "3", "4"]
+    nbformat.write(notebook, tmp_path / "report.ipynb")
+    write_pdf(tmp_path / "report.ipynb", tmp_path / "report.pdf")
+    if not shutil.which("pdftotext"):
+        pytest.skip("no pdftotext to read the PDF with")
+    printed = subprocess.check_output(["pdftotext", "-layout", tmp_path / "report.pdf", "-"], text=True)
+    assert re.search(r"\n +x<y +z\n *case +mean +± +n +mean\n *a +1 +2 +3 +4\n", printed)
+
+
+def test_the_first_cell_of_a_row_is_its_head(monkeypatch, notebook):
+    table = shown(monkeypatch, display.show_table, "tab-x", "c", ["name", "n"], [["a", "1"], ["", "2"]])
+    notebook.cells.append(new_code_cell("", outputs=table))
+    for page in (as_html(notebook), table[0].data["text/html"]):
+        heads = re.findall(r'<th [^>]*scope="row"[^>]*>(.*?)</th>', page[page.rindex("<table>") :])
+        assert heads == ["a"]
+
+
 @pytest.fixture
 def choice(monkeypatch, notebook):
     """The small report with a figure of three alternatives."""

@@ -20,7 +20,7 @@ from mae_core.errors import NotFiniteError, ParameterError, StoppedError
 from mae_core.study import provenance, results
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.tensors import load_tensors, save_tensors
-from mae_core.training import checkpoint, objective
+from mae_core.training import checkpoint, objective, runs
 from mae_core.training.runs import finetune, pretrain
 
 STAGES = {"pretrain": (PretrainParameters, pretrain), "finetune": (FinetuneParameters, finetune)}
@@ -287,15 +287,33 @@ def test_a_checkpoint_of_another_device_is_refused(tiny, monkeypatch):
         pretrain(run)
 
 
-def test_time_is_counted_over_all_starts(tiny, monkeypatch):
+def test_time_and_memory_are_counted_over_all_starts(tiny, monkeypatch):
     run, _ = interrupted(tiny, monkeypatch, after=10)
     path = run.folder / "pretrain" / "checkpoint.safetensors"
     tensors, about = load_tensors(path)
-    save_tensors(path, tensors, about | {"elapsed": 1000.0})
+    assert 2**26 < about["peak_memory"] < 2**36
+    save_tensors(path, tensors, about | {"elapsed": 1000.0, "peak_memory": 2**40})
     pretrain(run)
     metrics = results.read_json(run.folder / "pretrain" / "metrics.json")
     assert 1000 < metrics["wall_seconds"] < 1100
     assert metrics["train_seconds"] < metrics["wall_seconds"]
+    assert metrics["peak_memory_bytes"] == 2**40
+
+
+def test_time_to_load_the_data_counts_in_every_start(tiny, monkeypatch):
+    load_both, now = runs.load_both, types.SimpleNamespace(monotonic=lambda: time.monotonic() + slow[0])
+
+    def slowly(*words):
+        slow[0] += 500
+        return load_both(*words)
+
+    slow = [0.0]
+    for module in (runs, checkpoint):
+        monkeypatch.setattr(module, "time", now)
+    monkeypatch.setattr(runs, "load_both", slowly)
+    run, _ = interrupted(tiny, monkeypatch, after=10)
+    pretrain(run)
+    assert 1000 < results.read_json(run.folder / "pretrain" / "metrics.json")["wall_seconds"] < 1400
 
 
 def test_the_provenance_names_all_machines_of_a_run(tiny, monkeypatch):

@@ -106,9 +106,9 @@ def test_the_probes_are_those_of_the_pre_trained_encoder_whatever_the_head_reads
     pretrained, started, fit = pretrain(PretrainParameters.check(tiny)), [], runs.fit
     train, test = (load("shapes", tiny["data_dir"], first, limit) for first, limit in ((True, 512), (False, 0)))
 
-    def follow(model, *words):
+    def follow(model, *words, **more):
         started.append(model.encoder.norm.weight.detach().clone())
-        return fit(model, *words)
+        return fit(model, *words, **more)
 
     def probed(encoder):
         train_nD, test_nD = features(encoder, train, test, run, torch.device("cpu"))
