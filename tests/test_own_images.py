@@ -15,9 +15,11 @@ from PIL import Image
 from mae_core.errors import ParameterError
 from mae_core.report.export import write_report_of_results
 from mae_core.report.figures import confusion
-from mae_core.report.narrative import abstract, confusion_caption, data
 from mae_core.report.summary import Summary
 from mae_core.report.tables import claim_rows, feature_rows, main_rows, mask_token_rows, minutes, sampling_rows
+from mae_core.report.text.findings import confusion_caption
+from mae_core.report.text.front import abstract
+from mae_core.report.text.method import data
 from mae_core.study.parameters import ReportParameters
 from mae_core.study.study import Study
 from mae_core.training import runs

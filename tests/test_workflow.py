@@ -159,7 +159,7 @@ def test_a_change_of_how_to_compute_runs_nothing_again(checkout):
     ("module", "rules"),
     [
         ("report/markup", {"render", "all"}),
-        ("report/narrative", {"ablations", "report", "render", "all"}),
+        ("report/text/words", {"ablations", "report", "render", "all"}),
         ("model/masking", {"pretrain", "finetune", "table", "ablations", "report", "render", "all"}),
     ],
 )

@@ -696,8 +696,8 @@ def test_the_numbers_typed_in_a_notebook_are_those_of_the_page(path):
         names[label] = f"{kinds[label[:3]]} {1 + sum(label[:3] == other[:3] for other in names)}"
     typed = "\n".join(cells(path, "markdown"))
     if path.stem == "report":
-        for name in ("narrative", "parts"):
-            typed += (ROOT / "mae_core" / "report" / f"{name}.py").read_text(encoding="utf-8")
+        for module in (ROOT / "mae_core" / "report" / "text").glob("*.py"):
+            typed += module.read_text(encoding="utf-8")
         page = (ROOT / "report" / "laptop" / "index.html").read_text(encoding="utf-8")
         printed = re.findall(r'<figure[^>]* id="([\w-]+)".*?<figcaption><strong>(\w+ \d+)\.</strong>', page, re.DOTALL)
         where_run = ["tab-beside", "fig-lengths", "tab-lengths"]  # the last ones, so that no other number depends on them

@@ -7,9 +7,10 @@ import torch
 from mae_core.evaluation import reconstruction
 from mae_core.model.masking import sample_mask
 from mae_core.model.vit import unpatchify
-from mae_core.report import figures, narrative
+from mae_core.report import figures
 from mae_core.report.statistics import estimate
 from mae_core.report.summary import Case, Summary
+from mae_core.report.text.words import dataset
 
 THREE = estimate([80.0, 82.0, 84.0])
 
@@ -64,11 +65,11 @@ def test_ratios_are_drawn_with_their_seeds_and_intervals():
 
 
 def test_a_run_in_progress_names_the_images_that_it_evaluates():
-    for words in ({}, {"evaluated": "validation"}):
+    for more in ({}, {"evaluated": "validation"}):
         figure = figures.progress(
-            {"epoch": [1], "train_loss": [1.0], "test_accuracy": [50.0]}, np.ones(3), 0, 2, [], **words
+            {"epoch": [1], "train_loss": [1.0], "test_accuracy": [50.0]}, np.ones(3), 0, 2, [], **more
         )
-        assert figure.axes[-1].get_ylabel() == f"{words.get('evaluated', 'test')} accuracy (%)"
+        assert figure.axes[-1].get_ylabel() == f"{more.get('evaluated', 'test')} accuracy (%)"
 
 
 class OwnImages(Case):
@@ -81,7 +82,7 @@ class OwnImages(Case):
 def test_the_environment_names_a_folder_as_it_is_called():
     told = {"device": "A processor", "platform": "Linux", "precision": "float32", "versions": {"torch": "2.14.1"}}
     summary = Summary("own", {"own": OwnImages("own", None, False, {})})
-    (axes,) = figures.environment(told, narrative.dataset(summary, markdown=False)).axes
+    (axes,) = figures.environment(told, dataset(summary, markdown=False)).axes
     texts = [text.get_text() for text in axes.texts]
     assert "torch 2.14.1" in texts
     data = r"images of one's own (my \$photos_1\$)"  # a dollar sign alone would begin a formula

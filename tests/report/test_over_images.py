@@ -8,9 +8,10 @@ import pytest
 import torch
 from scipy import stats
 
-from mae_core.report import narrative, tables
+from mae_core.report import tables
 from mae_core.report.over_images import bootstrap, half, of_accuracy, of_difference, wilson
 from mae_core.report.summary import Summary
+from mae_core.report.text import verdicts
 from mae_core.study.parameters import ReportParameters
 from mae_core.study.results import load_predictions, read_json, save_predictions
 
@@ -119,7 +120,7 @@ def test_the_table_has_both_kinds_of_chance_and_the_text_says_what_is_missing(tm
         f"{scratch.estimate('accuracy').mean:.2f}", f"{scratch.estimate('accuracy').half_width:.2f}",
         f"{of_accuracy(scratch):.2f}", f"−{-gain.mean:.2f}", f"{gain.half_width:.2f}", "–",
     ]  # fmt: skip
-    text = narrative.over_images(summary)
+    text = verdicts.over_images(summary)
     assert "for 100 images. With several seeds it is the widest that their mean allows" in text
     assert "so no difference has an interval over images" in text
     true_n = torch.arange(100) % 10
@@ -129,14 +130,14 @@ def test_the_table_has_both_kinds_of_chance_and_the_text_says_what_is_missing(tm
     rows = {row[0]: row[1:] for row in tables.chance_rows(summary)}
     assert rows["grid 75 %"][-1] == "0.00"
     assert rows["from scratch"][-1] == "–"
-    text = narrative.over_images(summary)
+    text = verdicts.over_images(summary)
     assert "so the differences of block 50 %, block 75 %, random 75 % + mask tokens, from scratch do not have" in text
     for case in summary.cases.values():
         for seed in (0, 1, 2):
             record(case, seed, torch.arange(100) % 7 > seed, true_n)
-    assert "record" not in narrative.over_images(summary)
+    assert "record" not in verdicts.over_images(summary)
     one = Summary.read(ReportParameters(study="fake", seeds=[0]))
-    assert "several seeds" not in narrative.over_images(one)
+    assert "several seeds" not in verdicts.over_images(one)
     assert tables.chance_rows(one)[-1][2] == tables.chance_rows(one)[-1][5] == "–"
 
 

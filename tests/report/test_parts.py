@@ -6,9 +6,10 @@ from pathlib import Path
 import fake_study
 import pytest
 
-from mae_core.report import narrative, parts, tables
+from mae_core.report import parts, tables
 from mae_core.report.claims import Claim, shown
 from mae_core.report.summary import Summary
+from mae_core.report.text import discussion, findings, front, method, verdicts, words
 from mae_core.study.parameters import ReportParameters
 from mae_core.study.results import read_json, write_json
 
@@ -52,10 +53,10 @@ def test_one_case_of_own_images_is_compared_with_nothing(written):
     summary = written("random-75")
     there = {"curves-tuned", "tab-chance"} | {f"fig-{name}" for name in parts.TUNED}
     assert parts.parts(summary) == there
-    told = " ".join([narrative.introduction(summary), narrative.abstract(summary), narrative.finetuning(summary)])
+    told = " ".join([front.introduction(summary), front.abstract(summary), method.finetuning(summary)])
     assert "claim" not in told.lower()
     assert "From scratch" not in told
-    assert narrative.discussion(summary) == narrative.sensitivity(summary) == parts.sampling(summary) == ""
+    assert discussion.discussion(summary) == verdicts.sensitivity(summary) == findings.sampling(summary) == ""
 
 
 def test_what_two_kinds_of_masks_add(written):
@@ -64,58 +65,58 @@ def test_what_two_kinds_of_masks_add(written):
     assert there >= {"fig-samplings", "tab-sampling", "fig-accuracy", "tab-claims", "tab-sensitivity"}
     assert not there & {"tab-tokens", "tab-ratio", "tab-work", "curves-scratch"}
     assert [row[0] for row in tables.sampling_rows(summary)] == ["masks", "random", "block"]
-    assert "Grid" not in parts.masks(summary)
-    assert "BEiT" in parts.masks(summary)
-    assert list(parts.samplings(summary)["kinds of masks"]) == ["random 75 %", "block 75 %"]
+    assert "Grid" not in method.masks(summary)
+    assert "BEiT" in method.masks(summary)
+    assert list(findings.samplings(summary)["kinds of masks"]) == ["random 75 %", "block 75 %"]
 
 
 def test_ratios_alone_stand_in_one_figure(written):
     summary = written("random-75", "random-50")
     assert parts.parts(summary) >= {"fig-samplings", "tab-ratio"}
-    assert list(parts.samplings(summary)["kinds of masks"]) == ["random 50 %", "random 75 %"]
-    assert parts.ratio_and_work(summary).startswith("### Masking ratio\n")
+    assert list(findings.samplings(summary)["kinds of masks"]) == ["random 50 %", "random 75 %"]
+    assert findings.ratio_and_work(summary).startswith("### Masking ratio\n")
 
 
 def test_own_images_without_random_75_have_another_default_case(written):
     summary = written("block-75", "grid-75", "scratch", seeds=(0, 1, 2))
     assert summary.default is summary.cases["block-75"]
-    abstract = narrative.abstract(summary)
+    abstract = front.abstract(summary)
     assert "an encoder pre-trained with 75 % block masking reaches 83.00 ± " in abstract
     assert "no classifier" not in abstract
-    assert "pre-training loss, 75 % block masking." in parts.curves_caption(summary)
+    assert "pre-training loss, 75 % block masking." in findings.curves_caption(summary)
     assert [row[0] for row in tables.recipe_rows(summary)][:3] == ["parameter", "dataset", "augment"]
     claims = {claim.statement: claim.verdict for claim in shown(summary)}
     assert claims["Pre-training beats training from scratch"] == "supported"
-    assert "from block 75 %" in parts.chance(summary)
+    assert "from block 75 %" in verdicts.chance(summary)
     assert [row[0] for row in tables.sensitivity_rows(summary)] == ["case", "grid 75 %", "from scratch"]
 
 
 def test_the_students_images_without_random_75_have_another_default_case_too(written):
     summary = written("block-75", "grid-75", "scratch", own=False, seeds=(0, 1, 2))
     assert summary.default is summary.cases["block-75"]
-    assert "an encoder pre-trained with 75 % block masking reaches 83.00 ± " in narrative.abstract(summary)
-    told = [parts.chance(summary), narrative.sensitivity(summary), narrative.discussion(summary)]
-    assert "from block 75 %" in parts.chance(summary)
+    assert "an encoder pre-trained with 75 % block masking reaches 83.00 ± " in front.abstract(summary)
+    told = [verdicts.chance(summary), verdicts.sensitivity(summary), discussion.discussion(summary)]
+    assert "from block 75 %" in verdicts.chance(summary)
     assert "not run" not in " ".join(told)
-    assert "**Pre-training** changes the accuracy by +13" in narrative.discussion(summary)
+    assert "**Pre-training** changes the accuracy by +13" in discussion.discussion(summary)
 
 
 def test_a_report_without_two_cases_to_compare_says_so(written):
     summary = written("random-75", "block-75", own=False, seeds=(0, 1), skip=(("random-75", 1), ("block-75", 0)))
-    assert narrative.sensitivity(summary) == "No case shares a seed with random 75 %."
+    assert verdicts.sensitivity(summary) == "No case shares a seed with random 75 %."
     lone = written("scratch", own=False)
-    assert narrative.discussion(lone) == "There is nothing to discuss yet: no two cases can be compared."
-    assert "difference from random 75 % for each seed" in parts.chance(lone)  # which has not run
+    assert discussion.discussion(lone) == "There is nothing to discuss yet: no two cases can be compared."
+    assert "difference from random 75 % for each seed" in verdicts.chance(lone)  # which has not run
 
 
 def test_a_case_with_one_seed_each_has_no_interval(written):
     summary = written("random-75", "block-75", seeds=(0, 1), skip=(("random-75", 1), ("block-75", 0)))
-    text = narrative.intervals(summary)
+    text = words.intervals(summary)
     assert text.startswith(
         "No case has more than one seed, so there are no intervals over seeds: how much the accuracies and the order"
     )
-    assert "how much the accuracies depend on the seed is unknown" in narrative.intervals(written("random-75"))
-    assert "how much the results depend on the seed is unknown" in narrative.intervals(written("random-75", tuned=False))
+    assert "how much the accuracies depend on the seed is unknown" in words.intervals(written("random-75"))
+    assert "how much the results depend on the seed is unknown" in words.intervals(written("random-75", tuned=False))
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -128,17 +129,17 @@ def test_a_study_that_pre_trains_only_speaks_of_no_accuracy(written, own):
     assert tables.feature_rows(summary)[0] == ["case", "loss", "PSNR (dB)"]
     for rows, n_columns in ((tables.cost_rows, 6), (tables.feature_rows, 3), (tables.recipe_rows, 2)):
         assert {len(row) for row in rows(summary)} == {n_columns}
-    told = [narrative.main_caption(summary), narrative.introduction(summary), narrative.discussion(summary)]
-    told += [narrative.main_notes(summary), parts.curves(summary), parts.features(summary), narrative.finetuning(summary)]
-    told += [narrative.abstract(summary)]
+    told = [findings.main_caption(summary), front.introduction(summary), discussion.discussion(summary)]
+    told += [findings.main_notes(summary), findings.curves(summary), findings.features(summary), method.finetuning(summary)]
+    told += [front.abstract(summary)]
     assert "accurac" not in " ".join(told)
-    assert "± is explained in the [abstract]" in narrative.main_notes(summary)
-    assert " dB (PSNR); no classifier was fine-tuned. " in narrative.abstract(summary)
-    assert "± is the half-width of the 95 % interval of the mean over the 2 seeds" in narrative.abstract(summary)
-    assert "Table 10" not in narrative.abstract(summary)
+    assert "± is explained in the [abstract]" in findings.main_notes(summary)
+    assert " dB (PSNR); no classifier was fine-tuned. " in front.abstract(summary)
+    assert "± is the half-width of the 95 % interval of the mean over the 2 seeds" in front.abstract(summary)
+    assert "Table 10" not in front.abstract(summary)
     missing = "Of the student's cases, random 75 % + mask tokens, block 50 % and block 75 % have not run. "
-    assert (missing in narrative.abstract(summary)) == (not own)
-    assert "here, no case has been fine-tuned" in narrative.introduction(summary)
+    assert (missing in front.abstract(summary)) == (not own)
+    assert "here, no case has been fine-tuned" in front.introduction(summary)
 
 
 def test_validation_images_are_named_in_every_abstract(written):
@@ -146,7 +147,7 @@ def test_validation_images_are_named_in_every_abstract(written):
         written("random-75", "scratch", **how)
         for path in Path("outputs").rglob("parameters.json"):
             write_json(path, read_json(path) | {"holdout": 5000})
-        return narrative.abstract(Summary.read(ReportParameters(study="fake")))
+        return front.abstract(Summary.read(ReportParameters(study="fake")))
 
     told = "where it says test images, it means 5,000 validation images, held out from the training images"
     own = hold()
@@ -162,7 +163,7 @@ def test_a_fine_tuning_may_hold_out_images_where_its_pre_training_did_not(writte
     written("random-75", "scratch", own=False)
     for path in Path("outputs").rglob("finetune/parameters.json"):
         write_json(path, read_json(path) | {"holdout": 500})
-    text = narrative.abstract(Summary.read(ReportParameters(study="fake")))
+    text = front.abstract(Summary.read(ReportParameters(study="fake")))
     assert "it means 500 validation images" in text
     assert "% validation accuracy after fine-tuning" in text
 
@@ -171,7 +172,7 @@ def test_a_fine_tuning_of_weights_from_elsewhere_has_an_accuracy(written):
     for own in (True, False):
         written("random-75", own=own)
         shutil.rmtree("outputs/fake/random-75/seed0/pretrain")
-        text = narrative.abstract(Summary.read(ReportParameters(study="fake")))
+        text = front.abstract(Summary.read(ReportParameters(study="fake")))
         assert "no case of this study has been pre-trained; fine-tuning of the case *random-75* reaches 84.00 %" in text
 
 
@@ -179,7 +180,7 @@ def test_seeds_that_are_only_pre_trained_give_accuracies_no_interval(written):
     written("random-75", "scratch", own=False, seeds=(0, 1))
     shutil.rmtree("outputs/fake/random-75/seed1/finetune")
     shutil.rmtree("outputs/fake/scratch/seed1")
-    text = narrative.abstract(Summary.read(ReportParameters(study="fake")))
+    text = front.abstract(Summary.read(ReportParameters(study="fake")))
     assert "There is one seed, so there are no intervals" in text
 
 
@@ -195,21 +196,21 @@ def test_plain_pixels_are_the_usual_target_whatever_the_order_of_names(written):
 
 def test_training_from_scratch_alone_has_an_accuracy(written):
     for own in (True, False):
-        text = narrative.abstract(written("scratch", own=own, seeds=(0, 1)))
+        text = front.abstract(written("scratch", own=own, seeds=(0, 1)))
         assert "no case of this study has been pre-trained; training from scratch reaches 70.0" in text
         assert "± is the half-width" in text
 
 
 def test_one_verdict_is_told_in_the_singular(written, monkeypatch):
     summary = written("random-75", "mask-tokens", own=False, tuned=False, seeds=(0, 1))
-    assert narrative.correction(summary) == "One claim has a p-value, so there is no number of claims to correct for."
-    assert "remain" not in narrative.abstract(summary)
+    assert verdicts.correction(summary) == "One claim has a p-value, so there is no number of claims to correct for."
+    assert "remain" not in front.abstract(summary)
     judged = [
         Claim("a", "this study", "+1", "supported", "1", 0.01, 0.02),
         Claim("b", "this study", "+1", "undecided", "1", 0.3, 0.3),
     ]
-    monkeypatch.setattr(narrative, "claims", lambda summary: judged)
-    monkeypatch.setattr(narrative, "shown", narrative.claims)
+    for module, name in ((verdicts, "claims"), (front, "shown")):
+        monkeypatch.setattr(module, name, lambda summary: judged)
     told = "Of the supported or contradicted ones, 1 rests on a statistical test, and 1 of these survives a correction"
-    assert told in narrative.abstract(summary)
-    assert narrative.correction(summary).endswith("With Holm's correction for all 2, 1 of these verdicts survives.")
+    assert told in front.abstract(summary)
+    assert verdicts.correction(summary).endswith("With Holm's correction for all 2, 1 of these verdicts survives.")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from mae_core.errors import ParameterError
-from mae_core.report import figures, narrative, parts, tables
+from mae_core.report import figures, tables
 from mae_core.report.claims import claims, judge
 from mae_core.report.statistics import estimate
 from mae_core.report.summary import Summary, accuracy_series, read_beside
+from mae_core.report.text import discussion, findings, front, method, recipes, verdicts, words
 from mae_core.study.parameters import ReportParameters
 from mae_core.study.results import read_json, write_json
 
@@ -29,12 +30,12 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda descriptor: None)  # a study has hundreds of files
 
 
-def verdicts(summary):
+def verdict_of(summary):
     return {claim.statement: claim.verdict for claim in claims(summary)}
 
 
 def test_three_seeds_decide_what_the_numbers_show():
-    told = verdicts(read(seeds=(0, 1, 2)))
+    told = verdict_of(read(seeds=(0, 1, 2)))
     assert len(told) == 17
     assert not [statement for statement in told if statement.startswith(("It ", "Its ", "They "))]  # each stands alone
     assert set(told.values()) == {"supported"}
@@ -42,7 +43,7 @@ def test_three_seeds_decide_what_the_numbers_show():
 
 def test_a_claim_that_the_numbers_deny_is_contradicted():
     reversed_order = dict(zip(fake_study.ACCURACY, (70, 80, 60, 83, 82, 84, 65, 71, 60, 75), strict=True))
-    told = verdicts(read(seeds=(0, 1, 2), accuracy=reversed_order))
+    told = verdict_of(read(seeds=(0, 1, 2), accuracy=reversed_order))
     assert told["Pre-training beats training from scratch"] == "contradicted"
     assert told["Pre-training is ahead after every epoch"] == "contradicted"
     assert told["Mask tokens in the encoder lower the accuracy"] == "contradicted"
@@ -54,9 +55,9 @@ def test_a_claim_that_the_numbers_deny_is_contradicted():
 
 def test_a_claim_about_several_cases_needs_them_all():
     ratios = "75 % is the best ratio of random masking: it beats 25, 50 and 90 %"
-    assert verdicts(read(seeds=(0, 1, 2), skip=("random-50",)))[ratios] == "not run"
+    assert verdict_of(read(seeds=(0, 1, 2), skip=("random-50",)))[ratios] == "not run"
     equal_to_one = fake_study.ACCURACY | {"random-90": 84}
-    assert verdicts(read(seeds=(0, 1, 2), accuracy=equal_to_one))[ratios] == "no difference that matters"
+    assert verdict_of(read(seeds=(0, 1, 2), accuracy=equal_to_one))[ratios] == "no difference that matters"
     (claim,) = [claim for claim in claims(read(seeds=(0, 1, 2))) if claim.statement == ratios]
     assert claim.measured.startswith("random 50 %: +1.00 ± ")  # 84 against 83
     mixed = fake_study.ACCURACY | {"random-25": 85, "random-50": 84.01}  # the one that is decided is told
@@ -67,13 +68,13 @@ def test_a_claim_about_several_cases_needs_them_all():
 
 def test_equal_accuracies_are_called_so():
     equal = dict.fromkeys(fake_study.ACCURACY, 80)
-    told = verdicts(read(seeds=(0, 1, 2), accuracy=equal))
+    told = verdict_of(read(seeds=(0, 1, 2), accuracy=equal))
     assert told["Pre-training beats training from scratch"] == "no difference that matters"
     assert told["Pre-training is ahead after every epoch"] == "no difference that matters"
 
 
 def test_one_seed_decides_nothing_that_is_sampled():
-    told = verdicts(read())
+    told = verdict_of(read())
     assert told["Pre-training beats training from scratch"] == "undecided (one seed; points for it)"
     assert told["Pre-training is ahead after every epoch"] == "undecided (one seed)"
     assert told["Mask tokens in the encoder cost more FLOPs (student's model: 2.4×; paper's: 3.3×)"] == "supported"
@@ -83,24 +84,24 @@ def test_one_seed_decides_nothing_that_is_sampled():
 
 def test_what_was_not_run_is_said_and_not_filled_in():
     summary = read(skip=("scratch", "grid-75"))
-    told = verdicts(summary)
+    told = verdict_of(summary)
     assert told["Pre-training beats training from scratch"] == "not run"
     assert told["Random 75 % beats grid-wise 75 %"] == "not run"
     columns = {column[0]: column[1:] for column in zip(*tables.main_rows(summary), strict=True)}
     assert set(columns["scratch"]) == set(columns["grid-75"]) == {"–"}
     assert tables.sampling_rows(summary)[4] == ["grid", "75", "–", "82.0", "84.0", "–"]
-    text = narrative.abstract(summary)
+    text = front.abstract(summary)
     assert "reaches 84.00 % test accuracy after fine-tuning. We judge 17 claims" in text
     assert "Of the student's cases, grid 75 % and training from scratch have not run. There is one seed" in text
 
 
 def test_the_abstract_names_the_students_cases_that_have_not_run():
-    text = narrative.abstract(read(skip=("grid-75", "mask-tokens", "block-50")))
+    text = front.abstract(read(skip=("grid-75", "mask-tokens", "block-50")))
     named = "random 75 % + mask tokens, block 50 % and grid 75 % have not run. There is one seed"
     assert f"Of the student's cases, {named}" in text
-    text = narrative.abstract(read(skip=("grid-75",)))  # the others have run now
+    text = front.abstract(read(skip=("grid-75",)))  # the others have run now
     assert "Of the student's cases, grid 75 % has not run. There is one seed" in text
-    assert "Of the student's cases" not in narrative.abstract(read())
+    assert "Of the student's cases" not in front.abstract(read())
 
 
 def test_nothing_run_is_a_report_too():
@@ -108,19 +109,19 @@ def test_nothing_run_is_a_report_too():
         Summary.read(ReportParameters(study="nothing"))
     summary = Summary.read(ReportParameters(study="nothing", cases=list(fake_study.CASES), seeds=[0]))
     assert {claim.verdict for claim in claims(summary)} == {"not run"}
-    assert narrative.byline(summary) == "Study *nothing*: nothing has run yet."
-    assert narrative.abstract(summary) == "Nothing has run yet."
-    assert narrative.model(summary) == "The default case has not been pre-trained."
-    assert narrative.discussion(summary).startswith("There is nothing to discuss yet")
+    assert front.byline(summary) == "Study *nothing*: nothing has run yet."
+    assert front.abstract(summary) == "Nothing has run yet."
+    assert method.model(summary) == "The default case has not been pre-trained."
+    assert discussion.discussion(summary).startswith("There is nothing to discuss yet")
     for rows in (tables.mask_token_rows, tables.sampling_rows, tables.cost_rows, tables.recipe_rows):
         assert rows(summary)
 
 
 def test_only_a_study_of_drawn_images_says_that_it_is_a_test(monkeypatch):
     summary = read()
-    assert narrative.abstract(summary).startswith("**This report shows that the pipeline works, and nothing more:**")
-    monkeypatch.setattr(narrative, "dataset", lambda summary: narrative.DATASETS["cifar10"])
-    assert narrative.abstract(summary).startswith("A student's report")
+    assert front.abstract(summary).startswith("**This report shows that the pipeline works, and nothing more:**")
+    monkeypatch.setattr(front, "dataset", lambda summary: words.DATASETS["cifar10"])
+    assert front.abstract(summary).startswith("A student's report")
 
 
 def set_everywhere(stage, **values):
@@ -129,36 +130,36 @@ def set_everywhere(stage, **values):
 
 
 def test_the_report_names_the_parts_of_its_recipe():
-    plain = narrative.finetuning(read())
+    plain = method.finetuning(read())
     assert "a linear head reads its class token. All weights are trained. *From scratch* is the same recipe" in plain
     assert "the recipe has" not in plain.lower()
-    assert "the class token" in narrative.attention_caption(read())
+    assert "the class token" in findings.attention_caption(read())
     assert [row[0] for row in tables.recipe_rows(read())][-1] == "weight_decay"
     set_everywhere("finetune", layer_decay=0.75)
-    assert "The recipe has layer-wise decay of the learning rate (0.75; [Clark" in narrative.finetuning(read_again())
+    assert "The recipe has layer-wise decay of the learning rate (0.75; [Clark" in method.finetuning(read_again())
     parts = {"drop_path": 0.1, "label_smoothing": 0.2, "mixup": 0.8, "cutmix": 1.0, "ema_decay": 0.999, "pooling": "mean"}
     set_everywhere("finetune", **parts)
-    told = narrative.finetuning(read_again())
+    told = method.finetuning(read_again())
     words = ("mean of its patch tokens", "decay of the learning rate (0.75;", "drop path (up to 0.1;", "smoothing (0.2;")
     assert all(
         word in told
         for word in (*words, "mixup (alpha 0.8;", "cutmix (alpha 1.0;", ")) and an exponential", "(decay 0.999).")
     )
-    assert "the patch tokens" in narrative.attention_caption(read_again())
-    assert "shows what the patch tokens of the fine-tuned encoder attend to." in narrative.attention(read_again())
+    assert "the patch tokens" in findings.attention_caption(read_again())
+    assert "shows what the patch tokens of the fine-tuned encoder attend to." in findings.attention(read_again())
     rows = {row[0]: row[1:] for row in tables.recipe_rows(read_again())}
     assert {name: rows[name] for name in parts} == {name: ["–", str(value)] for name, value in parts.items()}
 
 
 def test_a_report_on_validation_images_says_so():
-    assert "test accuracy after fine-tuning" in narrative.abstract(read())
-    assert "We report the test accuracy of the last epoch" in narrative.finetuning(read())
+    assert "test accuracy after fine-tuning" in front.abstract(read())
+    assert "We report the test accuracy of the last epoch" in method.finetuning(read())
     for stage in ("pretrain", "finetune"):
         set_everywhere(stage, holdout=5000)
-    told = narrative.abstract(read_again())
+    told = front.abstract(read_again())
     assert "where it says test images, it means 5,000 validation images, held out from the training images" in told
     assert "validation accuracy after fine-tuning" in told
-    assert "We report the validation accuracy of the last epoch" in narrative.finetuning(read_again())
+    assert "We report the validation accuracy of the last epoch" in method.finetuning(read_again())
     assert ["holdout", "5000", "5000"] in tables.recipe_rows(read_again())
 
 
@@ -195,7 +196,7 @@ def test_a_study_of_additional_cases_alone_has_them_as_its_cases():
     summary = read_again()
     assert (list(summary.cases), list(summary.sweep)) == (["random-50"], [])
     assert not summary.compared
-    assert "(birds)" in narrative.dataset(summary)
+    assert "(birds)" in words.dataset(summary)
 
 
 def test_an_unfinished_seed_is_left_out():
@@ -242,17 +243,17 @@ def test_cases_with_the_same_masks_are_told_apart_by_their_names():
     ]  # fmt: skip
     assert summary.default is summary.cases["random-75"]
     assert summary.scratch is summary.cases["plain"]
-    assert "alone ranks random 75 %, 6 epochs (longer) first. " in narrative.sensitivity(summary)
-    assert "has the same sign with every seed for all 5 cases" in narrative.sensitivity(summary)
+    assert "alone ranks random 75 %, 6 epochs (longer) first. " in verdicts.sensitivity(summary)
+    assert "has the same sign with every seed for all 5 cases" in verdicts.sensitivity(summary)
 
 
 def test_a_study_of_normalized_pixels_is_compared_as_any_other():
     plain = read(seeds=(0, 1))
-    before = [claim_of.verdict for claim_of in claims(plain)], tables.main_rows(plain), narrative.discussion(plain)
+    before = [claim_of.verdict for claim_of in claims(plain)], tables.main_rows(plain), discussion.discussion(plain)
     set_everywhere("pretrain", norm_pix=True)
     summary = Summary.read(ReportParameters(study="fake", cases=list(fake_study.CASES), sweep=list(fake_study.SWEEP)))
-    assert before == ([c.verdict for c in claims(summary)], tables.main_rows(summary), narrative.discussion(summary))
-    assert "predicts normalized pixels" in narrative.model(summary)
+    assert before == ([c.verdict for c in claims(summary)], tables.main_rows(summary), discussion.discussion(summary))
+    assert "predicts normalized pixels" in method.model(summary)
     assert summary.equal_work() is summary.sweep["random-75-longer"]
 
 
@@ -266,14 +267,14 @@ def test_a_case_of_another_target_than_usual_is_named_and_has_no_published_numbe
 
 
 def test_the_text_takes_its_numbers_from_the_results():
-    text = narrative.abstract(read())
+    text = front.abstract(read())
     assert "84.00 % test accuracy after fine-tuning, against 69.98 % from scratch" in text
-    assert "1 seed" in narrative.byline(read())
-    assert "20 November 2026" in narrative.byline(read())
-    discussion = narrative.discussion(read())
-    assert "+14.02 points" in discussion
+    assert "1 seed" in front.byline(read())
+    assert "20 November 2026" in front.byline(read())
     assert "there are no intervals" in text
-    assert "interval" not in discussion
+    discussed = discussion.discussion(read())
+    assert "+14.02 points" in discussed
+    assert "interval" not in discussed
 
 
 def test_cases_that_are_equal_are_not_ranked():
@@ -283,17 +284,17 @@ def test_cases_that_are_equal_are_not_ranked():
     for path in Path("outputs/fake").glob("*/seed*/finetune/metrics.json"):
         told = read_json(path)
         write_json(path, told | {"last_epoch_accuracy": round(told["last_epoch_accuracy"])})
-    text = narrative.sensitivity(read_again())
+    text = verdicts.sensitivity(read_again())
     assert text.startswith("With each seed, random 75 % and block 50 % are equally good, and the best of 6 cases. ")
     assert text.endswith("With some seed, block 50 % has exactly the accuracy of random 75 %.")
     assert "sign" not in text
     path = Path("outputs/fake/block-50/seed1/finetune/metrics.json")
     write_json(path, read_json(path) | {"last_epoch_accuracy": 85.0})
-    text = narrative.sensitivity(read_again())
+    text = verdicts.sensitivity(read_again())
     assert "disagree on the best of these 6 cases (seed 0: random 75 % and block 50 %; seed 1: block 50 %)" in text
     path = Path("outputs/fake/block-50/seed0/finetune/metrics.json")
     write_json(path, read_json(path) | {"last_epoch_accuracy": 83.0})
-    assert "The sign of the difference from random 75 % depends on the seed for block 50 %." in narrative.sensitivity(
+    assert "The sign of the difference from random 75 % depends on the seed for block 50 %." in verdicts.sensitivity(
         read_again()
     )
 
@@ -304,31 +305,31 @@ def test_a_study_that_only_fine_tunes_has_a_model_a_recipe_and_a_gain():
         write_json(path, read_json(path) | {"weights": "some/vit_small", "train_images": 500})
     summary = read_again()
     assert summary.default.name == "theirs"
-    assert "The encoder has 2 pre-norm blocks of width 48 with 2 heads" in narrative.model(summary)
-    assert "This study did not pre-train it: its weights are those of vit\\_small" in narrative.model(summary)
-    text = narrative.abstract(summary)
+    assert "The encoder has 2 pre-norm blocks of width 48 with 2 heads" in method.model(summary)
+    assert "This study did not pre-train it: its weights are those of vit\\_small" in method.model(summary)
+    text = front.abstract(summary)
     assert "no case of this study has been pre-trained; fine-tuning of the case *theirs* reaches 9" in text
     assert "% test accuracy, against 7" in text
-    assert "It uses the labels of 500 training images." in narrative.finetuning(summary)
+    assert "It uses the labels of 500 training images." in method.finetuning(summary)
     assert {row[0]: row[1:] for row in tables.recipe_rows(summary)}["train_images"] == ["–", "500"]
-    assert verdicts(summary)["Pre-training beats training from scratch"] == "supported"
-    assert "pre-training" not in parts.curves(summary)
-    assert parts.curves_alt(summary)[0] == "No pre-training ran here."
-    assert "None" not in narrative.model(summary)
-    assert parts.curves_caption(summary).startswith("Left: no pre-training ran here. Middle and right: ")
+    assert verdict_of(summary)["Pre-training beats training from scratch"] == "supported"
+    assert "pre-training" not in findings.curves(summary)
+    assert findings.curves_alt(summary)[0] == "No pre-training ran here."
+    assert "None" not in method.model(summary)
+    assert findings.curves_caption(summary).startswith("Left: no pre-training ran here. Middle and right: ")
     for path in Path("outputs/fake").glob("*/seed*/finetune/*.json"):
         own = {"dataset": "folder", "data_dir": "photos"} if path.stem == "parameters" else {"n_train": 90, "n_test": 30}
         write_json(path, read_json(path) | own) if path.stem in ("parameters", "metrics") else None
     summary = read_again()
-    assert narrative.abstract(summary).startswith("We fine-tune an encoder that was pre-trained elsewhere")
-    assert narrative.model(summary).startswith("**Data.** 90 training and 30 test images of 32×32 pixels; 10 classes: ")
-    assert "It uses the labels of 90 training images." in narrative.finetuning(summary)  # 500 are not there
+    assert front.abstract(summary).startswith("We fine-tune an encoder that was pre-trained elsewhere")
+    assert method.model(summary).startswith("**Data.** 90 training and 30 test images of 32×32 pixels; 10 classes: ")
+    assert "It uses the labels of 90 training images." in method.finetuning(summary)  # 500 are not there
     for path in Path("outputs/fake/theirs").glob("seed*/finetune/parameters.json"):
         told = read_json(path)
         write_json(path, told | {"weights": f"outputs/fake/theirs/seed{told['seed']}/pretrain/weights.safetensors"})
     summary = read_again()
-    assert "The results of its pre-training are not there." in narrative.model(summary)
-    assert "elsewhere" not in narrative.abstract(summary) + parts.curves_caption(summary)
+    assert "The results of its pre-training are not there." in method.model(summary)
+    assert "elsewhere" not in front.abstract(summary) + findings.curves_caption(summary)
     shutil.rmtree("outputs/fake/theirs")
     rows = {row[0]: row[1:] for row in tables.recipe_rows(read_again())}
     assert (rows["width"], "train_images" in rows) == (["–", "48"], False)
@@ -359,7 +360,7 @@ def test_the_ratios_stand_in_order_and_the_longer_run_apart():
     ]  # fmt: skip
     assert summary.equal_work().label == "random 75 %, 6 epochs"
     assert tables.work_rows(summary)[3][3].startswith("84.5")
-    text = narrative.discussion(summary)
+    text = discussion.discussion(summary)
     assert (
         "Random 75 % trained for 6 epochs uses 1.05 times the compute of block 50 %. Compared with it, block 50 %" in text
     )
@@ -367,7 +368,7 @@ def test_the_ratios_stand_in_order_and_the_longer_run_apart():
     assert "share (seeds 0, 1 and 2), fine-tuning is best at 75 % (84.00 %) and worst at 25 % (81.00 %); the linear" in text
     assert "Verdict on the claim that 75 % is the best ratio: supported; for the linear probe: " in text
     summary = replace(summary, sweep={name: case for name, case in summary.sweep.items() if name != "random-75-longer"})
-    assert "Random 75 % at equal compute has not run" in narrative.discussion(summary)
+    assert "Random 75 % at equal compute has not run" in discussion.discussion(summary)
 
 
 def test_without_a_list_the_studys_file_says_which_cases_are_on_request():
@@ -394,19 +395,19 @@ def test_the_scatter_of_seeds_is_told():
     assert rows["block 50 %"][:3] == ["+0.98", "+0.97", "+1.05"]
     assert rows["block 50 %"][3] == "0.04"
     assert "random 75 %" not in rows
-    assert "compare cases by the seeds that they share" in narrative.introduction(summary)
-    told = narrative.sensitivity(summary)
+    assert "compare cases by the seeds that they share" in front.introduction(summary)
+    told = verdicts.sensitivity(summary)
     assert "Of these 6 cases, each of the 3 seeds alone ranks block 50 % first." in told
     assert "same sign with every seed for all 5 cases" in told
-    assert "There is one seed" in narrative.sensitivity(Summary.read(ReportParameters(study="fake", seeds=[0])))
+    assert "There is one seed" in verdicts.sensitivity(Summary.read(ReportParameters(study="fake", seeds=[0])))
 
 
 def test_a_difference_whose_sign_depends_on_the_seed_is_named():
     close = fake_study.ACCURACY | {"grid-75": 84.0}
-    told = narrative.sensitivity(read(seeds=(0, 1, 2), accuracy=close))
+    told = verdicts.sensitivity(read(seeds=(0, 1, 2), accuracy=close))
     assert "depends on the seed for grid 75 %" in told
     equal = dict.fromkeys(fake_study.ACCURACY, 84.0)
-    told = narrative.sensitivity(read(seeds=(0, 1, 2), accuracy=equal))
+    told = verdicts.sensitivity(read(seeds=(0, 1, 2), accuracy=equal))
     assert "The seeds disagree on the best of these 6 cases (seed 0: grid 75 %; seed 1: " in told
 
 
@@ -416,7 +417,7 @@ def test_pictures_come_from_the_first_seed_that_has_them():
     assert case.folder("finetune", "attention.png").parts[-2:] == ("seed1", "finetune")
     assert case.sources("finetune", "attention.png") == ["random-75/seed1/finetune"]
     assert case.folder("finetune").parts[-2:] == ("seed0", "finetune")
-    caption = narrative.neighbours_caption(case.folder("finetune", "neighbours.png"))
+    caption = findings.neighbours_caption(case.folder("finetune", "neighbours.png"))
     assert "Of the 16 neighbours, 9 have the class of their test image" in caption
 
 
@@ -442,12 +443,10 @@ def test_what_is_compared_has_the_same_seeds():
     assert not [
         cell for rows in (tables.ratio_rows, tables.work_rows) for row in rows(summary) for cell in row if "±" in cell
     ]
-    assert "over the 3 seeds that a case finished (Student's t; a case with one seed has none)" in narrative.intervals(
-        summary
-    )
-    assert narrative.plus_minus(summary) == "± is explained in the [abstract](#abstract)."
+    assert "over the 3 seeds that a case finished (Student's t; a case with one seed has none)" in words.intervals(summary)
+    assert words.plus_minus(summary) == "± is explained in the [abstract](#abstract)."
     assert not [row[1] for row in tables.cost_rows(summary) if "±" in row[1]]  # a count
-    told = verdicts(summary)
+    told = verdict_of(summary)
     assert told["75 % is the best ratio of random masking: it beats 25, 50 and 90 %"].startswith("undecided (one seed")
     assert told["Pre-training beats training from scratch"] == "supported"
 
@@ -472,7 +471,7 @@ def test_a_run_of_another_recipe_is_left_out_and_named(run, name, value):
     assert told.startswith(f"{run}: {name} is {value}")
     case, seed, _ = run.split("/")
     assert int(seed[-1]) not in summary.all_cases[case].values("accuracy")
-    assert f"Left out because their recipe or images differ: {run}" in narrative.reproduce(summary)
+    assert f"Left out because their recipe or images differ: {run}" in recipes.reproduce(summary)
 
 
 def test_a_run_on_other_images_is_left_out_and_named():
@@ -542,68 +541,68 @@ def test_minutes_below_one_have_two_digits():
 
 def test_the_report_says_what_became_of_positions_at_another_resolution():
     summary = read()
-    assert "positions were" not in narrative.model(summary)
+    assert "positions were" not in method.model(summary)
     path = Path("outputs/fake/random-75/seed0/finetune/metrics.json")
     write_json(path, read_json(path) | {"positions": "resized (bicubic) from 8 × 8 to 16 × 16"})
-    assert "Before fine-tuning, positions were resized (bicubic) from 8 × 8 to 16 × 16." in narrative.model(summary)
+    assert "Before fine-tuning, positions were resized (bicubic) from 8 × 8 to 16 × 16." in method.model(summary)
 
 
 # Corrected verdicts -------------------------------------------------------------------------------------------------
 
 
 def test_the_report_states_its_rule_and_what_is_left_of_the_verdicts():
-    assert "lies within ± 0.5 points of accuracy" in narrative.rule(read())
+    assert "lies within ± 0.5 points of accuracy" in verdicts.rule(read())
     summary = read(seeds=(0, 1, 2))
     found = [claim for claim in claims(summary) if claim.p is not None]
     lost = [claim.statement for claim in found if claim.directional and not claim.survives]
     decided = sum(claim.directional for claim in found)
-    text = narrative.correction(summary)
+    text = verdicts.correction(summary)
     assert f"{decided} of the {len(found)} claims with a p-value are supported or contradicted" in text
     assert f"Holm's correction for all {len(found)}, {decided - len(lost)} of these verdicts survive" in text
     assert text.count("“") == len(lost)
     kept = f"{decided} rest on a statistical test, and {decided - len(lost)} of these survive a correction"
-    assert f"Of the supported or contradicted ones, {kept} for the number of claims." in narrative.abstract(summary)
-    assert "The verdicts are interim" not in narrative.abstract(summary)
+    assert f"Of the supported or contradicted ones, {kept} for the number of claims." in front.abstract(summary)
+    assert "The verdicts are interim" not in front.abstract(summary)
 
 
 def test_verdicts_of_some_planned_seeds_are_interim():
     fake_study.write(seeds=(0, 1))
     for planned, told in (((0, 1, 2, 3), "interim: 2 of 4 planned seeds have run. "), ((0, 1), "")):
         summary = Summary.read(ReportParameters(study="fake", cases=[*fake_study.CASES], seeds=[*planned]))
-        assert told in narrative.abstract(summary)
-        assert ("interim" in narrative.abstract(summary)) == bool(told)
+        assert told in front.abstract(summary)
+        assert ("interim" in front.abstract(summary)) == bool(told)
     told = "interim: 2 of 6 cases have not run with all 3 planned seeds yet. "
     skip = (("block-50", 1), ("block-50", 2), ("grid-75", 2))
-    assert told in narrative.abstract(read(seeds=(0, 1, 2), skip=skip))
+    assert told in front.abstract(read(seeds=(0, 1, 2), skip=skip))
 
 
 def test_cases_on_different_machines_are_told():
     fake_study.write(seeds=(0, 1))
-    assert narrative.several_machines(read_again()) == ""
+    assert findings.several_machines(read_again()) == ""
     path = Path("outputs/fake/block-50/seed1/pretrain/provenance.json")
     write_json(path, read_json(path) | {"device": "Old CPU, 2 threads"})
     summary = read_again()
-    text = narrative.several_machines(summary)
+    text = findings.several_machines(summary)
     assert text.startswith("Times, speeds and memory come from different machines: ")
     assert "A processor and Old CPU, 2 threads (block 50 %)" in text
     assert text.count("; ") == 1
-    assert text in narrative.main_notes(summary)
+    assert text in findings.main_notes(summary)
     for path in Path("outputs/fake").glob("*/seed1/*/provenance.json"):
         write_json(path, read_json(path) | {"device": "Old CPU, 2 threads"})
     told = "come from several machines, on which every case ran: A processor and Old CPU, 2 threads. "
-    assert narrative.several_machines(read_again()).endswith(told)
+    assert findings.several_machines(read_again()).endswith(told)
 
 
 def test_a_verdict_that_the_correction_takes_back_is_named():
     summary = read(seeds=(0, 1, 2), accuracy=fake_study.ACCURACY | {"grid-75": 83.85, "mask-tokens": 83.85})
     claim = next(claim for claim in claims(summary) if claim.statement == "Random 75 % beats grid-wise 75 %")
     assert (claim.verdict, claim.survives) == ("supported (smaller than matters)", False)
-    assert "“Random 75 % beats grid-wise 75 %”" in narrative.correction(summary)
+    assert "“Random 75 % beats grid-wise 75 %”" in verdicts.correction(summary)
 
 
 def test_one_seed_is_told_that_nothing_can_be_corrected():
-    assert narrative.correction(read()).startswith("There is one seed, so we can give no p-value, no correction")
-    assert "After a correction" not in narrative.abstract(read())
+    assert verdicts.correction(read()).startswith("There is one seed, so we can give no p-value, no correction")
+    assert "After a correction" not in front.abstract(read())
     assert {cell for row in tables.claim_rows(read())[1:] for cell in row[3:6]} == {"–"}
 
 
@@ -679,7 +678,7 @@ def test_the_table_of_lengths_has_accuracies_and_paired_differences():
 
 def test_the_text_says_whether_the_order_changes_with_the_length_and_by_how_much():
     summary = lengthened()
-    text = narrative.lengths(summary)
+    text = findings.lengths(summary)
     assert "after 2 epochs, random 75 %, grid 75 %, block 50 %; after 4 epochs, block 50 %, random 75 %, grid 75 %" in text
     assert "The order of the means is not the same." in text
     values = {name: summary.all_cases[name].values("accuracy") for name in LENGTHS}
@@ -693,7 +692,7 @@ def test_the_text_says_whether_the_order_changes_with_the_length_and_by_how_much
 
 def test_only_kinds_that_ran_at_every_length_have_an_order():
     some = [name for name in LENGTHS if name not in ("random-75-2epochs", "grid-75-2epochs")]
-    text = narrative.lengths(lengthened(skip=some, accuracy=(84, 0, 82, 0, 0, 0)))
+    text = findings.lengths(lengthened(skip=some, accuracy=(84, 0, 82, 0, 0, 0)))
     assert "Best first: after 2 epochs, random 75 %, grid 75 %; after 4 epochs, random 75 %, grid 75 %. " in text
     assert "the same at every length" in text
     assert "block" not in text
@@ -703,7 +702,7 @@ def test_lengths_without_a_shared_seed_have_no_order():
     usual = [(name, seed) for name in ("random-75", "block-50", "grid-75") for seed in (0, 1)]
     summary = lengthened(skip=[*usual, *((name, 2) for name in LENGTHS)])
     assert summary.lengths() == {}
-    assert narrative.lengths(summary).startswith("No two kinds of masks have run at every length with the same seed")
+    assert findings.lengths(summary).startswith("No two kinds of masks have run at every length with the same seed")
 
 
 def test_a_kind_that_lacks_a_shared_seed_is_left_out_at_that_length():
@@ -719,7 +718,7 @@ def test_a_kind_that_lacks_a_shared_seed_is_left_out_at_that_length():
 
 
 def test_an_order_that_stays_is_called_the_same_and_one_seed_chance():
-    text = narrative.lengths(lengthened(accuracy=(80, 81, 79, 85, 88, 84), seeds=(0,)))
+    text = findings.lengths(lengthened(accuracy=(80, 81, 79, 85, 88, 84), seeds=(0,)))
     assert "The order of the means is the same at every length." in text
     assert text.endswith("With one seed, this may be chance.")
     assert "±" not in text
@@ -745,22 +744,22 @@ def test_the_last_run_may_be_of_either_stage():
     fake_study.write()
     path = Path("outputs/fake/block-50/seed0/pretrain/provenance.json")
     write_json(path, read_json(path) | {"finished": "2026-11-21T10:00:00+00:00"})
-    assert "Last run: 21 November 2026" in narrative.byline(read_again())
+    assert "Last run: 21 November 2026" in front.byline(read_again())
 
 
 def test_the_discussion_finds_its_verdicts_wherever_the_claims_stand(monkeypatch):
     accuracy = fake_study.ACCURACY | {"mask-tokens": 90}
     summary = read(seeds=(0, 1, 2), accuracy=accuracy)
-    text = narrative.discussion(summary)
+    text = discussion.discussion(summary)
     assert "it helps: supported; that it helps after every epoch of fine-tuning: supported." in text
     assert "Verdict on the claim that they lower the accuracy: contradicted." in text
-    monkeypatch.setattr(narrative, "claims", lambda summary: claims(summary)[::-1])
-    assert narrative.discussion(summary) == text
+    monkeypatch.setattr(discussion, "claims", lambda summary: claims(summary)[::-1])
+    assert discussion.discussion(summary) == text
 
 
 def test_other_machines_than_the_last_are_told():
     fake_study.write(seeds=(0, 1))
-    assert "Trainings by machine" not in narrative.reproduce(read_again())
+    assert "Trainings by machine" not in recipes.reproduce(read_again())
     for stage in ("pretrain", "finetune"):
         path = Path(f"outputs/fake/block-50/seed1/{stage}/provenance.json")
         write_json(path, read_json(path) | {"device": "Old CPU, 2 threads", "precision": "float32"})
@@ -770,15 +769,15 @@ def test_other_machines_than_the_last_are_told():
         summary.cases["random-75"].read("pretrain", "provenance")[0][name] for name in ("device", "precision")
     )
     told = {"2 Old CPU (float32)", f"{runs - 2} {device.split(',')[0]} ({precision})"}
-    text = narrative.reproduce(summary)
+    text = recipes.reproduce(summary)
     assert set(text.split("precision of matrix products: ")[1].split(". MD5")[0].split(", ")) == told
     write_json(path, read_json(path) | {"machines": ["Old CPU, 2 threads", "Older CPU, 1 thread"]})
-    assert "1 training went on elsewhere after an interruption" in narrative.reproduce(read_again())
+    assert "1 training went on elsewhere after an interruption" in recipes.reproduce(read_again())
 
 
 def test_cases_of_one_seed_in_different_precisions_are_told():
     fake_study.write(seeds=(0, 1, 2, 3))
-    assert narrative.unlike(read_again()) == ""
+    assert verdicts.unlike(read_again()) == ""
     for case in ("random-50", "random-25"):
         for seed in (1, 2):
             for stage in ("pretrain", "finetune"):
@@ -789,12 +788,12 @@ def test_cases_of_one_seed_in_different_precisions_are_told():
     (usual,) = {told["precision"] for told in read_again().cases["random-75"].read("finetune", "provenance").values()} - {
         "float64"
     }
-    text = narrative.unlike(read_again())
+    text = verdicts.unlike(read_again())
     those = "random 25 % and random 50 % in float64"
     assert f": training of {those}, of the others in {usual} (seeds 1 and 2). " in text
     for path in Path("outputs/fake").glob("random-50/seed2/pretrain/provenance.json"):
         write_json(path, read_json(path) | {"precision": usual})
-    text = narrative.unlike(read_again())
+    text = verdicts.unlike(read_again())
     one = "random 25 % in float64, of the others in"
     assert (
         f": pre-training of {those}, of the others in {usual} (seed 1); pre-training of {one} {usual} (seed 2); fine"
@@ -806,20 +805,20 @@ def test_pre_training_and_fine_tuning_in_different_precisions_are_no_difference_
     fake_study.write(seeds=(0,))
     for path in Path("outputs/fake").glob("*/seed0/finetune/provenance.json"):
         write_json(path, read_json(path) | {"precision": "float64"})
-    assert narrative.unlike(read_again()) == ""
+    assert verdicts.unlike(read_again()) == ""
 
 
 def test_a_case_of_another_recipe_is_told_beside_the_verdicts():
     fake_study.write(seeds=(0, 1))
-    assert narrative.unlike(read_again()) == ""
-    assert "from scratch with the same recipe" in narrative.abstract(read_again())
+    assert verdicts.unlike(read_again()) == ""
+    assert "from scratch with the same recipe" in front.abstract(read_again())
     for seed in (0, 1):
         path = Path(f"outputs/fake/scratch/seed{seed}/finetune/parameters.json")
         write_json(path, read_json(path) | {"base_lr": 0.5})
     summary = read_again()
     assert not summary.left_out
-    assert "more than their masks: from scratch, fine-tuning (base_lr is 0.5 there, and " in narrative.unlike(summary)
-    assert "same recipe" not in narrative.abstract(summary) + narrative.finetuning(summary)
+    assert "more than their masks: from scratch, fine-tuning (base_lr is 0.5 there, and " in verdicts.unlike(summary)
+    assert "same recipe" not in front.abstract(summary) + method.finetuning(summary)
 
 
 # Other studies ------------------------------------------------------------------------------------------------------
@@ -854,7 +853,7 @@ def test_studies_stand_side_by_side_as_far_as_they_have_run():
 
 def test_the_orders_of_the_masks_are_told_side_by_side():
     skip = ("grid-75", "mask-tokens", *fake_study.SWEEP)
-    text = narrative.orders(beside(skip=skip, accuracy=fake_study.ACCURACY | {"block-75": 90}))
+    text = discussion.orders(beside(skip=skip, accuracy=fake_study.ACCURACY | {"block-75": 90}))
     assert "fake: block 50 %, random 75 %, block 75 %, grid 75 %; other: block 75 %, block 50 %, random 75 %; " in text
     assert "the student: block 50 %, random 75 %, block 75 %, grid 75 %; " in text
     assert text.endswith("the paper: random 75 %, grid 75 %, block 50 %, block 75 %.")
@@ -863,9 +862,9 @@ def test_the_orders_of_the_masks_are_told_side_by_side():
 
 def test_an_order_needs_two_kinds_of_masks_with_the_same_seed():
     skip = ("grid-75", "mask-tokens", "block-75", *fake_study.SWEEP)
-    assert "other: fewer than two have run with the same seeds;" in narrative.orders(beside(skip=(*skip, "block-50")))
+    assert "other: fewer than two have run with the same seeds;" in discussion.orders(beside(skip=(*skip, "block-50")))
     apart = beside(seeds=(0, 1), skip=(*skip, ("block-50", 0), ("random-75", 1)))
-    assert "other: fewer than two have run with the same seeds;" in narrative.orders(apart)
+    assert "other: fewer than two have run with the same seeds;" in discussion.orders(apart)
 
 
 def test_studies_of_other_images_stand_beside_each_other_alone():
@@ -876,11 +875,11 @@ def test_studies_of_other_images_stand_beside_each_other_alone():
     studies = [Summary.read(ReportParameters(study=name)) for name in ("fake", "paper")]
     assert tables.beside_rows(studies)[0] == ["case", "fake", "paper"]
     assert {len(row) for row in tables.beside_rows(studies)} == {3}
-    assert "student" not in narrative.orders(studies)
-    assert narrative.orders(studies).startswith("The same cases in other studies, each with its own model and")
+    assert "student" not in discussion.orders(studies)
+    assert discussion.orders(studies).startswith("The same cases in other studies, each with its own model and")
     for path in Path("outputs/paper").rglob("parameters.json"):
         write_json(path, read_json(path) | {"dataset": "cifar10"})
-    told = narrative.orders([studies[0], Summary.read(ReportParameters(study="paper"))])
+    told = discussion.orders([studies[0], Summary.read(ReportParameters(study="paper"))])
     assert "each with its own images (fake: CIFAR-100; paper: CIFAR-10), model and length of training." in told
     assert tables.beside_rows(beside())[0] == ["case", "fake", "other", "student", "paper"]
 
@@ -889,9 +888,9 @@ def test_intervals_of_another_study_alone_are_explained_below_the_table():
     fake_study.write(study="other", seeds=(0, 1))
     fake_study.write()
     studies = [Summary.read(ReportParameters(study=name)) for name in ("fake", "other")]
-    assert narrative.plus_minus(*studies).startswith("± is the half-width of the 95 % interval of the mean over the seeds")
-    assert narrative.plus_minus(*studies[::-1]) == "± is explained in the [abstract](#abstract)."
-    assert narrative.plus_minus(studies[0], studies[0]) == ""
+    assert words.plus_minus(*studies).startswith("± is the half-width of the 95 % interval of the mean over the seeds")
+    assert words.plus_minus(*studies[::-1]) == "± is explained in the [abstract](#abstract)."
+    assert words.plus_minus(studies[0], studies[0]) == ""
 
 
 def test_a_study_that_is_not_there_is_left_out():
@@ -903,18 +902,18 @@ def test_a_study_that_is_not_there_is_left_out():
 
 def test_the_model_of_a_default_case_with_mask_tokens_or_normalized_pixels_is_told():
     fake_study.write()
-    for words in ("The encoder sees the visible patches only", "and predicts pixels."):
-        assert words in narrative.model(read_again())
+    for told in ("The encoder sees the visible patches only", "and predicts pixels."):
+        assert told in method.model(read_again())
     for name in set(fake_study.CASES | fake_study.SWEEP) - {"mask-tokens"}:
         shutil.rmtree(f"outputs/fake/{name}")
     set_everywhere("pretrain", norm_pix=True)
-    text = narrative.model(read_again())
+    text = method.model(read_again())
     assert "The encoder sees all patches, with a mask token in place of each masked one" in text
     assert "and predicts normalized pixels." in text
     summary = read_again()
-    for told in (narrative.reconstruction_caption(summary.default), parts.features_caption(summary)):
+    for told in (findings.reconstruction_caption(summary.default), findings.features_caption(summary)):
         assert "the mean and the deviation of" in told
     set_everywhere("pretrain", norm_pix=False)
     summary = read_again()
-    for told in (narrative.reconstruction_caption(summary.default), parts.features_caption(summary)):
+    for told in (findings.reconstruction_caption(summary.default), findings.features_caption(summary)):
         assert "deviation" not in told

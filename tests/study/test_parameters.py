@@ -11,7 +11,7 @@ import pytest
 from mae_core.data import DATASETS
 from mae_core.errors import ParameterError
 from mae_core.explore.trained import SEEN, ExploreParameters, Shown
-from mae_core.report import narrative
+from mae_core.report.text import words
 from mae_core.study.parameters import (
     FinetuneParameters,
     PretrainParameters,
@@ -211,7 +211,7 @@ def test_a_notebooks_cell_holds_the_same_parameters(name):
 
 def test_the_explorer_and_the_report_know_every_data_set():
     assert set(get_args(Shown)) == {"auto", *DATASETS}
-    assert SEEN.keys() == narrative.DATASETS.keys() == {*DATASETS} - {"folder"}
+    assert SEEN.keys() == words.DATASETS.keys() == {*DATASETS} - {"folder"}
 
 
 def test_a_notebook_started_below_the_root_works_at_the_root(tmp_path, monkeypatch):

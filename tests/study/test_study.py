@@ -214,14 +214,14 @@ def test_sources_follow_imports():
     } <= pretrain
     assert (
         not {
-            "mae_core/report/narrative.py",
+            "mae_core/report/text/front.py",
             "mae_core/report/export.py",
             "mae_core/study/study.py",
             "mae_core/explore/trained.py",
         }
         & pretrain
     )
-    assert {"mae_core/report/narrative.py", "mae_core/report/tables.py", "mae_core/report/claims.py"} <= report
+    assert {"mae_core/report/text/front.py", "mae_core/report/tables.py", "mae_core/report/claims.py"} <= report
     assert "mae_core/training/runs.py" not in report
     assert "mae_core/report/markup.py" in sources(ROOT / "mae_core" / "report" / "export.py")
 
