@@ -359,7 +359,7 @@ def read_beside(run: ReportParameters) -> list[Summary]:
 
 
 def found_in(results: Path) -> ReportParameters:
-    """The cases and seeds in a folder of results, in the order of its results.csv.
+    """The cases and seeds in a folder of results, in the order of its results.csv, with those that it lists as not run.
 
     Raises:
         ParameterError: if there are none.
@@ -368,9 +368,11 @@ def found_in(results: Path) -> ReportParameters:
     if not runs:
         raise ParameterError(f"{results} holds no results: give a study's folder, such as outputs/laptop")
     table = results / "results.csv"
-    listed = [line.split(",")[1] for line in table.read_text(encoding="utf-8").splitlines()[1:]] if table.exists() else []
-    cases = dict.fromkeys([*listed, *(path.parents[2].name for path in runs)])
-    seeds, study = {read_json(path)["seed"] for path in runs}, read_json(runs[0])["study"]
+    lines = table.read_text(encoding="utf-8").splitlines()[1:] if table.exists() else []
+    planned = [line.split(",")[1:3] for line in lines]  # a row of the table starts with study, case and seed
+    cases = dict.fromkeys([*(case for case, _ in planned), *(path.parents[2].name for path in runs)])
+    seeds = {int(seed) for _, seed in planned} | {read_json(path)["seed"] for path in runs}
+    study = read_json(runs[0])["study"]
     added = on_request(study)
     sweep = [case for case in cases if case in added]
     usual = [case for case in cases if case not in added]

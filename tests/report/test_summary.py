@@ -565,6 +565,16 @@ def test_the_report_states_its_rule_and_what_is_left_of_the_verdicts():
     assert "The verdicts are interim" not in front.abstract(summary)
 
 
+def test_a_table_of_results_tells_which_seeds_are_planned():
+    read(seeds=(0, 1))
+    alone = Summary.read(ReportParameters(study="fake"))
+    tables.write_results(ReportParameters(study="fake", cases=list(fake_study.CASES), seeds=[0, 1, 2]))
+    listed = Summary.read(ReportParameters(study="fake"))
+    assert front.interim(alone) == ""
+    assert front.interim(listed) == "The verdicts are interim: 2 of 3 planned seeds have run. "
+    assert listed.seeds == alone.seeds == [0, 1]
+
+
 def test_verdicts_of_some_planned_seeds_are_interim():
     fake_study.write(seeds=(0, 1))
     for planned, told in (((0, 1, 2, 3), "interim: 2 of 4 planned seeds have run. "), ((0, 1), "")):
