@@ -4,7 +4,7 @@
 # make sweep STUDY=laptop  hours: run its other masking ratios and its run of equal compute, then update its report (night, too)
 # make lengths STUDY=laptop    many hours: run three maskings with shorter and longer pre-training, then update its report
 # make seeds STUDY=laptop  many hours: run the study's cases with more seeds, then update its report (night, too)
-# make test                run the tests, but for the slow ones
+# make test                run all tests except the slow ones
 # make recover STUDY=laptop    after a kill -9: end leftover processes so that the next `make report` can start
 # make soak                inject kills, damage and full disks for ten minutes, start 500 notebooks; report what was lost
 # make bench               measure speed against transformers, lightly and the machine's limits

@@ -61,7 +61,11 @@ MORE = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT + LENGTHS + 
 # Runs of other parameters than the study's are repeated. A pull makes the code newer than committed results, which stay as
 # they are: `--forceall` (make report AGAIN=1) trains anew.
 TRAINING = {*sources("notebooks/pretrain.ipynb"), *sources("notebooks/finetune.ipynb")}
-for sentence in date_results(study, TRAINING, FINGERPRINTS):
+try:
+    sentences = date_results(study, TRAINING, FINGERPRINTS)
+except PermissionError as error:
+    raise WorkflowError(f"{error.filename} is another user's, and cannot be dated: run this in a clone of your own") from None
+for sentence in sentences:
     if workflow.is_main_process:  # not in jobs
         print(sentence, file=sys.stderr)
 
@@ -108,12 +112,12 @@ PAPERMILL = (
 PRESENT = "[ -z '{input.weights}' ] || find '{input.weights}' -newermt now -exec touch {{}} +; "
 
 
-# A run's parameters: all of them, and those whose change repeats it. Snakemake tracks neither a function that takes input ...
+# All parameters of a run, for papermill. Snakemake does not track a function that takes `input`.
 def flat(stage):
     return lambda wildcards, input: flat_yaml(run_of(wildcards, stage).flat())
 
 
-# ... nor, in a fresh clone, any: see date_results.
+# Those whose change repeats the run. In a fresh clone Snakemake knows none of them: see date_results.
 def tracked(stage):
     return lambda wildcards: flat_yaml(run_of(wildcards, stage).decisive)
 
@@ -216,28 +220,25 @@ rule train:
 
 
 # On request, without the report: the cases under `sweep`, those under `lengths`, and all cases with `more_seeds`.
-def requested(results, key):
-    def found(wildcards):
-        if not results:
-            raise WorkflowError(f"params/{study.name}.yaml lists nothing under {key}: add what it should run")
-        return results
+if SWEPT:
 
-    return found
+    rule sweep:
+        input:
+            SWEPT,
 
 
-rule sweep:
-    input:
-        requested(SWEPT, "sweep"),
+if LENGTHS:
+
+    rule lengths:
+        input:
+            LENGTHS,
 
 
-rule lengths:
-    input:
-        requested(LENGTHS, "lengths"),
+if REPEATED:
 
-
-rule seeds:
-    input:
-        requested(REPEATED, "more_seeds"),
+    rule seeds:
+        input:
+            REPEATED,
 
 
 # Every number of the study, unrounded: one line for each case and seed.

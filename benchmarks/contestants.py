@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae_core import devices
-from mae_core.data.images import Split, load, to_unit
+from mae_core.data.images import Split, load, scale_pixels
 from mae_core.evaluation.classification import class_scores
 from mae_core.model.mae import Classifier, MaskedAutoencoder
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
@@ -164,7 +164,7 @@ def ours(contestant: Contestant, data: Split, device: torch.device) -> Callable[
     optimizer, plan = loop.new_optimizer(model, run), choose_plan(run, device, together.size)
     if contestant.task == "steps alone":
         replicas = Replicas(model, plan.precision, plan.workers, objective.loss_of)
-        images_BCHW, mask = objective.draw(to_unit(data.images_nCHW[:batch]), data.labels_n[:batch], generator)
+        images_BCHW, mask = objective.draw(scale_pixels(data.images_nCHW[:batch]), data.labels_n[:batch], generator)
         return lambda: (replicas.compute_gradients(images_BCHW, mask, plan.images_at_once), optimizer.step())
     take_step = loop.new_step(model, objective, data, run, plan, optimizer, generator, together)
     return lambda: take_step(torch.randperm(N_IMAGES, generator=generator, device=device)[:batch], 1e-4)
@@ -186,7 +186,7 @@ def peer(contestant: Contestant, data: Split, device: torch.device) -> Callable[
 
     def step() -> Tensor:
         batch = torch.randint(0, N_IMAGES, (shape.batch_size,), device=device)
-        images_BCHW, labels_B = to_unit(data.images_nCHW[batch]), data.labels_n[batch]
+        images_BCHW, labels_B = scale_pixels(data.images_nCHW[batch]), data.labels_n[batch]
         with autocast():
             output = forward(images_BCHW)
             loss = output if task == "pretrain" else F.cross_entropy(output.float(), labels_B)
@@ -199,7 +199,7 @@ def peer(contestant: Contestant, data: Split, device: torch.device) -> Callable[
     def evaluate() -> Tensor:
         model.eval()
         with autocast():
-            return forward(to_unit(data.images_nCHW[: shape.batch_size]))
+            return forward(scale_pixels(data.images_nCHW[: shape.batch_size]))
 
     return evaluate if task == "evaluate" else step
 

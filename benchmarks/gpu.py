@@ -31,10 +31,10 @@ from safetensors import SafetensorError
 
 from benchmarks.__main__ import machine_name
 from mae_core.data import folder_of
-from mae_core.errors import Explained, MissingDataError, ParameterError
+from mae_core.errors import Explained, MissingDataError
 from mae_core.study import results
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.study import STAGES, Study
+from mae_core.study.study import Study
 from mae_core.study.tensors import load_tensors, tensors_sha256
 
 ROOT = Path(__file__).parents[1]
@@ -127,10 +127,8 @@ class Run(Part):
 
     def done(self) -> str | None:
         folder, before = self.run.folder / self.stage, Path(getattr(self.run, "weights", ""))
-        metrics, parameters = read(folder / "metrics.json"), read(folder / "parameters.json")
-        with contextlib.suppress(ParameterError):  # of another version
-            parameters = STAGES[self.stage](**parameters).flat()
-        if not metrics or parameters != self.run.flat() or not has_weights(folder):
+        metrics = read(folder / "metrics.json")
+        if not metrics or self.run.change(folder / "parameters.json") or not has_weights(folder):
             return None
         made = (folder / "metrics.json").stat().st_mtime_ns
         if any(p.is_file() and p.stat().st_mtime_ns > made for p in (folder / "checkpoint.safetensors", before)):
@@ -195,7 +193,7 @@ def runs(study_name: str, folder: Path, seconds: float, rehearse: bool) -> Itera
         for case in (first, *sorted(others, key=lambda case: study.cases[case] is not None)):
             before = None
             for stage in study.stages(case):
-                words = ["-m", "mae_core", "train", str(path), case, str(seed), stage]
+                words = ["-m", "mae_core", "train", str(path), case, str(seed), stage, "--again"]  # see Run.done
                 name, run = f"{study.name} {case} seed {seed} {stage}", study.run(case, seed, stage)
                 before = Run(name, words, seconds, folder, run, stage, before)
                 yield before
@@ -235,7 +233,7 @@ def work(parts: list[Part], folder: Path, title: str, seconds: float) -> int:
         rows[part.name] = {"state": state, "result": result, "seconds": round(time.monotonic() - began, 1)}
         if state not in ("done before", "waits"):
             results.write_json(path, read(path) | {part.name: rows[part.name] | {"code": code_sha256()}})
-        with results.whole(folder / f"{title}.md") as temporary:
+        with results.atomic_write(folder / f"{title}.md") as temporary:
             temporary.write_text(table(rows), encoding="utf-8")
         print(f"{part.name}: {state}: {result}", flush=True)
     print(f"\n{table(rows)}\nThe results are in {folder}.")

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from mae_core import devices
-from mae_core.data.images import Split, augment, load, place, to_unit
+from mae_core.data.images import Split, augment, load, place, scale_pixels
 from mae_core.data.store import Stored, Write, prepared
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.study.parameters import PretrainParameters
@@ -56,7 +56,7 @@ def peer_epoch(folder: Path) -> None:
 def own_epoch(split: Split) -> None:
     """One epoch of ours, augmented and scaled as for training."""
     for images_BCHW in split.stream(torch.randperm(len(split)).split(BATCH)):
-        to_unit(augment(images_BCHW, "crop-flip"))
+        scale_pixels(augment(images_BCHW, "crop-flip"))
 
 
 def rate(what: Callable[[], object], repeats: int) -> float:

@@ -16,10 +16,10 @@ OURS, PEER = COLOURS[0], "#c9c4bb"
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` to ``path`` with the suffixes .json, .md and .svg."""
     results.write_json(path.with_suffix(".json"), content)
-    with results.whole(path.with_suffix(".md")) as temporary:
+    with results.atomic_write(path.with_suffix(".md")) as temporary:
         temporary.write_text(markdown(content), encoding="utf-8")
     if any(task in content["parts"] for task in TITLES):
-        with results.whole(path.with_suffix(".svg")) as temporary:
+        with results.atomic_write(path.with_suffix(".svg")) as temporary:
             figure(content).savefig(temporary, format="svg", metadata={"Date": None})
 
 

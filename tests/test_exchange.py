@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mae_core import cli
-from mae_core.data.images import to_unit
+from mae_core.data.images import scale_pixels
 from mae_core.explore.trained import open_classifier
 from mae_core.study.results import read_json
 
@@ -51,7 +51,7 @@ def test_the_page_runs_as_it_stands(place):
     pixels = torch.from_numpy(np.array(Image.open("picture.png"))).permute(2, 0, 1)[None]
     classes = read_json(Path(f"{RUN}/finetune/metrics.json"))["predictions"]["classes"]
     with torch.no_grad():
-        expected, tokens = ours(to_unit(pixels)), ours.encoder(to_unit(pixels))
+        expected, tokens = ours(scale_pixels(pixels)), ours.encoder(scale_pixels(pixels))
     timm, transformers, tensors = SNIPPETS
     for snippet in (timm, transformers):
         told: dict = {}

@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 from photos import held
 from PIL import Image
 
-from mae_core.data.images import load, to_unit
+from mae_core.data.images import load, scale_pixels
 from mae_core.errors import MissingDataError, ParameterError
 from mae_core.evaluation.classification import class_attention
 from mae_core.evaluation.reconstruction import reconstruct
@@ -67,7 +67,7 @@ def test_a_classifier_on_the_mean_of_patches_is_explored_as_it_was_trained(study
     _, about = load_tensors(tmp_path / "outputs/mine/random-75/seed0/finetune" / FULL)
     model = finetune(FinetuneParameters.check(about | {"pooling": "mean"})).eval()
     view = explorer(run)
-    image_1CHW = to_unit(view.pixels_CHW[None])
+    image_1CHW = scale_pixels(view.pixels_CHW[None])
     with torch.no_grad():
         expected_K = model(image_1CHW).softmax(dim=1)[0]
     assert view.picture["top"][0][1] == pytest.approx(expected_K.max().item(), rel=1e-4)

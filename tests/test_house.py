@@ -72,6 +72,6 @@ def test_no_module_imports_itself_through_others():
 
 
 def test_a_report_is_made_of_saved_results_and_never_of_a_model():
-    for path in (PACKAGE / "report").glob("*.py"):
+    for path in (PACKAGE / "report").rglob("*.py"):
         modules = {module for module in imported(path) if room(module) in ("model", "data")}
-        assert {module.split(".")[2] for module in modules} <= {"config"}, f"{path.name} imports {modules}"
+        assert {module.split(".")[2] for module in modules} <= {"config"}, f"{path.relative_to(PACKAGE)} imports {modules}"

@@ -154,9 +154,9 @@ def load(
         raise ValueError(f"dataset is {dataset!r}, not one of {', '.join(DATASETS)}")
     try:
         split = load_whole(dataset, Path(data_dir), train or holdout > 0, image_size)
+    except MissingDataError:
+        raise
     except OSError as error:
-        if isinstance(error, MissingDataError):
-            raise
         what = (
             "its images cannot be read" if dataset == "folder" else f"{folder_of(dataset, image_size)}/ cannot be created"
         )
@@ -225,7 +225,8 @@ def checksum(dataset: str, data_dir: str | Path = "data", image_size: int = 32) 
     files = sorted(path for name in names for path in within.glob(name))
     if not files:
         raise MissingDataError(f"{within} contains no data files ({', '.join(names)})")
-    md5s = [md5_of(path, (state := path.stat()).st_size, state.st_mtime_ns) for path in files]
+    states = [path.stat() for path in files]
+    md5s = [md5_of(path, state.st_size, state.st_mtime_ns) for path, state in zip(files, states, strict=True)]
     return hashlib.md5("".join(md5s).encode()).hexdigest()
 
 
@@ -235,7 +236,7 @@ def md5_of(path: Path, size: int, mtime_ns: int) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
-def to_unit(images_BCHW: Tensor) -> Tensor:
+def scale_pixels(images_BCHW: Tensor) -> Tensor:
     """Scale uint8 values, 0 to 255, to float32 in [-1, 1]."""
     return images_BCHW.float() / 127.5 - 1
 

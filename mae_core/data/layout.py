@@ -89,7 +89,7 @@ def list_images(data_dir: Path) -> tuple[Listing, Listing]:
 
 
 def fingerprint(data_dir: Path) -> str:
-    """A checksum of the names and sizes of all images, for training and for testing, that no image is read for."""
+    """Checksum of the names and sizes of all training and test images; reads no image."""
     return " ".join(listing.fingerprint for listing in list_images(data_dir))
 
 

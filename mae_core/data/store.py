@@ -101,9 +101,9 @@ def prepared(data_dir: Path, name: str, key: str, n: int, side: int, fill: Calla
             unfinished.replace(path)
             unfinished.write_text(json.dumps(about), encoding="utf-8")
             unfinished.replace(path.with_suffix(".json"))
+        except MissingDataError:
+            raise
         except OSError as error:
-            if isinstance(error, MissingDataError):
-                raise
             raise MissingDataError(
                 f"the prepared images cannot be written to {folder} ({error.strerror or error}): free some space"
             ) from error

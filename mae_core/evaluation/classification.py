@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mae_core import devices
-from mae_core.data.images import Split, batches, to_unit
+from mae_core.data.images import Split, batches, scale_pixels
 from mae_core.evaluation import N_PICTURES
 from mae_core.model.mae import Encoder
 from mae_core.model.vit import unpatchify
@@ -22,7 +22,7 @@ def class_scores(model: nn.Module, split: Split, run: RunParameters, device: tor
     model.eval()
     model = devices.cast(model, devices.choose_precision(run.precision, device))
     parts = batches(len(split), device, run.model.n_patches)
-    return torch.cat([model(to_unit(images_BCHW)).float() for images_BCHW in split.stream(parts)])
+    return torch.cat([model(scale_pixels(images_BCHW)).float() for images_BCHW in split.stream(parts)])
 
 
 def accuracy(scores_nC: Tensor, labels_n: Tensor) -> float:

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from mae_core import devices
 from mae_core.data.decode import decode
-from mae_core.data.images import batches, to_unit
+from mae_core.data.images import batches, scale_pixels
 from mae_core.data.layout import ENDINGS, images
 from mae_core.errors import MissingDataError, OutputError, ParameterError
 from mae_core.evaluation.probes import PatchMean
 from mae_core.model.mae import Encoder
 from mae_core.study.foreign import find_encoder
-from mae_core.study.results import whole
+from mae_core.study.results import atomic_write
 
 Pool = Literal["mean", "class"]
 
@@ -65,7 +65,7 @@ def write_features(weights: str, folder: Path, out: Path, pool: Pool = "mean", d
         with tempfile.TemporaryFile(dir=out.parent):
             pass  # a place that cannot be written is told before all is computed
     found = features(weights, folder, pool, torch.device(devices.choose_device(device)))
-    with writing(out), whole(out) as temporary:
+    with writing(out), atomic_write(out) as temporary:
         WRITERS[out.suffix](temporary, found)
     return found
 
@@ -99,7 +99,7 @@ def features(weights: str, folder: Path, pool: Pool, device: torch.device) -> Fe
     vectors = []
     for part in batches(len(names), device, encoder.config.n_patches):
         pixels_BHWC = np.stack([decoded(root / name, encoder.config.image_size) for name in names[part]])
-        images_BCHW = to_unit(torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).to(device))
+        images_BCHW = scale_pixels(torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).to(device))
         vectors.append(pooled(encoder, images_BCHW, pool, found.pools_mean).cpu())
     labels = [Path(name).parent.name for name in names]
     return Features(names, labels, torch.cat(vectors).numpy())

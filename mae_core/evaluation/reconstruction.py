@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mae_core import devices
-from mae_core.data.images import Split, batches, to_unit
+from mae_core.data.images import Split, batches, scale_pixels
 from mae_core.evaluation import N_PICTURES
 from mae_core.model.mae import MaskedAutoencoder, masked_error
 from mae_core.model.masking import Mask, sample_mask
@@ -21,7 +21,7 @@ MASK_SEED = 20211111  # arbitrary: the date of the MAE paper
 
 
 def fixed_masks(run: PretrainParameters, n_images: int, device: torch.device) -> Mask:
-    """The evaluation masks of a run, drawn on the CPU; of so many images, image i always gets the same mask."""
+    """The evaluation masks of a run, drawn on the CPU; for a given ``n_images``, image i always gets the same mask."""
     generator = torch.Generator().manual_seed(MASK_SEED)
     mask = sample_mask(run.mask_strategy, run.mask_ratio, n_images, run.model.grid_size, generator)
     return mask.to(device)
@@ -64,7 +64,7 @@ def reconstruction_metrics(
     loss, quality = [], []
     parts = batches(len(test), device, run.model.n_patches)
     for batch, images_BCHW in zip(parts, test.stream(parts), strict=True):
-        images, mask = to_unit(images_BCHW), masks[batch]
+        images, mask = scale_pixels(images_BCHW), masks[batch]
         pred = fast(images, mask, run.mask_tokens_in_encoder).float()
         loss.append(masked_error(pred, images, mask, run.patch_size, run.norm_pix) * len(images))
         _, painted = paint(pred, images, mask, run)
@@ -75,7 +75,7 @@ def reconstruction_metrics(
 def pictures(model: MaskedAutoencoder, test: Split, run: PretrainParameters, device: torch.device) -> list[Tensor]:
     """The first test images: original, masked and reconstructed; each images_BCHW in [-1, 1]."""
     model.eval()
-    images = to_unit(test.take(slice(N_PICTURES)))
+    images = scale_pixels(test.take(slice(N_PICTURES)))
     return [images, *reconstruct(model, images, fixed_masks(run, len(test), device)[:N_PICTURES], run)]
 
 

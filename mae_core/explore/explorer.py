@@ -13,7 +13,7 @@ import traitlets
 from IPython.display import display
 from torch import Tensor
 
-from mae_core.data.images import Split, place, to_unit
+from mae_core.data.images import Split, place, scale_pixels
 from mae_core.errors import Explained, ParameterError
 from mae_core.evaluation import probes
 from mae_core.evaluation.classification import class_scores
@@ -130,7 +130,7 @@ class Explorer(anywidget.AnyWidget):
             "title": self.title,
             "original": image_CHW.permute(1, 2, 0).cpu().numpy().tobytes(),
             "attention": pictures.attended(judge or models[0], image_CHW).tobytes(),
-            "top": pictures.top(judge, to_unit(image_CHW[None])),
+            "top": pictures.top(judge, scale_pixels(image_CHW[None])),
             "cases": [
                 {
                     "name": done.name, "psnr": done.psnr, "top": done.top,
@@ -200,7 +200,7 @@ class Explorer(anywidget.AnyWidget):
             self.features = train, (train_nD - mean_D) / deviation_D, mean_D, deviation_D
         train, train_nD, mean_D, deviation_D = self.features
         with torch.no_grad():
-            query_1D = (encoder(to_unit(self.pixels_CHW[None]).to(trained.device)) - mean_D) / deviation_D
+            query_1D = (encoder(scale_pixels(self.pixels_CHW[None]).to(trained.device)) - mean_D) / deviation_D
         ids = probes.nearest(train_nD, query_1D, min(N_FOUND, len(train_nD)))[1][0].tolist()
         names = [train.classes[int(train.labels_n[i])] if train.classes else "" for i in ids]
         found = [(name, train.images_nCHW[i].permute(1, 2, 0).numpy()) for name, i in zip(names, ids, strict=True)]

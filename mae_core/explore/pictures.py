@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mae_core.data.decode import decode
-from mae_core.data.images import to_unit
+from mae_core.data.images import scale_pixels
 from mae_core.errors import ParameterError
 from mae_core.evaluation.classification import class_attention
 from mae_core.evaluation.reconstruction import psnr, reconstruct, to_pixels
@@ -87,7 +87,7 @@ def paint(
     painted = []
     for trained in models:
         mask = mask_of(hidden).to(trained.device)
-        original_1CHW = to_unit(image_CHW[None]).to(trained.device)
+        original_1CHW = scale_pixels(image_CHW[None]).to(trained.device)
         pixels_1CHW = reconstruct(trained.model, original_1CHW, mask, trained.run)[1].clamp(-1, 1)
         told = any(hidden) and not trained.run.norm_pix
         quality = psnr(pixels_1CHW, original_1CHW, mask).item() if told else None
@@ -114,7 +114,7 @@ def top(trained: Trained | None, image_1CHW: Tensor) -> list[tuple[str, float]]:
 
 def attended(trained: Trained, image_CHW: Tensor) -> np.ndarray:
     """The image, dark where the encoder looks little (see class_attention): pixels_HWC, uint8."""
-    image_1CHW = to_unit(image_CHW[None]).to(trained.device)
+    image_1CHW = scale_pixels(image_CHW[None]).to(trained.device)
     light_1CHW = 0.15 + 0.85 * (class_attention(trained.encoder, image_1CHW) + 1) / 2
     return to_pixels((image_1CHW + 1) * light_1CHW - 1)[0]
 

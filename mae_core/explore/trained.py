@@ -125,7 +125,7 @@ def keep(folder: Path) -> Path:
 
 
 def weights_in(folder: Path) -> Path | None:
-    """The weights of a finished stage, rather in full precision; None if it has none."""
+    """The weights of a finished stage, preferably in full precision; None if it has none."""
     found = (folder / name for name in (FULL, KEPT) if (folder / name).is_file())
     return next(found, None) if (folder / "metrics.json").is_file() else None
 
@@ -265,9 +265,9 @@ def check_at_hand(run: ExploreParameters, image_size: int) -> None:
     if run.dataset == "folder":
         try:
             check_layout(Path(run.data_dir))
+        except MissingDataError:
+            raise
         except OSError as error:
-            if isinstance(error, MissingDataError):
-                raise
             raise MissingDataError(f"data_dir is {run.data_dir!r}: it cannot be read ({error.strerror})") from error
     elif not (Path(run.data_dir) / (folder := folder_of(run.dataset, image_size))).is_dir():
         raise MissingDataError(

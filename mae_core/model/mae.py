@@ -216,7 +216,7 @@ class SharedRows(torch.autograd.Function):
 def initialize(module: nn.Module, skip: nn.Module | None = None) -> None:
     """Initialize as the MAE paper's code for pre-training: Xavier-uniform matrices, tokens and positions from N(0, 0.02).
 
-    All biases are zero, as there but for that of the patch embedding. A classifier's head is a matrix like the others.
+    All biases are zero; the paper's code differs in the patch embedding alone. A classifier's head is a matrix like any.
     """
     done = set() if skip is None else {id(p) for p in skip.parameters()}
     for name, parameter in module.named_parameters():

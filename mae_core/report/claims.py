@@ -157,7 +157,7 @@ def throughout(default: Case, scratch: Case) -> Claim:
         for both in zip(*(zip(*curve, strict=True) for curve in curves), strict=True)
     ]
     differences = [difference for epoch in epochs for difference in epoch.values]
-    ahead = f"in {sum(difference > 0 for difference in differences)} of {len(differences)}"
+    ahead = f"in {sum(difference > 0 for difference in differences)} of {len(differences)} epochs"
     decisive, verdict, p = decide(epochs, MATTERS)
     least = amount(findable(epochs, decisive, verdict), "accuracy")
     verdict = "undecided (one seed)" if len(seeds) == 1 else verdict
@@ -191,8 +191,8 @@ def decide(differences: Sequence[Estimate], bound: float | None) -> tuple[Estima
         The difference that decides, the verdict, and the p-value of the claim. A claim of several differences needs them
         all, so its p-value is the largest of theirs (intersection-union test, Berger 1982). One negative difference
         contradicts it if the smallest p-value of the negative ones, times the number of differences (Bonferroni), is
-        below 5 %; that difference then decides, and this is the claim's p-value. None if a difference that the p-value
-        needs has no test.
+        below 5 %; that difference then decides. This is the claim's p-value, also if it leaves the claim undecided. None
+        if a difference that the p-value needs has no test.
     """
     judged = [(judge(difference, bound), difference) for difference in differences]
     tested = [(p, difference) for difference in differences if (p := p_value(difference)) is not None]

@@ -188,7 +188,7 @@ def table_html(header: Sequence[str], rows: Sequence[Sequence[str]], align: str)
         )
         return first + "".join(cell(text, side, tag) for text, side in zip(cells[1:], sides[1:], strict=True))
 
-    above = "".join(cell(name, "center", "th", f' colspan="{n}"') for name, n in groups)
+    above = "".join(cell(name, "center", "th" if name else "td", f' colspan="{n}"') for name, n in groups)
     heads = "".join(f"<tr>{row}</tr>" for row in (above, line(names, "th")) if row)
     body = "".join(f"<tr>{line(row)}</tr>" for row in rows)
     return f'<table><thead style="font-weight: bold">{heads}</thead><tbody>{body}</tbody></table>'

@@ -23,11 +23,11 @@ from mae_core.report.display import unwrapped
 from mae_core.report.document import floats, read
 from mae_core.report.summary import found_in
 from mae_core.study.parameters import OUTPUTS
-from mae_core.study.results import whole
+from mae_core.study.results import atomic_write
 
-HOUSE = Path(__file__).parent
-REPORT_NOTEBOOKS = [folder / "notebooks" / "report.ipynb" for folder in (HOUSE.parents[1], HOUSE.parent)]  # last: a wheel's
-TEMPLATES, FONTS, STYLE = HOUSE / "templates", HOUSE / "fonts", HOUSE / "templates" / "mae" / "style.css"
+HERE = Path(__file__).parent
+REPORT_NOTEBOOKS = [folder / "notebooks" / "report.ipynb" for folder in (HERE.parents[1], HERE.parent)]  # last: a wheel's
+TEMPLATES, FONTS, STYLE = HERE / "templates", HERE / "fonts", HERE / "templates" / "mae" / "style.css"
 CODE_STYLES = ("xcode", "github-dark")  # of pygments: readable on light and on dark paper
 TEXT_WIDTH = "156mm"  # of the PDF: A4 less its margins
 
@@ -113,14 +113,14 @@ def restyle(path: Path) -> None:
     """Give a page that was printed before today's style sheet."""
     before = path.read_text(encoding="utf-8")
     after = re.sub(r"<style>.*?</style>", lambda _: f"<style>\n{style(True)}\n</style>", before, count=1, flags=re.DOTALL)
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(after, encoding="utf-8")
 
 
 def write_html(notebook: Path, target: Path, **options) -> None:
     """Print a notebook as HTML."""
     body, _ = html_exporter(**options).from_notebook_node(open_notebook(notebook))
-    with whole(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_text(body, encoding="utf-8")
 
 
@@ -143,7 +143,7 @@ def write_pdf(notebook: Path, target: Path) -> None:
             )
         except typst.TypstError as error:
             raise ExportError(f"{notebook} cannot be printed as PDF: {'; '.join([str(error), *error.hints])}") from error
-    with whole(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_bytes(pdf)
 
 
@@ -152,7 +152,7 @@ def write_figures(notebook: Path, folder: Path) -> None:
     for block in floats(read(open_notebook(notebook))):
         for index, panel in enumerate(block.panels[:1] if block.choices else block.panels):
             suffix = f"-{'abcdefgh'[index]}" if len(block.panels) > 1 and not block.choices else ""
-            with whole(folder / f"{block.label}{suffix}.{panel.kind}") as temporary:
+            with atomic_write(folder / f"{block.label}{suffix}.{panel.kind}") as temporary:
                 temporary.write_bytes(panel.content)
             other = {"png": "svg", "svg": "png"}[panel.kind]  # of an earlier report
             (folder / f"{block.label}{suffix}.{other}").unlink(missing_ok=True)

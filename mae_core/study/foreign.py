@@ -143,8 +143,10 @@ def find_encoder(given: str) -> Found:
         return own(given, path) if ours else foreign(given, path, tensors)
     except (SafetensorError, UnicodeDecodeError, OSError) as error:
         raise ParameterError(f"weights: {path} is damaged, or no safetensors file ({error})") from error
+    except ParameterError:
+        raise
     except ValueError as error:
-        raise error if isinstance(error, ParameterError) else ParameterError(f"weights: {error}") from error
+        raise ParameterError(f"weights: {error}") from error
 
 
 def own(given: str, path: Path) -> Found:

@@ -34,7 +34,7 @@ from mae_core.study.parameters import PretrainParameters
 from mae_core.study.results import read_json, synchronize, write_json
 from mae_core.study.tensors import write_tensors
 
-SCALED = {"mean": [0.5] * 3, "std": [0.5] * 3}  # as images.to_unit: [0, 1] becomes [-1, 1]
+SCALED = {"mean": [0.5] * 3, "std": [0.5] * 3}  # as images.scale_pixels: [0, 1] becomes [-1, 1]
 WEIGHTS, WEIGHTS_OF_TRANSFORMERS = "model.safetensors", "transformers.safetensors"
 FILES = {"config.json", "preprocessor_config.json", "README.md", WEIGHTS, WEIGHTS_OF_TRANSFORMERS}
 

@@ -86,11 +86,13 @@ class RunParameters(Parameters):
     seed: Seed = Field(0, description="random seed of weights, image order, augmentation and masks")
     dataset: Dataset = Field("shapes", description="data set to train on")
     data_dir: UserPath = Field("data", description="folder that contains the data set")
-    data_on: Place = Field("auto", description="where images are; host: come batch by batch; auto: device, if they fit")
+    data_on: Place = Field(
+        "auto", description="where images are; host: loaded batch by batch; auto: on the device if they fit"
+    )
     train_images: int = Field(0, description="use only the first N training images; 0: all", ge=0)
     holdout: int = Field(0, description="hold out N training images and evaluate them instead of the test images", ge=0)
     device: Device = Field("auto", description="where to compute; auto: cuda if available, else mps, else cpu")
-    precision: Precision = Field("auto", description="of matrix products; auto: bfloat16 where fast")
+    precision: Precision = Field("auto", description="of matrix products; auto: bfloat16 if the hardware is faster with it")
     threads: int = Field(0, description="number of CPU threads; 0: all cores", ge=0, le=1024)
     processes: int = Field(1, description="processes that train together, each with its own GPU or threads", ge=1, le=1024)
     compile: Compile = Field("auto", description="use torch.compile; graphs: with CUDA graphs; auto: on for cuda")
@@ -98,7 +100,7 @@ class RunParameters(Parameters):
     checkpoint_seconds: float = Field(60.0, description="seconds between checkpoints for resuming", ge=0)
     variant: Variant = Field("report", description="report: the student's model; paper: the MAE paper's; vit: a plain ViT")
     attention: Attention = Field(
-        "auto", description="explicit: softmax(q k) v; auto: fused, except where a cpu is slower so"
+        "auto", description="explicit: softmax(q k) v; auto: fused, unless that is slower on a cpu"
     )
     image_size: int = Field(32, description="side of the images in pixels; they are resized to it", ge=8, le=1024)
     patch_size: int = Field(4, description="side of a patch in pixels; must divide image_size", ge=1, le=1024)
@@ -189,7 +191,7 @@ class FinetuneParameters(RunParameters):
     """Parameters of one fine-tuning run, or of the same recipe from scratch."""
 
     weights: UserPath = Field(
-        "auto", description="of pre-training: a path; auto: this case's, if there; empty: from scratch"
+        "auto", description="to start from: a path; auto: this case's pre-training, if there; empty: from scratch"
     )
     probes: bool = Field(True, description="also evaluate the frozen encoder with a linear probe and k-NN")
     epochs: int = Field(2, description="passes over the training images", ge=1, le=100000)
@@ -197,12 +199,18 @@ class FinetuneParameters(RunParameters):
     base_lr: float = Field(8e-3, description="learning rate at batch_size 256; scales with it", ge=0, le=10)
     beta2: float = Field(0.999, description="beta2 of AdamW", ge=0, le=0.999999)
     pooling: Pooling = Field("class-token", description="what the head reads; mean: of the patch tokens")
-    layer_decay: float = Field(1.0, description="factor of the learning rate from layer to layer downwards", ge=0.01, le=1)
-    drop_path: float = Field(0.0, description="rate of dropped residual branches in the last block", ge=0, le=0.9)
+    layer_decay: float = Field(
+        1.0, description="factor of the learning rate from each layer to the one below; 1: off", ge=0.01, le=1
+    )
+    drop_path: float = Field(
+        0.0, description="rate of drop path in the last block; it rises linearly from 0 in the first", ge=0, le=0.9
+    )
     label_smoothing: float = Field(0.0, description="share of a label that is spread over all classes", ge=0, le=1)
     mixup: float = Field(0.0, description="alpha of mixup; 0: off", ge=0, le=100)
     cutmix: float = Field(0.0, description="alpha of cutmix; 0: off; with mixup: either, in each batch", ge=0, le=100)
-    ema_decay: float = Field(0.0, description="of the average of weights that is evaluated; 0: off", ge=0, le=0.999999)
+    ema_decay: float = Field(
+        0.0, description="of the moving average of the weights, which is then evaluated; 0: off", ge=0, le=0.999999
+    )
 
     def check_together(self) -> None:
         super().check_together()

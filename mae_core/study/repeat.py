@@ -1,7 +1,7 @@
 """Which finished runs Snakemake repeats.
 
-Snakemake repeats what is older than its sources, and what had other parameters, but those it knows only where it trained
-the run itself: not in a fresh clone. There, the parameters are compared here, and results dated accordingly.
+Snakemake repeats runs that are older than their sources, or that had other parameters. It knows the parameters of the runs
+that it trained here, but not in a fresh clone: so we compare them ourselves, and date the results accordingly.
 """
 
 import itertools

@@ -49,7 +49,7 @@ METRICS = {
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; the file written there replaces ``path`` once it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -68,7 +68,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replaced(folder: Path, last: str) -> Iterator[Path]:
+def atomic_replace(folder: Path, last: str) -> Iterator[Path]:
     """Yield a temporary folder; at the end its files move into ``folder``, the file named ``last`` after all others.
 
     During the move there is no such file in ``folder``: if it exists, all files belong to the same run.
@@ -120,13 +120,13 @@ def claimed(folder: Path) -> Iterator[None]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as JSON; equal content gives equal bytes."""
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_csv(path: Path, rows: list[list[str]]) -> None:
     """Write rows of text cells as comma-separated values."""
-    with whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
@@ -143,7 +143,7 @@ def save_sheet(path: Path, rows: list["Tensor"]) -> None:
     values_RBCHW = np.stack([row.float().cpu().numpy() for row in rows])
     sheet_RBCHW = ((values_RBCHW + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
     R, B, C, H, W = sheet_RBCHW.shape
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         pixels = sheet_RBCHW.transpose(0, 3, 1, 4, 2).reshape(R * H, B * W, C)
         Image.fromarray(pixels).save(temporary, format="PNG")
 
@@ -158,7 +158,7 @@ def load_sheet(path: Path, n_rows: int) -> np.ndarray:
 def save_predictions(path: Path, predicted_n: "Tensor", true_n: "Tensor") -> None:
     """Save the predicted and the true class of each test image as a grey PNG of two rows; CIFAR-10's takes under 20 kB."""
     classes_2n = np.stack([predicted_n.cpu().numpy(), true_n.cpu().numpy()])
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         pixels = classes_2n.astype(np.uint8 if classes_2n.max() < 256 else np.uint16)
         Image.fromarray(pixels).save(temporary, format="PNG", optimize=True)
 

@@ -29,7 +29,7 @@ def sources(path: str | Path) -> list[str]:
 
 
 def code(notebook: str | Path, text: bool = False) -> str:
-    """The code cells of a notebook, joined: what remains the same if it is only run or saved; with ``text``, all cells."""
+    """The source of a notebook's code cells, which running or saving does not change; with ``text``, of all cells."""
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     return "\n".join("".join(cell["source"]) for cell in cells if text or cell["cell_type"] == "code")
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mae_core.errors import ParameterError
-from mae_core.study.results import whole
+from mae_core.study.results import atomic_write
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any], copied_sha256: str = "") -> None:
@@ -24,7 +24,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any], 
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     note = json.dumps(about)
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             # One entry only: safetensors writes several in random order, but equal weights must give equal bytes.
             told = {"about": note, "crc32": checksum(tensors, note)}
@@ -35,7 +35,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any], 
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write safetensors that others may read as they may read any new file: the library lets only the owner."""
+    """Write safetensors with the usual permissions of a new file; the library alone lets only its owner read it."""
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
     save_file(tensors, path, metadata=metadata)
@@ -47,7 +47,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         ValueError: if it is missing, damaged or from another program.
-        ParameterError: if it cannot be read: it may be whole.
+        ParameterError: if it cannot be opened; the file itself may be intact.
     """
     try:
         with open(path, "rb") as opened:  # safetensors calls a file missing whatever keeps it from opening it

@@ -1,7 +1,7 @@
 """Checkpoints, written atomically. A checkpoint of other parameters is an error; a damaged one is set aside.
 
-A run keeps its newest two checkpoints, so damage to the newest one costs minutes and not the run. What it sets aside stays
-until it is complete.
+A run keeps its newest two checkpoints, so damage to the newest one costs minutes and not the run. A checkpoint that was set
+aside is deleted when the run is complete.
 Tensors: ``model/...``, ``optimizer/<index>/...``, ``average/...``, ``generator``, ``losses``, ``order``. JSON note: the
 rest of :class:`Position`, ``parameters``, ``made_of``, ``elapsed``, ``peak_memory``, ``machines``. ``load_tensors`` reads
 both.
@@ -61,8 +61,10 @@ class Checkpoint:
         self.newest, self.before = folder / "checkpoint.safetensors", folder / "checkpoint.before.safetensors"
         self.model, self.optimizer, self.generator, self.run = model, optimizer, generator, run
         self.averages = averages or {}
-        self.made_of, self.saved_at = made_of, time.monotonic()
-        self.began, self.elapsed_before = self.saved_at if began is None else began, 0.0
+        self.made_of = made_of
+        self.saved_at = time.monotonic()
+        self.began = self.saved_at if began is None else began
+        self.elapsed_before = 0.0
         self.peak_memory_before = 0
         self.machines_before: list[str] = []
 
@@ -188,20 +190,23 @@ def set_aside(path: Path) -> str:
 
 
 def discard(folder: Path) -> None:
-    """Delete all checkpoints of a complete run: the newest has the curves in its ``history.json``.
+    """Delete all checkpoints of a complete run."""
+    newest = folder / "checkpoint.safetensors"
+    if is_left_over(newest):
+        for path in sorted(folder.glob("checkpoint*.safetensors"), key=lambda path: path == newest):  # last what tells so
+            path.unlink(missing_ok=True)
+
+
+def is_left_over(newest: Path) -> bool:
+    """Whether a run's newest checkpoint is of a complete run: it has the curves of the ``history.json`` beside it.
 
     Dates would not do: a clock that was set back makes an unfinished run look older than the results of the run before it.
     """
-    newest = folder / "checkpoint.safetensors"
     try:
-        complete = (folder / "metrics.json").exists() and load_tensors(newest)[1]["history"] == read_json(
-            folder / "history.json"
-        )
+        _, about = load_tensors(newest)
+        return newest.with_name("metrics.json").exists() and about["history"] == read_json(newest.with_name("history.json"))
     except (OSError, ValueError, KeyError):  # no checkpoint, or a damaged one
-        return
-    if complete:
-        for path in sorted(folder.glob("checkpoint*.safetensors"), key=lambda path: path == newest):  # last what tells so
-            path.unlink(missing_ok=True)
+        return False
 
 
 def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

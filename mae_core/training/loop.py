@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mae_core import devices
-from mae_core.data.images import Split, augment, to_unit
+from mae_core.data.images import Split, augment, scale_pixels
 from mae_core.errors import NotFiniteError, ParameterError, StoppedError
 from mae_core.study import provenance
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
@@ -70,19 +70,8 @@ def fit(
         DeviceMemoryError: if memory runs out; suggests a smaller ``micro_batch``.
         StoppedError: on SIGINT (Stop in JupyterLab, Ctrl-C) or SIGTERM, after the current step and a checkpoint.
     """
-    steps = len(train) // run.batch_size
-    if not steps:
-        raise ParameterError(f"batch_size is {run.batch_size}: there are only {len(train)} training images")
-    if run.epochs * steps == 1 and run.warmup_epochs:
-        print(
-            f"this run changes no weight: warmup_epochs is {run.warmup_epochs:g}, so its single step has a rate of 0; set "
-            "warmup_epochs: 0, or take more epochs or a smaller batch_size"
-        )
     together = team()
-    if together.size > run.batch_size:
-        raise ParameterError(
-            f"batch_size is {run.batch_size}: it must be at least the number of processes, {together.size}"
-        )
+    steps = steps_per_epoch(len(train), run, together.size)
     plan = choose_plan(run, device, together.size)
     print(f"{plan}; {train.place}")
     optimizer, average = new_optimizer(model, run), Average(model, getattr(run, "ema_decay", 0.0))
@@ -158,6 +147,21 @@ def fit(
     }
 
 
+def steps_per_epoch(n_images: int, run: PretrainParameters | FinetuneParameters, n_processes: int) -> int:
+    """The number of whole batches; raises ParameterError if a batch has too many images, or fewer than processes."""
+    steps = n_images // run.batch_size
+    if not steps:
+        raise ParameterError(f"batch_size is {run.batch_size}: there are only {n_images} training images")
+    if n_processes > run.batch_size:
+        raise ParameterError(f"batch_size is {run.batch_size}: it must be at least the number of processes, {n_processes}")
+    if run.epochs * steps == 1 and run.warmup_epochs:
+        print(
+            f"this run changes no weight: warmup_epochs is {run.warmup_epochs:g}, so its single step has a rate of 0; set "
+            "warmup_epochs: 0, or take more epochs or a smaller batch_size"
+        )
+    return steps
+
+
 def sum_of_weights(model: nn.Module) -> Tensor:
     """The sum of all weights' absolute values, as a vector of length 1; not finite if any weight is not finite."""
     return torch.stack(torch._foreach_norm(list(model.parameters()), 1)).sum()[None].detach()
@@ -184,7 +188,7 @@ def new_step(
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         images_BCHW = train.take(batch_B) if images_BCHW is None else images_BCHW
-        images_BCHW = to_unit(augment(images_BCHW, run.augment, generator))
+        images_BCHW = scale_pixels(augment(images_BCHW, run.augment, generator))
         images_BCHW, drawn = objective.draw(images_BCHW, train.labels_n[batch_B], generator)
         with devices.explained_shortage(plan.images_at_once):
             part = together.part(len(batch_B))

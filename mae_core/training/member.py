@@ -1,4 +1,4 @@
-"""What one of several processes does (see processes.py); its arguments are the stage and the parameters as JSON."""
+"""The entry point of one training process of several (see processes.py): arguments are the stage and parameters as JSON."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Train; an error goes to the launcher, which tells it once."""
+    """Train; an error goes to the launcher, which reports it once."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until training has begun, Ctrl-C ends it without a word
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 

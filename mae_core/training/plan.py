@@ -43,18 +43,11 @@ def choose_plan(run: PretrainParameters | FinetuneParameters, device: torch.devi
         most_bytes = TILED_BYTES if tiled else CACHED_BYTES
         images = min(images, 2 ** max(0, int(math.log2(most_bytes / image_bytes))))
         images = min(images, math.ceil(batch_size / workers))
-    graphs = run.compile == "graphs" and device.type == "cuda"
-    on_cuda, compiler = device.type == "cuda", has_compiler()
-    compiled = run.compile in ("on", "graphs") or (run.compile == "auto" and on_cuda and compiler)
-    why = {
-        "precision": "as asked" if run.precision != "auto" else "multiplied in hardware"
-        if precision == torch.bfloat16 else "bfloat16 is no faster here",
-        "images": "as asked" if run.micro_batch else "large parts feed the tiles" if tiled
-        else "activations near the caches" if cpu else "the whole batch",
-        "compiled": "as asked" if run.compile != "auto" else "starting it costs more than it saves" if cpu
-        else "operations fused save memory traffic" if compiled
-        else "no C compiler here" if on_cuda else "not tried on this device",
-    }  # fmt: skip
+    on_cuda = device.type == "cuda"
+    graphs = run.compile == "graphs" and on_cuda
+    compiled = run.compile in ("on", "graphs") or (run.compile == "auto" and on_cuda and has_compiler())
+    in_parallel = f"{workers} workers" if workers > 1 else "1 worker"
+    computed = "compiled, CUDA graphs" if graphs else "compiled" if compiled else "not compiled"
     return Plan(
         precision,
         workers,
@@ -62,12 +55,36 @@ def choose_plan(run: PretrainParameters | FinetuneParameters, device: torch.devi
         compiled,
         graphs,
         (
-            f"{device.type} in {str(precision).removeprefix('torch.')} ({why['precision']})",
+            f"{device.type} in {str(precision).removeprefix('torch.')} ({why_precision(run.precision, precision)})",
             *([f"{processes} processes, each with a part of the batch"] if processes > 1 else []),
-            f"{workers} worker{'s' * (workers > 1)}, {images} images at once ({why['images']})",
-            f"{'compiled' if compiled else 'not compiled'}{', CUDA graphs' * graphs} ({why['compiled']})",
+            f"{in_parallel}, {images} images at once ({why_images(run.micro_batch, cpu, tiled)})",
+            f"{computed} ({why_compiled(run.compile, device.type, compiled)})",
         ),
     )
+
+
+def why_precision(asked: str, precision: torch.dtype) -> str:
+    if asked != "auto":
+        return "as asked"
+    return "multiplied in hardware" if precision == torch.bfloat16 else "bfloat16 is no faster here"
+
+
+def why_images(micro_batch: int, on_cpu: bool, tiled: bool) -> str:
+    if micro_batch:
+        return "as asked"
+    if tiled:
+        return "large parts feed the tiles"
+    return "activations near the caches" if on_cpu else "the whole batch"
+
+
+def why_compiled(asked: str, device: str, compiled: bool) -> str:
+    if asked != "auto":
+        return "as asked"
+    if device == "cpu":
+        return "starting it costs more than it saves"
+    if compiled:
+        return "operations fused save memory traffic"
+    return "no C compiler here" if device == "cuda" else "not tried on this device"
 
 
 def has_compiler() -> bool:

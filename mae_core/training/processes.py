@@ -93,7 +93,7 @@ def leads() -> bool:
 
 
 def threads(wanted: int) -> int:
-    """CPU threads of this process; 0 as ``wanted`` shares the cores among the processes of this machine."""
+    """CPU threads of this process: ``wanted``, or if that is 0, an equal share of this machine's cores."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if started() else 1
     return wanted if wanted or here == 1 else max(1, n_cores() // here)
 

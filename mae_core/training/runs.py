@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mae_core import devices, gpus
-from mae_core.data.images import Split, checksum, load, place, to_unit
+from mae_core.data.images import Split, checksum, load, place, scale_pixels
 from mae_core.data.layout import fingerprint
 from mae_core.errors import Explained, MissingDataError, OutputError, ParameterError, StoppedError
 from mae_core.evaluation import N_PICTURES, classification, flops, probes, reconstruction
@@ -26,7 +27,7 @@ from mae_core.study.foreign import Found, find_encoder, weights_file
 from mae_core.study.parameters import OUTPUTS, FinetuneParameters, PretrainParameters, check_data_dir
 from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
 from mae_core.training import objective, processes
-from mae_core.training.checkpoint import Position, discard
+from mae_core.training.checkpoint import Position, discard, is_left_over
 from mae_core.training.loop import fit
 
 Watch = Callable[[Position, nn.Module, Split], None]
@@ -110,19 +111,24 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
         record.metrics["last_epoch_accuracy"] = record.history["test_accuracy"][-1]
         record.metrics["best_epoch_accuracy"] = max(record.history["test_accuracy"])
         record.metrics["flops_per_image"] = flops.of_classifier(run, len(train.classes))
-        scores_nC = classification.class_scores(model, test, run, device)
-        if len(test.classes) > MANY_CLASSES:
-            record.metrics["top5_accuracy"] = classification.top5_accuracy(scores_nC, test.labels_n)
-        record.metrics["predictions"] = classification.predictions(scores_nC, test)
-        record.predictions = (scores_nC.argmax(dim=1), test.labels_n)
-        record.metrics["mistakes"] = classification.confident_mistakes(scores_nC, test)
-        pictured = to_unit(test.take(slice(N_PICTURES)))
-        record.sheets["pictures"] = [pictured]
-        record.sheets["attention"] = [pictured, classification.class_attention(model.encoder, pictured)]
-        if record.metrics["mistakes"]["images"]:
-            record.sheets["mistakes"] = [to_unit(test.take(torch.tensor(record.metrics["mistakes"]["images"])))]
+        evaluate(model, test, run, record)
         record.weights = model.state_dict()
     return model
+
+
+def evaluate(model: Classifier, test: Split, run: FinetuneParameters, record: "Record") -> None:
+    """Record what a classifier predicts for the test images, its most confident mistakes, and its attention."""
+    scores_nC = classification.class_scores(model, test, run, record.device)
+    if len(test.classes) > MANY_CLASSES:
+        record.metrics["top5_accuracy"] = classification.top5_accuracy(scores_nC, test.labels_n)
+    record.metrics["predictions"] = classification.predictions(scores_nC, test)
+    record.predictions = (scores_nC.argmax(dim=1), test.labels_n)
+    record.metrics["mistakes"] = classification.confident_mistakes(scores_nC, test)
+    pictured = scale_pixels(test.take(slice(N_PICTURES)))
+    record.sheets["pictures"] = [pictured]
+    record.sheets["attention"] = [pictured, classification.class_attention(model.encoder, pictured)]
+    if record.metrics["mistakes"]["images"]:
+        record.sheets["mistakes"] = [scale_pixels(test.take(torch.tensor(record.metrics["mistakes"]["images"])))]
 
 
 def trained_together(run: PretrainParameters | FinetuneParameters, stage: str, kind: type[nn.Module]) -> Any:
@@ -139,18 +145,21 @@ def trained_together(run: PretrainParameters | FinetuneParameters, stage: str, k
 def is_complete(run: PretrainParameters | FinetuneParameters, stage: str) -> bool:
     """Whether a run has finished, from what it would read now, and its weights are still there.
 
-    Of a published run only the results may be there: then it isn't complete. Nor is one that has begun anew since.
+    A published run without its weights is not complete, nor is a run that was restarted.
     """
-    folder, weights, inputs = run.folder / stage, getattr(run, "weights", ""), {}
-    discard(folder)
-    there = all((folder / name).is_file() for name in ("metrics.json", results.FULL))
-    if not there or (folder / "checkpoint.safetensors").exists() or run.change(folder / "parameters.json"):
+    folder, checkpoint = run.folder / stage, run.folder / stage / "checkpoint.safetensors"
+    begun = checkpoint.exists() and not is_left_over(checkpoint)
+    if begun or not (folder / "metrics.json").is_file() or run.change(folder / "parameters.json"):
         return False
-    if weights:
-        inputs["initial_weights_sha256"] = tensors_sha256(weights_file(weights))
-    if run.dataset == "folder":
-        inputs["images"] = fingerprint(Path(run.data_dir))
-    return inputs.items() <= results.read_json(folder / "provenance.json").items()
+    try:
+        inputs = {"weights_sha256": tensors_sha256(folder / results.FULL)}
+        if weights := getattr(run, "weights", ""):
+            inputs["initial_weights_sha256"] = tensors_sha256(weights_file(weights))
+        if run.dataset == "folder":
+            inputs["images"] = fingerprint(Path(run.data_dir))
+        return inputs.items() <= results.read_json(folder / "provenance.json").items()
+    except (OSError, ValueError, SafetensorError):  # a file is missing or damaged
+        return False
 
 
 def bind(watch: Watch | None, model: nn.Module, test: Split) -> Callable[[Position], None]:
@@ -175,7 +184,7 @@ def probe(
         "labels": train.labels_n[ids_mk].tolist(),
     }
     rows = [test.take(pictured), *(train.take(ids_m) for ids_m in ids_mk.T)]
-    record.sheets["neighbours"] = [to_unit(row) for row in rows]
+    record.sheets["neighbours"] = [scale_pixels(row) for row in rows]
 
 
 def new_model(kind: type[nn.Module], run: PretrainParameters | FinetuneParameters, device: torch.device, **more):
@@ -277,21 +286,7 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
                 yield record
             if not leads:
                 return
-            wall = {"wall_seconds": time.monotonic() - record.began + record.metrics.pop("elapsed_before")}
-            machines = record.metrics.pop("machines")
-            with results.replaced(folder, last="metrics.json") as unfinished:
-                results.write_json(unfinished / "parameters.json", run.flat())
-                results.write_json(unfinished / "history.json", record.history)
-                for name, rows in record.sheets.items():
-                    results.save_sheet(unfinished / f"{name}.png", rows)
-                if record.predictions:
-                    results.save_predictions(unfinished / "predictions.png", *record.predictions)
-                save_tensors(unfinished / "weights.safetensors", record.weights, run.flat())
-                source = provenance.collect(run, record.device, unfinished / "weights.safetensors", record.data_md5)
-                if len(machines) > 1:
-                    source["machines"] = machines  # the run was interrupted, and went on elsewhere
-                results.write_json(unfinished / "provenance.json", commit | source | record.inputs | wall)
-                results.write_json(unfinished / "metrics.json", record.metrics | wall)
+            write_results(record, run, commit)
     except KeyboardInterrupt:
         raise StoppedError("stopped: run again to start, or to continue from the last checkpoint") from None
     except OSError as error:
@@ -305,3 +300,22 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
         ) from error
     # Checkpoints stay until this process exits normally, so that a kill while drawing figures costs no training.
     atexit.register(discard, folder.absolute())
+
+
+def write_results(record: Record, run: PretrainParameters | FinetuneParameters, commit: dict[str, Any]) -> None:
+    """Write all files of a run's folder, or none; ``commit`` is that of the code when the run started."""
+    wall = {"wall_seconds": time.monotonic() - record.began + record.metrics.pop("elapsed_before")}
+    machines = record.metrics.pop("machines")
+    with results.atomic_replace(record.folder, last="metrics.json") as unfinished:
+        results.write_json(unfinished / "parameters.json", run.flat())
+        results.write_json(unfinished / "history.json", record.history)
+        for name, rows in record.sheets.items():
+            results.save_sheet(unfinished / f"{name}.png", rows)
+        if record.predictions:
+            results.save_predictions(unfinished / "predictions.png", *record.predictions)
+        save_tensors(unfinished / "weights.safetensors", record.weights, run.flat())
+        source = provenance.collect(run, record.device, unfinished / "weights.safetensors", record.data_md5)
+        if len(machines) > 1:
+            source["machines"] = machines  # the run was interrupted, and went on elsewhere
+        results.write_json(unfinished / "provenance.json", commit | source | record.inputs | wall)
+        results.write_json(unfinished / "metrics.json", record.metrics | wall)

@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import crop, hflip, pad
 from torchvision.transforms.v2.functional import resize as torchvision_resize
 
-from mae_core.data.images import augment, batches, checksum, held_out, load, place, resize, to_unit
+from mae_core.data.images import augment, batches, checksum, held_out, load, place, resize, scale_pixels
 from mae_core.data.shapes import Shapes, draw_shapes
 from mae_core.errors import MissingDataError, ParameterError
 
@@ -72,8 +72,8 @@ def test_cifar10_is_resized(cifar10_dir):
 
 
 def test_pixels_are_scaled_to_minus_one_and_one():
-    assert to_unit(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
-    steps = to_unit(torch.arange(256, dtype=torch.uint8)).diff()
+    assert scale_pixels(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
+    steps = scale_pixels(torch.arange(256, dtype=torch.uint8)).diff()
     torch.testing.assert_close(steps, torch.full((255,), 2 / 255))
 
 

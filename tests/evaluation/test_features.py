@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mae_core import cli
-from mae_core.data.images import to_unit
+from mae_core.data.images import scale_pixels
 from mae_core.errors import MissingDataError, OutputError, ParameterError
 from mae_core.evaluation.features import Features, write_features, write_parquet
 from mae_core.model.mae import Classifier, MaskedAutoencoder
@@ -42,7 +42,7 @@ def pictures(tmp_path):
 
 
 def expected(encoder, pixels, pool):
-    images = to_unit(torch.from_numpy(np.stack(list(pixels.values()))).permute(0, 3, 1, 2))
+    images = scale_pixels(torch.from_numpy(np.stack(list(pixels.values()))).permute(0, 3, 1, 2))
     with torch.no_grad():
         tokens = encoder(images)
     return (tokens[:, 0] if pool == "class" else tokens[:, 1:].mean(1)).numpy()
@@ -69,7 +69,7 @@ def test_the_mean_is_what_the_head_of_a_classifier_reads(pictures, tmp_path):
     torch.nn.init.normal_(model.encoder.norm.weight)  # otherwise the norm's place would make little difference
     save_tensors(tmp_path / "c.safetensors", model.state_dict(), run.flat())
     found = write_features(str(tmp_path / "c.safetensors"), pictures[0], tmp_path / "out.npz")
-    images = to_unit(torch.from_numpy(np.stack(list(pictures[1].values()))).permute(0, 3, 1, 2))
+    images = scale_pixels(torch.from_numpy(np.stack(list(pictures[1].values()))).permute(0, 3, 1, 2))
     with torch.no_grad():
         scores = model.head(torch.from_numpy(found.vectors_nD))
         torch.testing.assert_close(scores, model(images), rtol=1e-5, atol=1e-5)

@@ -187,7 +187,7 @@ def study(**changes):
 
 CLAIMS = {
     "Pre-training beats training from scratch": "+33.00 ± 0.00 points",
-    "Pre-training is ahead after every epoch": "in 0 of 2",
+    "Pre-training is ahead after every epoch": "in 0 of 2 epochs",
     "Mask tokens in the encoder lower the accuracy": "+9.00 ± 0.00 points",
     "Mask tokens in the encoder cost more FLOPs (student's model: 2.4×; paper's: 3.3×)": "2.42×",
     "Skipping mask tokens saves memory": "−9 ± 0 MiB",
@@ -237,18 +237,23 @@ def test_of_several_comparisons_the_least_favourable_is_told(changes, measured, 
 @pytest.mark.parametrize(
     ("first", "second", "measured", "verdict"),
     [
-        ({0: [2.0, 3.0], 1: [2.00001, 3.00001]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 4 of 4", "supported"),
+        ({0: [2.0, 3.0], 1: [2.00001, 3.00001]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 4 of 4 epochs", "supported"),
         (
             {0: [0.5, 3.0], 1: [0.50001, 3.00001]},
             {0: [0.2, 1.0], 1: [0.2, 1.0]},
-            "in 4 of 4",
+            "in 4 of 4 epochs",
             "supported (smaller than matters)",
         ),
-        ({0: [2.0, 0.5], 1: [2.00001, 0.50001]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 2 of 4", "contradicted"),
-        ({0: [0.5, 2.0], 1: [0.50001, 2.00001]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 2 of 4", "contradicted"),
-        ({0: [2.0, 1.5], 1: [2.0, 0.5]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 3 of 4", "undecided (2 seeds)"),
-        ({0: [2.0, 1.0], 1: [2.00001, 1.00001]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 3 of 4", "no difference that matters"),
-        ({0: [2.0, 3.0], 1: [0.0, 0.0]}, {0: [1.0, 1.0], 2: [9.0, 9.0]}, "in 2 of 2", "undecided (one seed)"),
+        ({0: [2.0, 0.5], 1: [2.00001, 0.50001]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 2 of 4 epochs", "contradicted"),
+        ({0: [0.5, 2.0], 1: [0.50001, 2.00001]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 2 of 4 epochs", "contradicted"),
+        ({0: [2.0, 1.5], 1: [2.0, 0.5]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 3 of 4 epochs", "undecided (2 seeds)"),
+        (
+            {0: [2.0, 1.0], 1: [2.00001, 1.00001]},
+            {0: [1.0, 1.0], 1: [1.0, 1.0]},
+            "in 3 of 4 epochs",
+            "no difference that matters",
+        ),
+        ({0: [2.0, 3.0], 1: [0.0, 0.0]}, {0: [1.0, 1.0], 2: [9.0, 9.0]}, "in 2 of 2 epochs", "undecided (one seed)"),
         ({1: [2.0, 3.0]}, {0: [1.0, 1.0]}, "–", "undecided (no shared seed)"),
     ],
 )

@@ -121,7 +121,7 @@ def test_the_table_has_both_kinds_of_chance_and_the_text_says_what_is_missing(tm
         f"{of_accuracy(scratch):.2f}", f"−{-gain.mean:.2f}", f"{gain.half_width:.2f}", "–",
     ]  # fmt: skip
     text = verdicts.over_images(summary)
-    assert "for 100 images. With several seeds it is the widest that their mean allows" in text
+    assert "for 100 images. With several seeds we assume that all are right about the same images" in text
     assert "so no difference has an interval over images" in text
     true_n = torch.arange(100) % 10
     for case in (default, grid):

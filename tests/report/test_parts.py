@@ -34,10 +34,35 @@ def written(tmp_path, monkeypatch):
 
 def test_a_study_on_the_students_images_has_every_part(written):
     every = parts.parts(written(*fake_study.CASES, own=False))
-    assert parts.parts(written("random-75", own=False)) == every
+    assert parts.parts(written("random-75", own=False)) == every - {"curves-scratch"}
     swept = parts.parts(written(*fake_study.CASES, *fake_study.SWEEP))
     assert swept == every | {"tab-ratio", "tab-work"}  # of runs on request
     assert len(tables.sampling_rows(written("random-75", own=False))) == 1 + 4
+
+
+def test_no_curve_from_scratch_is_promised_where_none_has_run(written):
+    summary = written("random-75", "block-50", own=False)
+    assert summary.whole
+    told = " ".join([findings.curves(summary), findings.curves_caption(summary), *findings.curves_alt(summary)])
+    assert "scratch" not in told
+    assert "scratch" in findings.curves_caption(written("random-75", "scratch", own=False))
+
+
+def test_the_report_does_not_say_that_other_peoples_weights_saw_no_labels(written):
+    assert findings.attention(written("random-75")).endswith("frozen encoder, which was trained without labels.")
+    summary = written("random-75")
+    shutil.rmtree("outputs/fake/random-75/seed0/pretrain")
+    path = Path("outputs/fake/random-75/seed0/finetune/parameters.json")
+    write_json(path, read_json(path) | {"weights": "some/vit"})
+    summary = Summary.read(ReportParameters(study="fake"))
+    assert "fig-reconstructions" not in parts.parts(summary)
+    assert findings.attention(summary).endswith("of the frozen encoder.")
+
+
+def test_a_table_of_equal_compute_needs_its_fine_tuned_run(written):
+    cases = ("random-75", "block-50", "random-75-longer")
+    assert "tab-work" in parts.parts(written(*cases))
+    assert "tab-work" not in parts.parts(written(*cases, tuned=False))
 
 
 def test_a_faultless_classifier_has_no_mistakes_to_show(written):
@@ -51,7 +76,7 @@ def test_a_faultless_classifier_has_no_mistakes_to_show(written):
 
 def test_one_case_of_own_images_is_compared_with_nothing(written):
     summary = written("random-75")
-    there = {"curves-tuned", "tab-chance"} | {f"fig-{name}" for name in parts.TUNED}
+    there = {"curves-tuned", "tab-chance", "fig-reconstructions"} | {f"fig-{name}" for name in parts.TUNED}
     assert parts.parts(summary) == there
     told = " ".join([front.introduction(summary), front.abstract(summary), method.finetuning(summary)])
     assert "claim" not in told.lower()
@@ -122,7 +147,7 @@ def test_a_case_with_one_seed_each_has_no_interval(written):
 @pytest.mark.parametrize("own", [True, False])
 def test_a_study_that_pre_trains_only_speaks_of_no_accuracy(written, own):
     summary = written("random-75", "grid-75", own=own, tuned=False, seeds=(0, 1))
-    assert parts.parts(summary) == {"fig-samplings", "tab-claims"}
+    assert parts.parts(summary) == {"fig-reconstructions", "fig-samplings", "tab-claims"}
     main = {row[0]: row[1:] for row in tables.main_rows(summary)}
     assert main["minutes"] == ["1.2", "1.2"]
     assert set(main) == {"quantity", "test loss", "PSNR (dB)", "FLOPs", "minutes", "images/s", "memory (MiB)"}

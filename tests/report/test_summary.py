@@ -244,7 +244,7 @@ def test_cases_with_the_same_masks_are_told_apart_by_their_names():
     assert summary.default is summary.cases["random-75"]
     assert summary.scratch is summary.cases["plain"]
     assert "alone ranks random 75 %, 6 epochs (longer) first. " in verdicts.sensitivity(summary)
-    assert "has the same sign with every seed for all 5 cases" in verdicts.sensitivity(summary)
+    assert "has the same sign with every seed for all 5 other cases" in verdicts.sensitivity(summary)
 
 
 def test_a_study_of_normalized_pixels_is_compared_as_any_other():
@@ -398,7 +398,7 @@ def test_the_scatter_of_seeds_is_told():
     assert "compare cases by the seeds that they share" in front.introduction(summary)
     told = verdicts.sensitivity(summary)
     assert "Of these 6 cases, each of the 3 seeds alone ranks block 50 % first." in told
-    assert "same sign with every seed for all 5 cases" in told
+    assert "same sign with every seed for all 5 other cases" in told
     assert "There is one seed" in verdicts.sensitivity(Summary.read(ReportParameters(study="fake", seeds=[0])))
 
 
@@ -584,6 +584,8 @@ def test_verdicts_of_some_planned_seeds_are_interim():
     told = "interim: 2 of 6 cases have not run with all 3 planned seeds yet. "
     skip = (("block-50", 1), ("block-50", 2), ("grid-75", 2))
     assert told in front.abstract(read(seeds=(0, 1, 2), skip=skip))
+    summary = Summary.read(ReportParameters(study="fake", cases=[*fake_study.CASES], seeds=[0, 1, 2, 3]))
+    assert "interim: at most 3 of 4 planned seeds have run. " in front.abstract(summary)
 
 
 def test_cases_on_different_machines_are_told():

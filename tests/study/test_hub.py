@@ -13,7 +13,7 @@ from PIL import Image
 
 from mae_core import cli
 from mae_core.data.decode import decode
-from mae_core.data.images import to_unit
+from mae_core.data.images import scale_pixels
 from mae_core.errors import OutputError, ParameterError
 from mae_core.explore.trained import keep
 from mae_core.model.mae import Classifier, MaskedAutoencoder, masked_error
@@ -175,7 +175,7 @@ def test_both_libraries_prepare_pictures_as_we_do(tmp_path, size):
     pixels = torch.randint(256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     picture = Image.fromarray(pixels.numpy()).resize((8, 8)).resize(size, Image.Resampling.BICUBIC)
     picture.save(tmp_path / "a.png")
-    expected = to_unit(torch.from_numpy(decode(tmp_path / "a.png", 32).copy()).permute(2, 0, 1))
+    expected = scale_pixels(torch.from_numpy(decode(tmp_path / "a.png", 32).copy()).permute(2, 0, 1))
 
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
     theirs = processor(images=picture, return_tensors="pt")["pixel_values"][0]

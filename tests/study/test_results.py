@@ -2,14 +2,23 @@ import numpy as np
 import pytest
 import torch
 
-from mae_core.study.results import METRICS, load_sheet, metric_rows, read_json, save_sheet, whole, write_csv, write_json
+from mae_core.study.results import (
+    METRICS,
+    atomic_write,
+    load_sheet,
+    metric_rows,
+    read_json,
+    save_sheet,
+    write_csv,
+    write_json,
+)
 from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "metrics.json"
     write_json(path, {"a": 1})
-    with pytest.raises(RuntimeError), whole(path) as temporary:  # noqa: PT012 (the block is the test)
+    with pytest.raises(RuntimeError), atomic_write(path) as temporary:  # noqa: PT012 (the block is the test)
         temporary.write_text("half of", encoding="utf-8")
         raise RuntimeError
     with pytest.raises(ValueError, match="JSON"):

@@ -6,11 +6,14 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from mae_core import cli
 from mae_core.errors import StoppedError
+from mae_core.study.results import write_json
 from mae_core.study.study import Study
+from mae_core.study.tensors import save_tensors, tensors_sha256
 from mae_core.training import runs
 from mae_core.training.checkpoint import Checkpoint
 
@@ -71,13 +74,26 @@ def test_published_results_without_weights_and_a_run_begun_anew_are_not_complete
     assert "nothing to train" not in train("finetune", case="from-scratch")
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_damaged_weights_and_those_of_another_run_are_not_complete(train, stage):
+    train("pretrain")
+    before = Path("outputs/mine/a/seed0/pretrain/weights.safetensors").read_bytes()
+    train("finetune")
+    path = Path(f"outputs/mine/a/seed0/{stage}/weights.safetensors")
+    whole = path.read_bytes()
+    for damaged in (whole[:100], b"", before if stage == "finetune" else whole[:-4] + b"1234"):
+        path.write_bytes(damaged)
+        assert "nothing to train" not in train(stage)
+        assert "nothing to train" in train(stage)
+
+
 @pytest.mark.parametrize("images", ["as they were", "others"])
 def test_other_images_of_ones_own_are_other_results(images, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "fingerprint", lambda folder: images)
     run = types.SimpleNamespace(folder=tmp_path, dataset="folder", data_dir="mine", change=lambda path: "")
     folder = tmp_path / "pretrain"
-    folder.mkdir()
-    (folder / "provenance.json").write_text('{"images": "as they were"}', encoding="utf-8")
-    for name in ("metrics.json", "weights.safetensors"):
-        (folder / name).touch()
+    save_tensors(folder / "weights.safetensors", {"a": torch.zeros(1)}, {})
+    source = {"images": "as they were", "weights_sha256": tensors_sha256(folder / "weights.safetensors")}
+    write_json(folder / "provenance.json", source)
+    (folder / "metrics.json").touch()
     assert runs.is_complete(run, "pretrain") == (images == "as they were")

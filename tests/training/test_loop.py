@@ -6,7 +6,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from mae_core.data.images import Split, augment, to_unit
+from mae_core.data.images import Split, augment, scale_pixels
 from mae_core.data.mixing import mix
 from mae_core.errors import NotFiniteError, ParameterError, StoppedError
 from mae_core.evaluation import classification
@@ -179,10 +179,10 @@ def test_a_step_crops_flips_mixes_and_drops_branches_as_its_run_says(monkeypatch
     )
     images_BCHW, targets, _ = got
 
-    plain_BCHW, labels_B = to_unit(train.images_nCHW[batch]), train.labels_n[batch]
+    plain_BCHW, labels_B = scale_pixels(train.images_nCHW[batch]), train.labels_n[batch]
     expected_BCHW, classes, paths = plain_BCHW, labels_B, None
     if "augment" in on:
-        expected_BCHW = to_unit(augment(train.images_nCHW[batch], "crop-flip", again))
+        expected_BCHW = scale_pixels(augment(train.images_nCHW[batch], "crop-flip", again))
     if "mixup" in on or "cutmix" in on:
         alphas = [PARTS[part] * (part in on) for part in ("mixup", "cutmix")]
         expected_BCHW, classes = mix(expected_BCHW, labels_B, 4, *alphas, again)

@@ -71,10 +71,10 @@ def confusion_alt(summary: Summary) -> str:
 def attention(summary: Summary) -> str:
     """What the figures of attention and of nearest neighbours show."""
     told = ("patch tokens", "attend") if finetuned(summary).pooling == "mean" else ("class token", "attends")
+    unlabelled = "" if tuned_only(summary) else ", which was trained without labels"
     return (
         f"[Figure 9](#fig-attention) shows what the {told[0]} of the fine-tuned encoder {told[1]} to. "
-        "[Figure 10](#fig-neighbours) shows nearest neighbours in the feature space of the frozen encoder, which was "
-        "trained without labels."
+        f"[Figure 10](#fig-neighbours) shows nearest neighbours in the feature space of the frozen encoder{unlabelled}."
     )
 
 
@@ -107,6 +107,12 @@ def neighbours_caption(folder: Path | None, n_images: int = 8) -> str:
     same = [label == true for true, labels in pairs for label in labels]
     return f"{text} Of the {len(same)} neighbours, {sum(same)} have the class of their test image."
 
+
+RECONSTRUCTIONS = """\
+### Reconstructions
+
+[Figure 2](#fig-reconstructions) shows reconstructions of test images by the default case. The masks of test images have a
+fixed seed, so all runs with this kind of mask reconstruct the same patches."""
 
 PREDICTIONS = """\
 ### Predictions
@@ -172,7 +178,7 @@ def sampling(summary: Summary) -> str:
     }
     told = {label: text for label, text in said.items() if label in parts(summary)}
     heading = "Accuracy" if told.keys() == {"fig-accuracy"} else "Mask sampling"
-    return f"### {heading}\n\n{' '.join(told.values())}" if told else ""
+    return f"## {heading}\n\n{' '.join(told.values())}" if told else ""
 
 
 def samplings(summary: Summary) -> dict[str, dict[str, Path]]:
@@ -207,23 +213,22 @@ def features_caption(summary: Summary) -> str:
     told = "error on masked pixels of test images."
     if any(case.pretrained and case.pretrained.norm_pix for case in summary.cases.values()):
         told += " The PSNR of normalized pixels uses the mean and the deviation of each original patch, which helps it."
-    if not summary.fine_tuned:
-        return f"Every case: {told}"
-    return f"{every_case(summary).capitalize()} before fine-tuning: probes of the frozen encoder (%), and {told}"
+    before = " before fine-tuning: probes of the frozen encoder (%), and" if summary.fine_tuned else ":"
+    return f"{every_case(summary).capitalize()}{before} {told}"
 
 
 def ratio_and_work(summary: Summary) -> str:
     """The passage on the masking ratio and on equal compute, or that the runs for them are still to come."""
     there = parts(summary)
     ratio = (
-        "[Table 5](#tab-ratio) and [Figure 11](#fig-ratio) vary the ratio of random masks, as figure 5 of "
+        "[Table 11](#tab-ratio) and [Figure 11](#fig-ratio) vary the ratio of random masks, as figure 5 of "
         "[He et al.](#ref-he2021) does."
         if "tab-ratio" in there
         else "No second ratio of random masks has run yet."
     )
     work = "Block-wise masks\nof 50 % leave twice as many patches visible as random masks of 75 %, so an epoch costs more. "
     work += (
-        "[Table 6](#tab-work) compares the two at\nequal compute: random 75 % is trained for more epochs, until both have "
+        "[Table 12](#tab-work) compares the two at\nequal compute: random 75 % is trained for more epochs, until both have "
         "used about the same number of FLOPs (within 5 %)."
         if "tab-work" in there
         else "A comparison at equal\ncompute, with more epochs of random 75 %, has not run yet."

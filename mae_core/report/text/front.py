@@ -39,7 +39,7 @@ def introduction(summary: Summary) -> str:
     """The introduction."""
     compared = (
         "A student's report tested them on CIFAR-10 ([Krizhevsky](#ref-krizhevsky2009)) with a tiny model and trained each "
-        "case once. We repeat its cases with the model and the recipe of [Table 11](#tab-recipe)."
+        "case once. We repeat its cases with the model and the recipe of [Table 9](#tab-recipe)."
     )
     then = (
         "is then fine-tuned to classify images."
@@ -67,7 +67,7 @@ def abstract(summary: Summary) -> str:
     notice = "**This report shows that the pipeline works, and nothing more:** a tiny model trained on drawings. "
     repeated = (
         "A student's report tested the masked autoencoder (MAE) of [He et al.](#ref-he2021) at small scale, with a tiny "
-        "vision transformer. We repeat its cases, with the model and the recipe of [Table 11](#tab-recipe), so that every "
+        "vision transformer. We repeat its cases, with the model and the recipe of [Table 9](#tab-recipe), so that every "
         "number comes from a run that anyone can reproduce."
     )
     alone = (
@@ -91,7 +91,7 @@ def abstract(summary: Summary) -> str:
                 f"Of the supported or contradicted ones, {len(tested)} {rest} on a statistical test, and {n_kept} of these "
                 f"{survive} a correction for the number of claims. "
             )
-    told = f"{counted}: {tally(judged)} ([Table 8](#tab-claims)). " if "tab-claims" in parts(summary) else ""
+    told = f"{counted}: {tally(judged)} ([Table 6](#tab-claims)). " if "tab-claims" in parts(summary) else ""
     told += f"{corrected}{interim(summary)}" if told else corrected
     return (
         f"{notice if drawn else ''}{choosing(summary)}{either(summary, repeated, alone)} On {dataset(summary)}, "
@@ -102,9 +102,11 @@ def abstract(summary: Summary) -> str:
 def interim(summary: Summary) -> str:
     """That more seeds are planned than have run, in the whole study or in some of its cases; empty otherwise."""
     n, planned, last = len(summary.seeds), summary.planned, "accuracy" if summary.fine_tuned else "loss"
+    numbers = [len(case.values(last)) for case in summary.cases.values()]
     if n < planned:
-        return f"The verdicts are interim: {n} of {planned} planned seeds {'has' if n == 1 else 'have'} run. "
-    behind = sum(0 < len(case.values(last)) < planned for case in summary.cases.values())
+        most = "at most " if any(0 < number < n for number in numbers) else ""
+        return f"The verdicts are interim: {most}{n} of {planned} planned seeds {'has' if n == 1 else 'have'} run. "
+    behind = sum(0 < number < planned for number in numbers)
     if not behind:
         return ""
     of_cases = f"{behind} of {len(summary.cases)} cases {'has' if behind == 1 else 'have'}"

@@ -53,7 +53,7 @@ def finetuning(summary: Summary) -> str:
         f"**Fine-tuning.** The encoder sees all patches, and a linear head reads {read}. All weights are trained.{labelled}"
         f"{f' The recipe has {added}.' if added else ''} {scratch}"
         f"We report the {images} accuracy of the last epoch. The best epoch is chosen on the same {images} images, "
-        "which can only raise the accuracy; we list it separately. [Table 11](#tab-recipe) lists the main "
+        "which can only raise the accuracy; we list it separately. [Table 9](#tab-recipe) lists the main "
         "parameters; each run's `parameters.json` has all of them."
     )
 

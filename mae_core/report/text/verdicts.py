@@ -8,7 +8,8 @@ from mae_core.report.text.words import either, listed, t_distribution
 
 CLAIMS = """\
 A claim about several cases, or about every epoch, needs all its comparisons, and one can contradict it;
-[Table 8](#tab-claims) shows the comparison that decides. FLOPs are counted, so they need no interval.
+[Table 6](#tab-claims) shows the comparison that decides. A *measured* difference is positive if it points for the claim.
+FLOPs are counted, so they need no interval.
 
 **Smallest detectable difference.** *Detectable* is the smallest true difference that the paired t test at 5 % finds with
 a probability of 80 %, if the seeds scatter as these do, in the unit of the measured difference (noncentral t
@@ -16,11 +17,12 @@ distribution, [Cohen](#ref-cohen1988), [Faul et al.](#ref-faul2007)); of several
 one that contradicts the claim. An undecided claim says nothing about smaller differences.
 
 **Correction for the number of claims.** *p* is the p-value of the paired t test. For a claim that needs several
-comparisons, it is the largest of their p-values (intersection–union rule, [Berger](#ref-berger1982)). For a claim that a
-comparison contradicts, it is the smallest p-value of those that point against it, times the number of comparisons, and
-must be below 5 %. *Holm* is p corrected for the number of claims ([Holm](#ref-holm1979)): among all verdicts with a
-corrected p below 5 %, the probability of any error is at most 5 %. This holds for one look at the results. Whoever adds
-seeds and judges again has more chances of an error, so verdicts are final only with the last planned seed."""
+comparisons, it is the largest of their p-values (intersection–union rule, [Berger](#ref-berger1982)). If a comparison by
+itself contradicts the claim, it is the smallest p-value of those that point against it, times the number of comparisons:
+below 5 %, the claim is contradicted, and otherwise undecided. *Holm* is p corrected for the number of claims
+([Holm](#ref-holm1979)): among all verdicts with a corrected p below 5 %, the probability of any error is at most 5 %. This
+holds for one look at the results. Whoever adds seeds and judges again has more chances of an error, so verdicts are final
+only with the last planned seed."""
 
 
 def rule(summary: Summary) -> str:
@@ -35,7 +37,7 @@ def rule(summary: Summary) -> str:
         f"difference that matters* if it contains zero and lies within ± {MATTERS:g} points of accuracy, and *undecided* "
         f"otherwise; *{SMALLER}* marks a supported or contradicted difference whose interval lies within the same "
         f"bounds. {either(summary, published_ones, 'Losses, PSNR and memory have no such bounds.')} A verdict says what "
-        "holds for the model and the recipe of [Table 11](#tab-recipe); a larger model may give another."
+        "holds for the model and the recipe of [Table 9](#tab-recipe); a larger model may give another."
     )
 
 
@@ -45,7 +47,10 @@ def correction(summary: Summary) -> str:
     tested = [claim for claim in found if claim.p is not None]
     if not tested:
         why = "There is one seed" if len(summary.seeds) == 1 else "No claim has several seeds with different results"
-        return f"{why}, so we can give no p-value, no correction for the number of claims, and no smallest difference."
+        return (
+            f"{why}, so we can give no p-value, no correction for the number of claims, and no smallest detectable "
+            "difference."
+        )
     if len(tested) == 1:
         return "One claim has a p-value, so there is no number of claims to correct for."
     decided = [claim for claim in tested if claim.directional]
@@ -98,7 +103,11 @@ def over_images(summary: Summary) -> str:
     """What the intervals over test images mean, and where they are missing."""
     default, n = summary.default, summary.default.n_test
     shown_n = f", for {n:,} images" if n else ""
-    several = " With several seeds it is the widest that their mean allows." if len(summary.seeds) > 1 else ""
+    several = (
+        " With several seeds we assume that all are right about the same images, which gives the widest interval."
+        if len(summary.seeds) > 1
+        else ""
+    )
     text = (
         f"*Seeds*: half the 95 % interval over seeds ({t_distribution(summary)}). *Images*: half the 95 % interval over "
         f"test images. For an accuracy it is Wilson's ([Wilson](#ref-wilson1927)){shown_n}.{several} For a difference it "
@@ -158,7 +167,7 @@ def sensitivity(summary: Summary) -> str:
         return f"{named}{signs}{zeros}".rstrip()
     return (
         f"{named}The difference from {default.label} has the same sign with every seed for "
-        f"{'the only case' if len(repeated) == 1 else f'all {len(repeated)} cases'} with several seeds."
+        f"{'the only other case' if len(repeated) == 1 else f'all {len(repeated)} other cases'} with several seeds."
     )
 
 
@@ -166,11 +175,11 @@ def chance(summary: Summary) -> str:
     """The passage on other seeds and other test images."""
     there = parts(summary)
     sensitivity = (
-        f"[Table 9](#tab-sensitivity) lists the difference from {summary.default.label} for each seed, and the standard "
+        f"[Table 7](#tab-sensitivity) lists the difference from {summary.default.label} for each seed, and the standard "
         "deviation over seeds. A single difference that is small compared with this deviation could have had the other "
         "sign with another seed. The verdicts use the interval of the mean."
     )
-    images = "[Table 10](#tab-chance) compares the two kinds of chance: other seeds, and other test images."
+    images = "[Table 8](#tab-chance) compares the two kinds of chance: other seeds, and other test images."
     said = {"tab-sensitivity": sensitivity, "tab-chance": images}
     told = " ".join(text for label, text in said.items() if label in there)
     return f"## Sensitivity to the seed and to the test images\n\n{told}" if told else ""

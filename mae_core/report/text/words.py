@@ -73,7 +73,7 @@ def intervals(summary: Summary) -> str:
     return (
         f"± is the half-width of the 95 % interval of the mean over the {number_of} seeds that a case finished ("
         f"{t_distribution(summary)}{single}); differences are paired by seed. It covers the choice of "
-        f"seeds{'; [Table 10](#tab-chance) adds the test images' if 'tab-chance' in parts(summary) else ''}."
+        f"seeds{'; [Table 8](#tab-chance) adds the test images' if 'tab-chance' in parts(summary) else ''}."
     )
 
 
