@@ -99,7 +99,7 @@ def test_ratios_alone_stand_in_one_figure(written):
     summary = written("random-75", "random-50")
     assert parts.parts(summary) >= {"fig-samplings", "tab-ratio"}
     assert list(findings.samplings(summary)["kinds of masks"]) == ["random 50 %", "random 75 %"]
-    assert findings.ratio_and_work(summary).startswith("### Masking ratio\n")
+    assert findings.ratio_and_work(summary).startswith("## Masking ratio\n")
 
 
 def test_own_images_without_random_75_have_another_default_case(written):

@@ -236,7 +236,7 @@ def ratio_and_work(summary: Summary) -> str:
     told = {"tab-ratio": ratio, "tab-work": work}
     shown = [label for label in told if summary.whole or label in there]
     heading = "Masking ratio and equal compute" if len(shown) > 1 else "".join(map(ON_REQUEST.__getitem__, shown))
-    return f"### {heading}\n\n{' '.join(map(told.__getitem__, shown))}" if shown else ""
+    return f"## {heading}\n\n{' '.join(map(told.__getitem__, shown))}" if shown else ""
 
 
 def lengths(summary: Summary) -> str:
