@@ -178,7 +178,7 @@ def sampling(summary: Summary) -> str:
     }
     told = {label: text for label, text in said.items() if label in parts(summary)}
     heading = "Accuracy" if told.keys() == {"fig-accuracy"} else "Mask sampling"
-    return f"## {heading}\n\n{' '.join(told.values())}" if told else ""
+    return f"### {heading}\n\n{' '.join(told.values())}" if told else ""
 
 
 def samplings(summary: Summary) -> dict[str, dict[str, Path]]:
