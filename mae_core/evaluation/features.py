@@ -3,10 +3,8 @@
 Shapes: B batch, n images, D width, C = 3 colours, H = W pixels.
 """
 
-import contextlib
 import importlib.util
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,11 +16,11 @@ from mae_core import devices
 from mae_core.data.decode import decode
 from mae_core.data.images import batches, scale_pixels
 from mae_core.data.layout import ENDINGS, images
-from mae_core.errors import MissingDataError, OutputError, ParameterError
+from mae_core.errors import MissingDataError, ParameterError
 from mae_core.evaluation.probes import PatchMean
 from mae_core.model.mae import Encoder
 from mae_core.study.foreign import find_encoder
-from mae_core.study.results import atomic_write
+from mae_core.study.results import atomic_write, explained_writing
 
 Pool = Literal["mean", "class"]
 
@@ -60,25 +58,14 @@ def write_features(weights: str, folder: Path, out: Path, pool: Pool = "mean", d
         raise ParameterError(f"{out} ends in {out.suffix!r}: it must end in {' or '.join(WRITERS)}")
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ParameterError(f"{out}: Parquet needs pyarrow (pip install pyarrow); .npz needs nothing more")
-    with writing(out):
+    with explained_writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.parent):
             pass  # a place that cannot be written is told before all is computed
     found = features(weights, folder, pool, torch.device(devices.choose_device(device)))
-    with writing(out), atomic_write(out) as temporary:
+    with explained_writing(out), atomic_write(out) as temporary:
         WRITERS[out.suffix](temporary, found)
     return found
-
-
-@contextlib.contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Turn an error of the disk into an OutputError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{out} cannot be written ({error.strerror or error}): free some space, or check its permissions"
-        ) from error
 
 
 @torch.no_grad()

@@ -9,17 +9,16 @@ from typing import Literal, Self
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
 
 from mae_core.data import Dataset, folder_of
 from mae_core.data.images import Split, load
 from mae_core.data.layout import check_layout
 from mae_core.devices import choose_device
-from mae_core.errors import MissingDataError, OutputError, ParameterError
+from mae_core.errors import MissingDataError, ParameterError
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study.checked import Name, Seed, UserPath
 from mae_core.study.parameters import OUTPUTS, Device, FinetuneParameters, Parameters, PretrainParameters, check_data_dir
-from mae_core.study.results import FULL, KEPT, load_sheet, read_json
+from mae_core.study.results import FULL, KEPT, explained_writing, load_sheet, read_json
 from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
 from mae_core.training.runs import pretrain
 
@@ -114,13 +113,9 @@ def keep(folder: Path) -> Path:
         tensors, about = load_tensors(folder / FULL)
     except ValueError as error:
         raise ParameterError(str(error)) from error
-    try:
-        kept = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    kept = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    with explained_writing(folder / KEPT):
         save_tensors(folder / KEPT, kept, about, copied_sha256=tensors_sha256(folder / FULL))
-    except (OSError, SafetensorError) as error:
-        raise OutputError(
-            f"{folder / KEPT} cannot be written ({error}): check its permissions and the free space"
-        ) from error
     return folder / KEPT
 
 

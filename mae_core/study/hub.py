@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
-from mae_core.errors import OutputError, ParameterError
+from mae_core.errors import ParameterError
 from mae_core.model.config import count_kept
 from mae_core.model.exchange import (
     DECODER_SETTINGS_OF_TRANSFORMERS,
@@ -31,7 +30,7 @@ from mae_core.model.exchange import (
 from mae_core.study.card import card
 from mae_core.study.finished import Model
 from mae_core.study.parameters import PretrainParameters
-from mae_core.study.results import read_json, synchronize, write_json
+from mae_core.study.results import explained_writing, read_json, synchronize, write_json
 from mae_core.study.tensors import write_tensors
 
 SCALED = {"mean": [0.5] * 3, "std": [0.5] * 3}  # as images.scale_pixels: [0, 1] becomes [-1, 1]
@@ -169,7 +168,7 @@ def their_mask_ratio(n_patches: int, mask_ratio: float) -> float:
 def written(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``folder`` once it is complete; raises as :func:`export`."""
     check_replaceable(folder)
-    try:
+    with explained_writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}.") as place:
             unfinished = Path(place) / "new"
@@ -189,9 +188,6 @@ def written(folder: Path) -> Iterator[Path]:
                     old.rename(folder)
                 raise
             synchronize(folder.absolute().parent)
-    except (OSError, SafetensorError) as error:
-        told = getattr(error, "strerror", None) or error
-        raise OutputError(f"{folder} cannot be written ({told}): free some space, or check its permissions") from error
 
 
 def check_replaceable(folder: Path) -> None:

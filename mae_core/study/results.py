@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+from safetensors import SafetensorError
 
 from mae_core import locks
-from mae_core.errors import BusyError
+from mae_core.errors import BusyError, OutputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +47,16 @@ METRICS = {
     "wall_seconds": ("total time, with data and evaluation (s)", "{:.1f}"),
     "peak_memory_bytes": ("peak memory (bytes)", "{:,.0f}"),
 }
+
+
+@contextlib.contextmanager
+def explained_writing(path: Path) -> Iterator[None]:
+    """Turn an error of the disk into an OutputError that names the file or folder and says what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{path} cannot be written ({reason}): free some space, or check its permissions") from error
 
 
 @contextlib.contextmanager
