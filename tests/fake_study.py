@@ -1,9 +1,14 @@
 """A finished study with chosen numbers, in the file format of real runs."""
 
+from pathlib import Path
+
+import pytest
 import torch
 
-from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.results import save_sheet, write_json
+from mae_core.report.claims import claims
+from mae_core.report.summary import Summary
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters, ReportParameters
+from mae_core.study.results import read_json, save_sheet, write_json
 
 CASES = {
     "random-75": {},
@@ -83,3 +88,33 @@ def provenance():
         "precision": "float32", "platform": "Linux", "versions": {"torch": "2.14.1"}, "data_md5": "d41d8cd98f00b204",
         "weights_sha256": "e3b0c44298fc1c149afbf4c8996fb924",
     }  # fmt: skip
+
+
+def read(seeds=(0,), **how):
+    """Write the study, and read it as the report does."""
+    write(seeds=seeds, **how)
+    return Summary.read(ReportParameters(study="fake", cases=list(CASES), sweep=list(SWEEP), seeds=list(seeds)))
+
+
+def verdict_of(summary):
+    """The verdict of each claim, by its statement."""
+    return {claim.statement: claim.verdict for claim in claims(summary)}
+
+
+def set_everywhere(stage, **values):
+    """Give all runs of a stage other parameters."""
+    for path in Path("outputs/fake").glob(f"*/seed*/{stage}/parameters.json"):
+        write_json(path, read_json(path) | values)
+
+
+def read_again():
+    """The study that is on disk."""
+    return Summary.read(ReportParameters(study="fake"))
+
+
+def chosen(cases, **how):
+    """A study of these cases, all with the same loss, and with accuracies one point apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "LOSS", dict.fromkeys(cases, 0.05))
+        write(cases=cases, accuracy={name: 80 + place for place, name in enumerate(cases)}, **how)
+    return Summary.read(ReportParameters(study="fake", cases=list(cases)))
