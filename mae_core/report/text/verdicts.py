@@ -72,7 +72,7 @@ def unlike(summary: Summary) -> str:
     if stages["pre-training"] == stages["fine-tuning"]:
         stages = {"training": stages["fine-tuning"]}
     kinds = [
-        f"{stage} of {words} ({'seeds' if len(numbers) > 1 else 'seed'} {' and '.join(numbers)})"
+        f"in {stage}, {words} ({'seeds' if len(numbers) > 1 else 'seed'} {' and '.join(numbers)})"
         for stage, found in stages.items()
         for words, numbers in found.items()
     ]
@@ -95,7 +95,7 @@ def precisions(summary: Summary, stage: str) -> dict[str, list[str]]:
         *fewer, most = sorted(cases, key=lambda name: len(cases[name]))
         if fewer:
             those = ", ".join(f"{' and '.join(cases[name])} in {name}" for name in fewer)
-            found.setdefault(f"{those}, of the others in {most}", []).append(str(seed))
+            found.setdefault(f"{those}, the others in {most}", []).append(str(seed))
     return found
 
 

@@ -103,13 +103,13 @@ def test_cases_of_one_seed_in_different_precisions_are_told():
     }
     text = verdicts.unlike(read_again())
     those = "random 25 % and random 50 % in float64"
-    assert f": training of {those}, of the others in {usual} (seeds 1 and 2). " in text
+    assert f": in training, {those}, the others in {usual} (seeds 1 and 2). " in text
     for path in Path("outputs/fake").glob("random-50/seed2/pretrain/provenance.json"):
         write_json(path, read_json(path) | {"precision": usual})
     text = verdicts.unlike(read_again())
-    one = "random 25 % in float64, of the others in"
+    one = "random 25 % in float64, the others in"
     assert (
-        f": pre-training of {those}, of the others in {usual} (seed 1); pre-training of {one} {usual} (seed 2); fine"
+        f": in pre-training, {those}, the others in {usual} (seed 1); in pre-training, {one} {usual} (seed 2); in fine"
         in text
     )
 
