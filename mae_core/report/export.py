@@ -148,14 +148,20 @@ def write_pdf(notebook: Path, target: Path) -> None:
 
 
 def write_figures(notebook: Path, folder: Path) -> None:
-    """Write every panel of every figure, and the first of alternatives, to a file named after its label."""
+    """Write every panel of every figure, and the first of alternatives, to a file named after its label.
+
+    Figures of an earlier report that this one lacks are deleted; files with other names stay.
+    """
+    files = {}
     for block in floats(read(open_notebook(notebook))):
         for index, panel in enumerate(block.panels[:1] if block.choices else block.panels):
             suffix = f"-{'abcdefgh'[index]}" if len(block.panels) > 1 and not block.choices else ""
-            with atomic_write(folder / f"{block.label}{suffix}.{panel.kind}") as temporary:
-                temporary.write_bytes(panel.content)
-            other = {"png": "svg", "svg": "png"}[panel.kind]  # of an earlier report
-            (folder / f"{block.label}{suffix}.{other}").unlink(missing_ok=True)
+            files[folder / f"{block.label}{suffix}.{panel.kind}"] = panel.content
+    for path, content in files.items():
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)
+    for path in {*folder.glob("fig-*.svg"), *folder.glob("fig-*.png")} - files.keys():
+        path.unlink()
 
 
 def write_report(report: Path, folder: Path, results: Path | None = None) -> None:

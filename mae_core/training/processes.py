@@ -146,12 +146,13 @@ def train(run: PretrainParameters | FinetuneParameters, stage: str) -> None:
 def reason(error: errors.ChildFailedError, n_processes: int) -> Exception:
     """What ended the processes: their own explanation, a signal, or another error."""
     told = []
+    killed = any(failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM for failure in error.failures.values())
     for rank, failure in error.failures.items():
         message: Any = failure.message
         text = message["message"] if isinstance(message, dict) else message
         kind = getattr(explained, text.partition(": ")[0], None)
-        if isinstance(kind, type) and issubclass(kind, Explained):
-            return kind(text.partition(": ")[2])
+        if isinstance(kind, type) and issubclass(kind, Explained) and not (killed and kind is StoppedError):
+            return kind(text.partition(": ")[2])  # where one was killed, the launcher has stopped the others
         order = (failure.exitcode == -signal.SIGTERM, failure.exitcode >= 0)  # the launcher ends the others by SIGTERM
         told.append((order, rank, failure.signal_name(), text))
     order, rank, name, text = min(told)

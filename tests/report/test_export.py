@@ -618,6 +618,16 @@ def test_the_reader_chooses_a_picture_without_a_script(choice, tmp_path):
         read(choice)
 
 
+def test_figures_that_a_report_no_longer_has_are_deleted(notebook, tmp_path):
+    nbformat.write(notebook, tmp_path / "report.ipynb")
+    write_figures(tmp_path / "report.ipynb", tmp_path)
+    written = {path.name for path in tmp_path.glob("fig-*")}
+    for name in ("fig-old.svg", "fig-a.png" if "fig-a.svg" in written else "fig-a.svg", "mine.svg"):
+        (tmp_path / name).touch()
+    write_figures(tmp_path / "report.ipynb", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == written | {"mine.svg", "report.ipynb"}
+
+
 def test_references_lead_to_the_paper_and_back_to_the_text(notebook, tmp_path):
     notebook.cells.insert(4, new_markdown_cell("Again [He](#ref-he), [he](http://arxiv.org/abs/2111.06377)."))
     notebook.cells[2].outputs[0].data["text/markdown"] = "Short [He](#ref-he)."

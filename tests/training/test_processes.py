@@ -20,7 +20,7 @@ import yaml
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from mae_core.data.images import Split
-from mae_core.errors import NotFiniteError, ParameterError, ProcessError
+from mae_core.errors import NotFiniteError, ParameterError, ProcessError, StoppedError
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.results import read_json
@@ -90,7 +90,7 @@ def test_any_number_of_processes_gives_the_same_losses(tiny, capfd, stage):
 SCRIPT = """
 import json, sys
 from mae_core import PretrainParameters, pretrain
-from mae_core.errors import Explained
+from mae_core.errors import Explained, StoppedError
 try:
     pretrain(PretrainParameters.check(json.loads(sys.argv[1])))
 except Explained as error:
@@ -280,6 +280,8 @@ def failed(rank, exitcode, message="", folder=None):
             "process 2 of 4 was ended by SIGKILL",
         ),
         ({0: (1, "RuntimeError: x"), 2: (1, "NotFiniteError: lower base_lr")}, NotFiniteError, "^lower base_lr$"),
+        ({0: (1, "StoppedError: stopped"), 1: (-9, "")}, ProcessError, "process 2 of 4 was ended by SIGKILL"),
+        ({0: (1, "StoppedError: stopped"), 1: (-15, "")}, StoppedError, "^stopped$"),
         ({3: (1, "KeyError: 'x'")}, RuntimeError, "process 4 of 4 failed: KeyError: 'x'"),
         ({3: (1, "KeyError: 'x'")}, RuntimeError, "KeyError"),
     ],
