@@ -90,7 +90,7 @@ def test_any_number_of_processes_gives_the_same_losses(tiny, capfd, stage):
 SCRIPT = """
 import json, sys
 from mae_core import PretrainParameters, pretrain
-from mae_core.errors import Explained, StoppedError
+from mae_core.errors import Explained
 try:
     pretrain(PretrainParameters.check(json.loads(sys.argv[1])))
 except Explained as error:
