@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 import shutil
 import statistics
@@ -100,7 +101,7 @@ def half_width(values):
 
 
 def mean(values):
-    return sum(values.values()) / len(values)
+    return math.fsum(values.values()) / len(values)
 
 
 def cell(values, digits=2, scale=1.0):
@@ -140,7 +141,7 @@ def signed(ours, theirs, digits=2, scale=1.0, unit=" points"):
     pairs = [value * scale for value in paired(ours, theirs).values()]
     if not pairs:
         return "–"
-    told = plus(sum(pairs) / len(pairs), digits)
+    told = plus(math.fsum(pairs) / len(pairs), digits)
     return told + ("" if len(pairs) == 1 else f" ± {half_width(pairs):.{digits}f}") + unit
 
 
@@ -155,7 +156,7 @@ def place(verdict):
 def judged(values, small):
     """The verdict on a difference by seed that is claimed to be positive; ``small``: half a point, or None."""
     values = list(values.values())
-    middle = sum(values) / len(values)
+    middle = math.fsum(values) / len(values)
     if len(values) == 1:
         return f"undecided (one seed; points {'for' if middle > 0 else 'against'} it)"
     low, high = middle - half_width(values), middle + half_width(values)

@@ -1,5 +1,6 @@
 """Means over seeds, their intervals, differences paired by seed, and what a paired t test says about these."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     """Mean and interval of at least one value; without a value, raises ValueError."""
     if not len(values):
         raise ValueError("no values: nothing to estimate")
-    mean, half_width = float(np.mean(values)), None
+    mean, half_width = math.fsum(values) / len(values), None  # the same on every machine
     if len(values) > 1:
         error = np.std(values, ddof=1) / np.sqrt(len(values))
         half_width = float(stdtrit(len(values) - 1, 1 - LEVEL / 2) * error)
