@@ -36,7 +36,8 @@ def parameters(words: argparse.Namespace) -> int:
 def train(words: argparse.Namespace) -> int:
     """Train one run of a study without its notebook, or continue it from its last checkpoint.
 
-    The results are the same files in the same place. Ctrl-C and SIGTERM end the training at a checkpoint.
+    The results are the same files in the same place. Ctrl-C and SIGTERM end the training at a checkpoint. A run that is
+    complete stays as it is, unless you give --again.
     """
     from mae_core.study.study import Study
     from mae_core.training import runs

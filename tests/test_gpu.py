@@ -248,8 +248,11 @@ def test_a_run_is_finished_with_its_parameters_and_its_weights(project):
     write_json(other.run.folder / "pretrain" / "provenance.json", {"weights_sha256": "of published weights"})
     assert other.done() is None  # its results were checked out again
     finish(other)
+    write_json(other.run.folder / "pretrain" / "parameters.json", other.run.flat() | {"threads": 7})
+    assert other.done()  # the same run, computed in another way
     write_json(other.run.folder / "pretrain" / "parameters.json", other.run.flat() | {"epochs": 7})
     assert other.done() is None
+    assert other.words[-1] == "--again"  # what is not done here may be complete for `mae-core train`
 
 
 def test_a_run_whose_first_checkpoint_does_not_fit_is_not_started(project):

@@ -147,6 +147,29 @@ def test_a_change_of_one_case_runs_that_case_again(checkout, tmp_path, remembers
     }
 
 
+DENIED = """
+import os
+utime = os.utime
+def only_own(path, *words, **more):
+    if str(path).endswith("metrics.json"):
+        raise PermissionError(1, "Operation not permitted", str(path))
+    utime(path, *words, **more)
+os.utime = only_own
+"""
+
+
+def test_results_of_another_user_are_told_in_one_sentence(checkout):
+    """Only a file's owner may date it."""
+    deny = checkout.folder / "sitecustomize.py"  # which Python imports when it starts
+    deny.write_text(DENIED, encoding="utf-8")
+    checkout.write(STUDY | {"cases": STUDY["cases"] | {"block-50": {"mask_strategy": "block", "mask_ratio": 0.6}}})
+    told = checkout.snakemake("-n", check=False)
+    checkout.write(STUDY)
+    deny.unlink()
+    assert "block-50/seed0/pretrain/metrics.json is another user's, and cannot be dated: run this in a clone" in told
+    assert "Traceback" not in told
+
+
 def test_a_change_of_how_to_compute_runs_nothing_again(checkout):
     """Nor does a data set of torchvision that is elsewhere."""
     checkout.write(STUDY | {"shared": SHARED | {"threads": 7, "checkpoint_seconds": 9, "data_dir": "data"}})

@@ -64,12 +64,14 @@ def choose_plan(run: PretrainParameters | FinetuneParameters, device: torch.devi
 
 
 def why_precision(asked: str, precision: torch.dtype) -> str:
+    """The reason for a precision, in a few words."""
     if asked != "auto":
         return "as asked"
     return "multiplied in hardware" if precision == torch.bfloat16 else "bfloat16 is no faster here"
 
 
 def why_images(micro_batch: int, on_cpu: bool, tiled: bool) -> str:
+    """The reason for the number of images in one pass, in a few words."""
     if micro_batch:
         return "as asked"
     if tiled:
@@ -78,6 +80,7 @@ def why_images(micro_batch: int, on_cpu: bool, tiled: bool) -> str:
 
 
 def why_compiled(asked: str, device: str, compiled: bool) -> str:
+    """The reason for compiling or not, in a few words."""
     if asked != "auto":
         return "as asked"
     if device == "cpu":

@@ -263,6 +263,14 @@ def test_a_received_run_writes_no_data_outside_the_project(tmp_path, monkeypatch
     assert not elsewhere.exists()
 
 
+def test_the_precision_of_todays_code_is_no_difference_but_the_machine_is():
+    run = PretrainParameters(device="cpu")
+    told = provenance.machine(run, torch.device("cpu")) | {"versions": provenance.versions(), "clean": True}
+    assert list(differences(Published("pretrain", {}, run, told | {"precision": "float16"}, {}))) == []
+    (sentence,) = differences(Published("pretrain", {}, run, told | {"platform": "an abacus"}, {}))
+    assert sentence.startswith("platform, an abacus; here ")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
 def test_a_run_on_a_device_that_is_missing_here_is_told():
     published = Published("pretrain", {}, PretrainParameters(device="cuda"), {}, {})

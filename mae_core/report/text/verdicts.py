@@ -165,10 +165,8 @@ def sensitivity(summary: Summary) -> str:
         have = "has" if len(equal) == 1 else "have"
         zeros = f"With some seed, {listed(equal)} {have} exactly the accuracy of {default.label}." if equal else ""
         return f"{named}{signs}{zeros}".rstrip()
-    return (
-        f"{named}The difference from {default.label} has the same sign with every seed for "
-        f"{'the only other case' if len(repeated) == 1 else f'all {len(repeated)} other cases'} with several seeds."
-    )
+    which = {1: "the only other case", 2: "both other cases"}.get(len(repeated), f"all {len(repeated)} other cases")
+    return f"{named}The difference from {default.label} has the same sign with every seed for {which} with several seeds."
 
 
 def chance(summary: Summary) -> str:
