@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mae_core.report import published
+from mae_core.report.case import Case
 from mae_core.report.statistics import LEVEL, Estimate, detectable, estimate, holm, p_value, same, signed_estimate
-from mae_core.report.summary import Case, Summary
+from mae_core.report.summary import Summary
 
 # Points of accuracy. Every difference of the student's and the paper's that is repeated here is 0.7 points or more, so one
 # below half a point would change none of these conclusions; it is also 50 of 10,000 test images, about the standard error

@@ -6,8 +6,8 @@ Shapes: n test images, v distinct values, b draws of the bootstrap.
 import numpy as np
 from scipy.special import ndtri
 
+from mae_core.report.case import Case
 from mae_core.report.statistics import LEVEL
-from mae_core.report.summary import Case
 
 DRAWS = 10_000
 

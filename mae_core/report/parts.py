@@ -1,7 +1,8 @@
 """Which figures and tables a study's report has: it depends on the runs that there are."""
 
+from mae_core.report.case import Case
 from mae_core.report.claims import claims
-from mae_core.report.summary import Case, Summary
+from mae_core.report.summary import Summary
 from mae_core.report.tables import mask_token_rows, sampling_rows
 
 TUNED = ("predictions", "confusion", "mistakes", "attention", "neighbours")  # figures of a classifier

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from mae_core.report import over_images, published
+from mae_core.report.case import DEFAULTS, NOT_RUN, QUANTITIES, Case, label_of, shared_seeds
 from mae_core.report.claims import shown
 from mae_core.report.statistics import Estimate, deviation, signed, signed_estimate
-from mae_core.report.summary import DEFAULTS, LENGTHENED, NOT_RUN, QUANTITIES, Case, Summary, label_of, shared_seeds
+from mae_core.report.summary import LENGTHENED, Summary
 from mae_core.study.parameters import OUTPUTS, ReportParameters
 from mae_core.study.results import write_csv
 from mae_core.study.study import STAGES

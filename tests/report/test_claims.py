@@ -6,9 +6,10 @@ import pytest
 from scipy import stats
 
 from mae_core.report import published
+from mae_core.report.case import Case
 from mae_core.report.claims import MATTERS, Claim, bound, claims, decide, flops_ratio, judge, measured, throughout
 from mae_core.report.statistics import Estimate, detectable, estimate, holm, p_value
-from mae_core.report.summary import Case, Summary
+from mae_core.report.summary import Summary
 from mae_core.study.parameters import PretrainParameters
 
 

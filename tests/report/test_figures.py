@@ -8,8 +8,9 @@ from mae_core.evaluation import reconstruction
 from mae_core.model.masking import sample_mask
 from mae_core.model.vit import unpatchify
 from mae_core.report import figures
+from mae_core.report.case import Case
 from mae_core.report.statistics import estimate
-from mae_core.report.summary import Case, Summary
+from mae_core.report.summary import Summary
 from mae_core.report.text.words import dataset
 
 THREE = estimate([80.0, 82.0, 84.0])

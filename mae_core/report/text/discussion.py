@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from mae_core.report import published
+from mae_core.report.case import label_of, shared_seeds
 from mae_core.report.claims import claims, measured
 from mae_core.report.statistics import signed
-from mae_core.report.summary import Summary, label_of, shared_seeds
+from mae_core.report.summary import Summary
 from mae_core.report.tables import number
 from mae_core.report.text.words import dataset, either, listed, order, seeds_of
 

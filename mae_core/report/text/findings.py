@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from mae_core.report.case import Case, label_of
 from mae_core.report.claims import measured
 from mae_core.report.figures import MOST_CLASSES
 from mae_core.report.parts import ON_REQUEST, parts
 from mae_core.report.statistics import estimate
-from mae_core.report.summary import KINDS, LENGTHENED, Case, Summary, label_of
+from mae_core.report.summary import KINDS, LENGTHENED, Summary
 from mae_core.report.tables import number
 from mae_core.report.text.words import either, every_case, finetuned, order, plus_minus, tuned_only
 from mae_core.study.results import read_json

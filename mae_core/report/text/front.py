@@ -4,9 +4,10 @@ import datetime
 from collections.abc import Sequence
 
 from mae_core.report import published
+from mae_core.report.case import label_of
 from mae_core.report.claims import Claim, shown
 from mae_core.report.parts import parts
-from mae_core.report.summary import Summary, label_of
+from mae_core.report.summary import Summary
 from mae_core.report.tables import number
 from mae_core.report.text.method import same_recipe
 from mae_core.report.text.words import (

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mae_core.report.case import Case, shared_by
 from mae_core.report.parts import parts
-from mae_core.report.summary import Case, Summary, shared_by
+from mae_core.report.summary import Summary
 from mae_core.study.parameters import FinetuneParameters
 
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "shapes": "the package's own drawn shapes"}
