@@ -7,11 +7,7 @@ python -m benchmarks --tiny                a small model, to check that it works
 
 import argparse
 import dataclasses
-import importlib.metadata
-import importlib.util
 import os
-import platform
-import re
 import statistics
 import sys
 import time
@@ -23,12 +19,13 @@ import torch
 
 from benchmarks import summary
 from benchmarks.contestants import Contestant, Shape
+from benchmarks.machine import about, installed, machine_name
 from benchmarks.measure import Timing, take_turns
 from mae_core import devices
 from mae_core.evaluation import flops
 from mae_core.model.config import STRATEGIES
 from mae_core.model.masking import sample_mask
-from mae_core.study import provenance, results
+from mae_core.study import results
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 
 VIT_T2, TINY = Shape(), Shape(patch_size=8, width=24, depth=1, heads=2, decoder_depth=1, batch_size=32)
@@ -188,38 +185,6 @@ def mask_seconds(shape: Shape, batch: int = 4096, repeats: int = 5) -> dict[str,
             times.append(time.perf_counter() - began)
         found[strategy] = statistics.median(times)
     return found
-
-
-def about() -> dict[str, Any]:
-    """The machine and the package versions of the results."""
-    packages, device = ("torch", "transformers", "lightly", "timm"), devices.choose_device()
-    return {
-        **provenance.commit(),
-        "device": devices.describe(device),
-        "processor": processor() if device.type == "cpu" else "",
-        "platform": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": {name: importlib.metadata.version(name) for name in packages if installed(name)},
-    }
-
-
-def installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
-
-
-def processor() -> str:
-    """Family and model, which distinguish processors of the same name, on Linux: ``family 25, model 1``."""
-    family, model = devices.cpu_fact("cpu family"), devices.cpu_fact("model")
-    return f"family {family}, model {model}" if family and model else ""
-
-
-def machine_name() -> str:
-    """A file name for this machine's results; processors of the same name can differ in age and instructions."""
-    device = devices.choose_device()
-    name = devices.describe(device)
-    if device.type == "cpu":
-        name += f" {processor()} {torch.backends.cpu.get_cpu_capability()}"
-        name += " bfloat16" * devices.cpu_has_bfloat16() + " tiles" * devices.cpu_has_tiles()
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 
-from benchmarks.__main__ import machine_name
+from benchmarks.machine import machine_name
 from mae_core.data import folder_of
 from mae_core.errors import Explained, MissingDataError
 from mae_core.study import results

@@ -188,81 +188,104 @@ def take_turns(
     Raises:
         RuntimeError: if a contestant fails and ``until`` is not given; the message names it.
     """
-    timings = [Timing(who, limits.LIMITS[who].unit if isinstance(who, str) else "images") for who in whos]
-    connections: dict[int, Connection] = {}
-    children: dict[int, Any] = {}
-    began = time.monotonic()
+    race = Race(whos, seconds, tell, until)
+    try:
+        race.start_all(at_once)
+        race.time_rounds(blocks)
+    finally:
+        race.end()
+    return race.timings
 
-    def start(index: int) -> None:
-        connections[index], there = processes.Pipe()
-        words = (whos[index], seconds, until is not None, there)
-        child = processes.Process(target=serve, args=words, daemon=True)
-        child.start()
-        children[index] = child
+
+class Race:
+    """The contestants' processes, and what was measured of each; arguments as in :func:`take_turns`."""
+
+    def __init__(
+        self, whos: list[Contestant | str], seconds: float, tell: Callable[[str], None], until: float | None
+    ) -> None:
+        self.timings = [Timing(who, limits.LIMITS[who].unit if isinstance(who, str) else "images") for who in whos]
+        self.seconds, self.tell, self.until = seconds, tell, until
+        self.connections: dict[int, Connection] = {}  # by place in ``timings``, as the processes
+        self.children: dict[int, Any] = {}
+
+    def start_all(self, at_once: int) -> None:
+        """Start all contestants, some at once, and wait for their first steps."""
+        began, waiting, starting = time.monotonic(), list(range(len(self.timings))), dict[Any, int]()
+        while waiting or starting:
+            while waiting and len(starting) < at_once:
+                index = waiting.pop(0)
+                self.start(index)
+                starting[self.connections[index]] = index
+            left = None if self.until is None else max(0.0, began + 0.65 * (self.until - began) - time.monotonic())
+            ready = wait(list(starting), left)
+            for connection in ready:
+                index = starting.pop(connection)
+                if answer := self.receive(index):
+                    timing = self.timings[index]
+                    timing.first_seconds, timing.step_bytes = answer
+                    self.tell(f"{timing.name}: first step after {timing.first_seconds:.1f} s")
+            if not ready:
+                for index in (*starting.values(), *waiting):
+                    self.leave_out(index, "it was not ready in time")
+                return
+
+    def time_rounds(self, blocks: int) -> None:
+        """Let the contestants run one block each in every round, as long as there is time for a whole round."""
+        began = time.monotonic()
+        for block in range(blocks):
+            if self.until and block and time.monotonic() + (time.monotonic() - began) / block > self.until:
+                break
+            order = [index for index, timing in enumerate(self.timings) if not timing.error]
+            if not all(self.time_block(index) for index in (order if block % 2 == 0 else order[::-1])):
+                for timing in self.timings:
+                    timing.rates = timing.rates[: max(1, block)]
+                break
+            self.tell(f"block {block + 1} of {blocks}")
+        for index, timing in enumerate(self.timings):
+            if not timing.rates and not timing.error:
+                self.leave_out(index, "the time was up before the end of its first block")
+
+    def time_block(self, index: int) -> bool:
+        """Let a contestant run a block; False if the time is up before its end."""
+        with contextlib.suppress(ConnectionError):  # ``receive`` notices it as well
+            self.connections[index].send(True)
+        if self.until is not None and not self.connections[index].poll(max(0.0, self.until - time.monotonic())):
+            return False
+        if answer := self.receive(index):
+            rate, self.timings[index].peak_bytes = answer
+            self.timings[index].rates.append(rate)
+        return True
+
+    def start(self, index: int) -> None:
+        """Start a contestant's process; its first message says that it is ready."""
+        self.connections[index], there = processes.Pipe()
+        words = (self.timings[index].who, self.seconds, self.until is not None, there)
+        self.children[index] = processes.Process(target=serve, args=words, daemon=True)
+        self.children[index].start()
         there.close()  # so that ``recv`` notices when the process ends
 
-    def leave_out(index: int, why: str) -> None:
-        timings[index].error = why
-        tell(f"{timings[index].name} is left out: {why}")
-        if index in children:
-            children[index].kill()
-
-    def receive(index: int) -> Any:
+    def receive(self, index: int) -> Any:
+        """The next message of a contestant; None if it failed and the race goes on without it."""
         try:
-            answer = connections[index].recv()
+            answer = self.connections[index].recv()
         except (EOFError, ConnectionError):
             answer = RuntimeError("its process ended, possibly out of memory")
         if not isinstance(answer, Exception):
             return answer
-        if until is None:
-            raise RuntimeError(f"{whos[index]} failed: {answer}")
-        leave_out(index, str(answer).strip().split("\n")[0])
+        if self.until is None:
+            raise RuntimeError(f"{self.timings[index].who} failed: {answer}")
+        self.leave_out(index, str(answer).strip().split("\n")[0])
         return None
 
-    def time_block(index: int) -> bool:
-        """Let a contestant run a block; False if the time is up before its end."""
-        with contextlib.suppress(ConnectionError):  # ``receive`` notices it as well
-            connections[index].send(True)
-        if until is not None and not connections[index].poll(max(0.0, until - time.monotonic())):
-            return False
-        if answer := receive(index):
-            rate, timings[index].peak_bytes = answer
-            timings[index].rates.append(rate)
-        return True
+    def leave_out(self, index: int, why: str) -> None:
+        """Go on without a contestant, and end its process."""
+        self.timings[index].error = why
+        self.tell(f"{self.timings[index].name} is left out: {why}")
+        if index in self.children:
+            self.children[index].kill()
 
-    try:
-        waiting, starting = list(range(len(whos))), dict[Any, int]()
-        while waiting or starting:
-            while waiting and len(starting) < at_once:
-                index = waiting.pop(0)
-                start(index)
-                starting[connections[index]] = index
-            left = None if until is None else max(0.0, began + 0.65 * (until - began) - time.monotonic())
-            ready = wait(list(starting), left)
-            for connection in ready:
-                index = starting.pop(connection)
-                if answer := receive(index):
-                    timings[index].first_seconds, timings[index].step_bytes = answer
-                    tell(f"{timings[index].name}: first step after {timings[index].first_seconds:.1f} s")
-            if not ready:
-                for index in (*starting.values(), *waiting):
-                    leave_out(index, "it was not ready in time")
-                break
-        round_began = time.monotonic()
-        for block in range(blocks):
-            if until and block and time.monotonic() + (time.monotonic() - round_began) / block > until:
-                break
-            order = [index for index, timing in enumerate(timings) if not timing.error]
-            if not all(time_block(index) for index in (order if block % 2 == 0 else order[::-1])):
-                for timing in timings:
-                    timing.rates = timing.rates[: max(1, block)]
-                break
-            tell(f"block {block + 1} of {blocks}")
-        for index, timing in enumerate(timings):
-            if not timing.rates and not timing.error:
-                leave_out(index, "the time was up before the end of its first block")
-    finally:
-        for child in children.values():
+    def end(self) -> None:
+        """End all processes."""
+        for child in self.children.values():
             child.kill()
             child.join()  # frees its memory for the next part
-    return timings

@@ -15,8 +15,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import measure, summary
-from benchmarks.__main__ import COMPARED, MORE, PEERS, TINY, contestants, machine_name, main, tasks_here, training_flops
+from benchmarks.__main__ import COMPARED, MORE, PEERS, TINY, contestants, main, tasks_here, training_flops
 from benchmarks.contestants import EPOCH_STEPS, MODELS, Contestant, Shape, build, parameters, tune
+from benchmarks.machine import machine_name
 from benchmarks.measure import counted_bytes, take_turns
 from mae_core import devices
 from mae_core.evaluation import flops
