@@ -70,81 +70,146 @@ def fit(
         DeviceMemoryError: if memory runs out; suggests a smaller ``micro_batch``.
         StoppedError: on SIGINT (Stop in JupyterLab, Ctrl-C) or SIGTERM, after the current step and a checkpoint.
     """
-    together = team()
-    steps = steps_per_epoch(len(train), run, together.size)
-    plan = choose_plan(run, device, together.size)
-    print(f"{plan}; {train.place}")
-    optimizer, average = new_optimizer(model, run), Average(model, getattr(run, "ema_decay", 0.0))
-    generator = torch.Generator(device).manual_seed(run.seed)
-    take_step = new_step(model, objective, train, run, plan, optimizer, generator, together)
-    made_of = provenance.ingredients(run, device)
-    checkpoint = Checkpoint(folder, model, optimizer, generator, run, made_of, average.averages, began)
-    start = Position(torch.zeros(steps, device=device), torch.zeros(0, dtype=torch.int64, device=device))
-    at = checkpoint.restore(start)
-    if at is not start:
-        print(
-            f"resumed at step {at.step + 1} of epoch {at.epoch + 1}" if at.epoch < run.epochs else "training was complete"
-        )
-
-    devices.reset_peak_memory(device)
-    done = {"total": run.epochs * steps, "initial": at.epoch * steps + at.step}
-    with stop_requested(together) as stop, progress(**done, desc=folder.name, disable=not together.leads) as bar:
-        while at.epoch < run.epochs:
-            if at.step == 0:
-                at.order_n = torch.randperm(len(train), generator=generator, device=device)
-            resumed = time.perf_counter() - at.spent
-            batches = at.order_n.split(run.batch_size)[:steps]
-            images = train.stream(at.order_n.to(train.images_nCHW.device).split(run.batch_size)[at.step : steps])
-            while at.step < steps:
-                rate = learning_rate(at.epoch + at.step / steps, run)
-                at.losses_S[at.step] = take_step(batches[at.step], rate, next(images))
-                average.update()
-                at.step += 1
-                bar.update()
-                stepped = time.perf_counter()
-                watch(at)
-                if device.type == "cpu":  # elsewhere, a picture waits for steps whose time counts
-                    resumed += time.perf_counter() - stepped
-                if together.leads and (checkpoint.due() or stop.is_set()) and at.step < steps:
-                    check_finite("training loss", at.losses_S[: at.step], at, run, checkpoint)  # waits for the device
-                    at.spent = time.perf_counter() - resumed
-                    check_finite("sum of weights", sum_of_weights(model), at, run, checkpoint)
-                    checkpoint.save(at)
-                    if stop.is_set():
-                        raise StoppedError(f"stopped at step {at.step} of epoch {at.epoch + 1}: run again to continue")
-                    resumed = time.perf_counter() - at.spent
-            mean_loss = at.losses_S.mean().item()  # the only synchronization with the device in an epoch
-            at.spent = time.perf_counter() - resumed
-            check_finite("training loss", at.losses_S, at, run, checkpoint)
-            check_finite("sum of weights", sum_of_weights(model), at, run, checkpoint)
-            rate = learning_rate(at.epoch + (steps - 1) / steps, run)
-            entry = {"epoch": at.epoch + 1, "train_loss": mean_loss, "learning_rate": rate}
-            if together.leads:
-                with average.in_place():
-                    entry |= test_epoch()
-            for name, value in entry.items():
-                check_finite(name, torch.tensor([value]), at, run, checkpoint)
-                at.history.setdefault(name, []).append(value)
-            told = ", ".join(f"{name.replace('_', ' ')} {entry[name]:.4g}" for name in SHOWN if name in entry)
-            bar.set_postfix_str(told.replace("test", "validation") if run.holdout else told)
-            at.seconds.append(at.spent)
-            at.epoch, at.step, at.spent = at.epoch + 1, 0, 0.0
-            watch(at)
-            if together.leads and (checkpoint.due() or stop.is_set() or at.epoch == run.epochs):
-                checkpoint.save(at)
-            if stop.is_set() and at.epoch < run.epochs:
-                raise StoppedError(f"stopped after epoch {at.epoch} of {run.epochs}: run again to continue")
-    average.swap()  # after the last checkpoint, which has both
-    seconds = sum(at.seconds)
+    training = Training(model, objective, train, run, folder, device, test_epoch, watch, began)
+    training.train()
+    at, checkpoint, seconds = training.at, training.checkpoint, sum(training.at.seconds)
     return at.history, {
         "train_loss": at.history["train_loss"][-1],
         "train_seconds": seconds,
         "epoch_seconds": at.seconds,
-        "images_per_second": run.epochs * steps * run.batch_size / seconds,
+        "images_per_second": run.epochs * training.n_steps * run.batch_size / seconds,
         "peak_memory_bytes": checkpoint.peak_memory,
         "elapsed_before": checkpoint.elapsed_before,
         "machines": checkpoint.machines,
     }
+
+
+class Training:
+    """How the run of :func:`fit` is computed, and how far it is."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        train: Split,
+        run: PretrainParameters | FinetuneParameters,
+        folder: Path,
+        device: torch.device,
+        test_epoch: Callable[[], dict[str, float]],
+        watch: Callable[[Position], None],
+        began: float | None,
+    ) -> None:
+        self.model, self.data, self.run, self.device = model, train, run, device
+        self.test_epoch, self.watch = test_epoch, watch
+        self.stop, self.resumed = threading.Event(), 0.0  # whether to stop; when the clock of this epoch would have begun
+        self.name, self.together = folder.name, team()
+        self.n_steps = steps_per_epoch(len(train), run, self.together.size)
+        plan = choose_plan(run, device, self.together.size)
+        print(f"{plan}; {train.place}")
+        optimizer, self.average = new_optimizer(model, run), Average(model, getattr(run, "ema_decay", 0.0))
+        self.generator = torch.Generator(device).manual_seed(run.seed)
+        self.take_step = new_step(model, objective, train, run, plan, optimizer, self.generator, self.together)
+        made_of = provenance.ingredients(run, device)
+        self.checkpoint = Checkpoint(folder, model, optimizer, self.generator, run, made_of, self.average.averages, began)
+        start = Position(torch.zeros(self.n_steps, device=device), torch.zeros(0, dtype=torch.int64, device=device))
+        self.at = at = self.checkpoint.restore(start)
+        if at is not start:
+            more = at.epoch < run.epochs
+            print(f"resumed at step {at.step + 1} of epoch {at.epoch + 1}" if more else "training was complete")
+
+    def train(self) -> None:
+        """Train the epochs that are left."""
+        at, epochs = self.at, self.run.epochs
+        devices.reset_peak_memory(self.device)
+        done = {"total": epochs * self.n_steps, "initial": at.epoch * self.n_steps + at.step}
+        quiet = not self.together.leads
+        with stop_requested(self.together) as self.stop, progress(**done, desc=self.name, disable=quiet) as self.bar:
+            while at.epoch < epochs:
+                self.take_steps()
+                self.end_epoch()
+        self.average.swap()  # after the last checkpoint, which has both
+
+    def take_steps(self) -> None:
+        """Take the steps of this epoch that are left; a new epoch draws an order of the images."""
+        at, run = self.at, self.run
+        if at.step == 0:
+            at.order_n = torch.randperm(len(self.data), generator=self.generator, device=self.device)
+        self.start_clock()
+        batches = at.order_n.split(run.batch_size)[: self.n_steps]
+        places = at.order_n.to(self.data.images_nCHW.device).split(run.batch_size)[at.step : self.n_steps]
+        images = self.data.stream(places)
+        while at.step < self.n_steps:
+            rate = learning_rate(at.epoch + at.step / self.n_steps, run)
+            at.losses_S[at.step] = self.take_step(batches[at.step], rate, next(images))
+            self.average.update()
+            at.step += 1
+            self.bar.update()
+            self.show()
+            if self.saves and at.step < self.n_steps:
+                self.check("training loss", at.losses_S[: at.step])  # waits for the device
+                self.stop_clock()
+                self.check("sum of weights", sum_of_weights(self.model))
+                self.checkpoint.save(at)
+                if self.stop.is_set():
+                    raise StoppedError(f"stopped at step {at.step} of epoch {at.epoch + 1}: run again to continue")
+                self.start_clock()
+
+    def end_epoch(self) -> None:
+        """Check and evaluate the model, and go on to the next epoch."""
+        at, run = self.at, self.run
+        mean_loss = at.losses_S.mean().item()  # the first wait for the device in this epoch, save for checkpoints
+        self.stop_clock()
+        self.check("training loss", at.losses_S)
+        self.check("sum of weights", sum_of_weights(self.model))
+        rate = learning_rate(at.epoch + (self.n_steps - 1) / self.n_steps, run)
+        entry = {"epoch": at.epoch + 1, "train_loss": mean_loss, "learning_rate": rate}
+        if self.together.leads:
+            with self.average.in_place():
+                entry |= self.test_epoch()
+        for name, value in entry.items():
+            self.check(name, torch.tensor([value]))
+            at.history.setdefault(name, []).append(value)
+        shown = ", ".join(f"{name.replace('_', ' ')} {entry[name]:.4g}" for name in SHOWN if name in entry)
+        self.bar.set_postfix_str(shown.replace("test", "validation") if run.holdout else shown)
+        at.seconds.append(at.spent)
+        at.epoch, at.step, at.spent = at.epoch + 1, 0, 0.0
+        self.watch(at)
+        if self.saves or (self.together.leads and at.epoch == run.epochs):
+            self.checkpoint.save(at)
+        if self.stop.is_set() and at.epoch < run.epochs:
+            raise StoppedError(f"stopped after epoch {at.epoch} of {run.epochs}: run again to continue")
+
+    @property
+    def saves(self) -> bool:
+        """Whether it is time for a checkpoint, in the process that writes them."""
+        return self.together.leads and (self.checkpoint.due() or self.stop.is_set())
+
+    def show(self) -> None:
+        """Let a live picture follow the run; its time does not count."""
+        began = time.perf_counter()
+        self.watch(self.at)
+        if self.device.type == "cpu":  # elsewhere, a picture waits for steps whose time counts
+            self.resumed += time.perf_counter() - began
+
+    def start_clock(self) -> None:
+        """Go on counting the seconds of this epoch's steps."""
+        self.resumed = time.perf_counter() - self.at.spent
+
+    def stop_clock(self) -> None:
+        """Stop counting, for what is not training."""
+        self.at.spent = time.perf_counter() - self.resumed
+
+    def check(self, name: str, values_s: Tensor) -> None:
+        """Raise NotFiniteError if a value is not finite; ``values_s`` has one value per step so far, or just one value."""
+        at, run = self.at, self.run
+        wrong = values_s.isfinite().logical_not().nonzero()
+        if len(wrong):
+            step = int(wrong[0]) if len(values_s) == at.step else at.step - 1
+            rate = learning_rate(at.epoch + step / self.n_steps, run)
+            raise NotFiniteError(
+                f"the {name} of step {step + 1} of epoch {at.epoch + 1} is {values_s[wrong[0]].item()} at a learning rate "
+                f"of {rate:.2g}: lower base_lr; {self.checkpoint.describe()}"
+            )
 
 
 def steps_per_epoch(n_images: int, run: PretrainParameters | FinetuneParameters, n_processes: int) -> int:
@@ -212,20 +277,6 @@ def compile_loss(loss_of: Callable[..., Tensor], graphs: bool) -> Callable[..., 
         return recorded_loss(*inputs)
 
     return replay
-
-
-def check_finite(
-    name: str, values_s: Tensor, at: Position, run: PretrainParameters | FinetuneParameters, checkpoint: Checkpoint
-) -> None:
-    """Raise NotFiniteError if a value is not finite; ``values_s`` has one value per step so far, or just one value."""
-    wrong = values_s.isfinite().logical_not().nonzero()
-    if len(wrong):
-        step = int(wrong[0]) if len(values_s) == at.step else at.step - 1
-        rate = learning_rate(at.epoch + step / len(at.losses_S), run)
-        raise NotFiniteError(
-            f"the {name} of step {step + 1} of epoch {at.epoch + 1} is {values_s[wrong[0]].item()} at a learning rate of "
-            f"{rate:.2g}: lower base_lr; {checkpoint.describe()}"
-        )
 
 
 def learning_rate(epoch: float, run: PretrainParameters | FinetuneParameters) -> float:
