@@ -9,7 +9,7 @@
 # make soak                inject kills, damage and full disks for ten minutes, start 500 notebooks; report what was lost
 # make bench               measure speed against transformers, lightly and the machine's limits
 # make gpu                 use a borrowed GPU for SECONDS=550: its tests, the race, the study speedrun; again: continue
-# make gpu STUDY=paper     train as many runs of one study as fit; REHEARSE=1: tiny, on the CPU; needs no environment
+# make gpu STUDY=paper     train as many runs of one study as fit; REHEARSE=1: tiny, on the CPU; needs no .venv/
 # make lint                run ruff and mypy
 # make lab                 open the notebook explore in JupyterLab
 # make explore             serve it as a web page without code, on this machine only

@@ -81,7 +81,8 @@ def table(words: argparse.Namespace) -> int:
 def reproduce(words: argparse.Namespace) -> int:
     """Repeat a published run at its commit, and report whether it gives the same weights.
 
-    The exit code is 0 if the weights are identical bit for bit, and 3 if not.
+    The exit code is 0 if the weights are identical bit for bit, and 3 if not. A run that must pre-train first ends with
+    an error (exit code 1) if that gives other weights.
     """
     from mae_core.study.reproduce import reproduce
 

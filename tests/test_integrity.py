@@ -393,13 +393,13 @@ def check_claims(report, raw, accuracy, linear, flops, loss, psnr, memory):
     curves = [raw.read(case, "finetune", "history.json") for case in (default, "scratch")]
     seeds = sorted(curves[0].keys() & curves[1].keys())
     by_epoch = [[a - b for a, b in zip(*(c[k]["test_accuracy"] for c in curves), strict=True)] for k in seeds]
-    ahead = [difference > 0 for of_seed in by_epoch for difference in of_seed]
     epochs = [dict(enumerate(epoch)) for epoch in zip(*by_epoch, strict=True)]
     k, decided = verdict(*epochs, small=0.5)
     name = "Pre-training is ahead after every epoch"
     p_values[name] = p_value_of(epochs, decided)
     decided = "undecided (one seed)" if len(seeds) == 1 else decided
-    assert rows[name][:3] == [decided, f"in {sum(ahead)} of {len(ahead)} epochs", found_in_all(epochs, k, decided)]
+    measured = f"epoch {k + 1}: {signed(epochs[k], dict.fromkeys(epochs[k], 0.0))}"
+    assert rows[name][:3] == [decided, measured, found_in_all(epochs, k, decided)]
     known = {name: p for name, p in p_values.items() if p is not None}
     adjusted = dict(zip(known, corrected(list(known.values())), strict=True))
     for name in p_values:
@@ -407,7 +407,8 @@ def check_claims(report, raw, accuracy, linear, flops, loss, psnr, memory):
     directional = {name for name in known if rows[name][0].startswith(("supported", "contradicted"))}
     lasting = {name for name in directional if adjusted[name] < 0.05}
     if len(known) > 1:  # one needs no correction
-        start = f"With Holm's correction for all {len(known)}, {len(lasting)} of these verdicts survive"
+        survivors = f"{len(lasting)} of these verdicts survive" if len(directional) > 1 else "this verdict"
+        start = f"With Holm's correction for all {len(known)}, {survivors}"
         assert start in report.text
         lost, discussed = report.text.split(start)[1].split("”.")[0], report.text.split("Mask sampling. Compared with")[1]
         for name in directional:

@@ -138,7 +138,7 @@ def load(
 
     Args:
         dataset: ``shapes`` (drawn on first use, offline), ``cifar10`` or ``cifar100`` (downloaded by torchvision on first
-            use), or ``folder`` (see folder.py; decoded on first use).
+            use), or ``folder`` (see layout.py; decoded on first use).
         data_dir: folder that contains the data set's folder, or will contain it; for ``folder``, the folder itself.
         train: True for the training split, False for the test split, or for the held-out images if there are any.
         limit: load only the first ``limit`` images; 0: all.

@@ -1,5 +1,6 @@
 """One case of a study: the results of its seeds, read from their folders."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -100,10 +101,13 @@ class Case:
         """Names of the runs that finished a stage and have the file, as figures and tables give them."""
         return [f"{self.name}/seed{seed}/{stage}" for seed in self.finished(stage, file)]
 
+    def recipes(self, stage: str) -> dict[int, dict[str, Any]]:
+        """The parameters of each run of a stage by seed; runs from before a parameter existed had its default."""
+        return {seed: DEFAULTS[stage] | stored for seed, stored in self.read(stage, "parameters").items()}
+
     def recipe(self, stage: str) -> dict[str, Any]:
         """The parameters of the first run of a stage; empty if none has run."""
-        stored = next(iter(self.read(stage, "parameters").values()), None)
-        return DEFAULTS[stage] | stored if stored else {}  # runs from before a parameter existed had its default
+        return next(iter(self.recipes(stage).values()), {})
 
     def of(self, seeds: set[int]) -> "Case":
         """The case with only some of its seeds."""
@@ -112,6 +116,11 @@ class Case:
     def beats(self, other: "Case", quantity: str) -> Estimate | None:
         """The difference of a quantity from another case, paired by seed; None without a shared seed."""
         return paired_difference(self.values(quantity), other.values(quantity))
+
+    def differences(self, other: "Case", quantity: str) -> dict[int, float]:
+        """The difference of a quantity from another case with each seed that both have."""
+        ours, theirs = self.values(quantity), other.values(quantity)
+        return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
 
     def ratio(self, other: "Case", quantity: str) -> float | None:
         """The mean of a quantity divided by that of another case; None if one of them has not run."""
@@ -180,3 +189,9 @@ def shared_by(cases: list[Case]) -> set[int]:
     """The seeds that all cases finished, except those that have not run."""
     finished = [set(case.values("accuracy")) for case in cases if case.values("accuracy")]
     return set.intersection(*finished) if finished else set()
+
+
+def best_first(cases: Mapping[str, Case]) -> list[str]:
+    """The names of the cases that were fine-tuned, highest mean accuracy first."""
+    means = {name: found.mean for name, case in cases.items() if (found := case.estimate("accuracy"))}
+    return sorted(means, key=lambda name: -means[name])

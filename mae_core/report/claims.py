@@ -71,7 +71,7 @@ def claims(summary: Summary) -> list[Claim]:
         if len(differences) < len(pairs):
             ran = all(case.values(quantity) for pair in pairs for case in pair)
             return Claim(statement, source, "–", "undecided (no shared seed)" if ran else "not run", key=key)
-        decisive, verdict, p = decide(differences, bound(quantity))
+        decisive, verdict, p = decide(differences, matters(quantity))
         against = next(name for name, difference in found.items() if difference is decisive) if len(pairs) > 1 else ""
         least = amount(findable(differences, decisive, verdict), quantity)
         return Claim(statement, source, against + measured(decisive, quantity), verdict, least, p, key=key)
@@ -133,7 +133,7 @@ def amount(value: float | None, quantity: str) -> str:
     return "–" if value is None else f"{value * scale:.{digits}f}"
 
 
-def bound(quantity: str) -> float | None:
+def matters(quantity: str) -> float | None:
     """The difference from which on this quantity matters; None if it is not an accuracy, for want of a yardstick."""
     return None if quantity in UNITS else MATTERS
 
@@ -157,12 +157,11 @@ def throughout(default: Case, scratch: Case) -> Claim:
         estimate([a - b for a, b in zip(*both, strict=True)])
         for both in zip(*(zip(*curve, strict=True) for curve in curves), strict=True)
     ]
-    differences = [difference for epoch in epochs for difference in epoch.values]
-    ahead = f"in {sum(difference > 0 for difference in differences)} of {len(differences)} epochs"
     decisive, verdict, p = decide(epochs, MATTERS)
     least = amount(findable(epochs, decisive, verdict), "accuracy")
     verdict = "undecided (one seed)" if len(seeds) == 1 else verdict
-    return replace(claim, measured=ahead, verdict=verdict, detectable=least, p=p)
+    of_epoch = f"epoch {1 + epochs.index(decisive)}: {measured(decisive, 'accuracy')}"
+    return replace(claim, measured=of_epoch, verdict=verdict, detectable=least, p=p)
 
 
 def findable(differences: Sequence[Estimate], decisive: Estimate, verdict: str) -> float | None:

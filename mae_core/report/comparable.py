@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mae_core.report.case import DEFAULTS, Case
+from mae_core.report.case import Case
 from mae_core.study.parameters import FREE, OUTPUTS, PretrainParameters, ReportParameters
 from mae_core.study.study import STAGES
 
@@ -62,17 +62,15 @@ def of_one_recipe(case: Case, pattern: Case | None = None) -> tuple[Case, list[s
     """A case's runs of its first run's recipe and, except for the masks, of ``pattern``'s; a sentence on each other run."""
     folders, left_out = dict(case.folders), []
     for stage in STAGES:
-        stored: dict[str, Any]
         wanted: list[tuple[dict[str, Any], set[str]]] = []
         if pattern:
             wanted.append((pattern.recipe(stage), may_differ(stage)))
-        for seed, stored in case.read(stage, "parameters").items():
-            values = DEFAULTS[stage] | stored  # runs from before a parameter existed had its default
-            told = [words for recipe, free in wanted if (words := difference(values, recipe, free))]
-            if told and seed in folders:
+        for seed, values in case.recipes(stage).items():
+            others = [words for recipe, free in wanted if (words := first_difference(values, recipe, free))]
+            if others and seed in folders:
                 del folders[seed]
-                left_out.append(f"{case.name}/seed{seed}/{stage}: {told[0]}")
-            elif not told and len(wanted) == bool(pattern):
+                left_out.append(f"{case.name}/seed{seed}/{stage}: {others[0]}")
+            elif not others and len(wanted) == bool(pattern):
                 wanted.append((values, NOT_THE_RECIPE))
     return replace(case, folders=folders), left_out
 
@@ -97,15 +95,14 @@ def data_of(case: Case) -> Iterator[tuple[int, str, str, str]]:
     """Seed, stage, data set in words and checksum of the data of each run."""
     for stage in STAGES:
         sources = case.read(stage, "provenance")
-        for seed, stored in case.read(stage, "parameters").items():
-            values = DEFAULTS[stage] | stored  # runs from before a parameter existed had its default
+        for seed, values in case.recipes(stage).items():
             own, known = f"images in {values['data_dir']}", f"{values['dataset']} of {values['image_size']} pixels"
             yield seed, stage, own if values["dataset"] == "folder" else known, sources[seed]["data_md5"]
 
 
-def difference(values: dict[str, Any], recipe: dict[str, Any], free: set[str]) -> str:
-    """A sentence about the first parameter in which a run differs from a recipe; empty if there is none."""
+def first_difference(values: dict[str, Any], recipe: dict[str, Any], free: set[str]) -> str:
+    """Words about the first parameter in which a run differs from a recipe; empty if there is none."""
     for name, wanted in recipe.items():
         if name not in free and values.get(name, wanted) != wanted:
-            return f"{name} is {values[name]!r} there, and {wanted!r} elsewhere"
+            return f"{name} is {values[name]!r} instead of {wanted!r}"
     return ""

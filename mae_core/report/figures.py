@@ -281,17 +281,15 @@ def accuracies(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Accuracy of every case: ours with all seeds and the interval, the student's and the paper's.
 
     Args:
-        rows: in per cent ``values`` (one per seed, may be empty), ``half_width`` (of their interval, or None), ``student``
-            and ``paper`` (numbers or None) of each case ``name``.
+        rows: in per cent ``ours`` (an Estimate or None), ``student`` and ``paper`` (numbers or None) of each case ``name``.
     """
     figure = new_figure(6.4, 0.42 * len(rows) + 0.9)
     axes = figure.add_subplot(xlabel="test accuracy after fine-tuning (%)")
     for y, row in enumerate(rows):
-        if row["values"]:
-            mean = float(np.mean(row["values"]))
-            axes.errorbar(mean, y, xerr=row["half_width"], fmt="o", color=ACCENT, capsize=3, markersize=6, zorder=3)
-            if len(row["values"]) > 1:
-                axes.plot(row["values"], [y] * len(row["values"]), "|", color=ACCENT, markersize=9, alpha=0.6)
+        if ours := row["ours"]:
+            axes.errorbar(ours.mean, y, xerr=ours.half_width, fmt="o", color=ACCENT, capsize=3, markersize=6, zorder=3)
+            if len(ours.values) > 1:
+                axes.plot(ours.values, [y] * len(ours.values), "|", color=ACCENT, markersize=9, alpha=0.6)
         for source, (_, marker, colour) in PUBLISHED_MARKS.items():
             if row[source] is not None:
                 axes.plot(row[source], y, marker, color=colour, markersize=5, markerfacecolor="none")

@@ -15,7 +15,7 @@ DRAWS = 10_000
 def of_accuracy(case: Case) -> float | None:
     """Half the interval of a case's mean accuracy over test images, in points; None if it has not run."""
     mean, n = case.estimate("accuracy"), case.n_test
-    return half(wilson(mean.mean / 100, n)) if mean and n else None
+    return half_width(wilson(mean.mean / 100, n)) if mean and n else None
 
 
 def of_difference(case: Case, other: Case) -> float | None:
@@ -31,10 +31,10 @@ def of_difference(case: Case, other: Case) -> float | None:
     if not all(np.array_equal(ours[k][1], theirs[k][1]) for k in seeds):
         return None
     more_n = sum((ours[k][0] == ours[k][1]).astype(int) - (theirs[k][0] == theirs[k][1]) for k in seeds)
-    return half(bootstrap(more_n / len(seeds)))
+    return half_width(bootstrap(more_n / len(seeds)))
 
 
-def half(interval: tuple[float, float]) -> float:
+def half_width(interval: tuple[float, float]) -> float:
     """Half the width of an interval of shares, in points."""
     return 100 * (interval[1] - interval[0]) / 2
 

@@ -103,8 +103,8 @@ def detectable(difference: Estimate) -> float | None:
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values adjusted for their number, in the given order (Holm 1979).
 
-    If all null hypotheses are true, the chance that any adjusted value is below 5 % is at most 5 %, whether or not the
-    tests depend on each other.
+    Whichever null hypotheses are true, the chance that the adjusted value of any of these is below 5 % is at most 5 %,
+    whether or not the tests depend on each other.
     """
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):

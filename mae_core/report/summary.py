@@ -8,7 +8,7 @@ from typing import Any
 from mae_core.errors import ParameterError
 from mae_core.report import published
 from mae_core.report.case import NOT_RUN, Case, label_of, shared_by, shared_seeds
-from mae_core.report.comparable import comparable_cases, difference, may_differ
+from mae_core.report.comparable import comparable_cases, first_difference, may_differ
 from mae_core.study.parameters import OUTPUTS, ReportParameters
 from mae_core.study.results import read_json
 from mae_core.study.study import STAGES, Study
@@ -31,9 +31,10 @@ class Summary:
 
     @classmethod
     def read(cls, run: ReportParameters) -> "Summary":
-        """Read ``outputs/<study>``; a case that has not run has no values. Empty lists mean all cases or seeds on disk.
+        """Read ``outputs/<study>``; a case that has not run has no values.
 
-        A run whose recipe or images differ from the others, for example from before an edit of the study, is left out.
+        Empty lists mean all cases or seeds that have run or that results.csv lists. A run whose recipe or images differ
+        from the others, for example from before an edit of the study, is left out.
         """
         if not run.cases or not run.seeds:
             there = found_in(OUTPUTS / run.study)
@@ -124,10 +125,10 @@ class Summary:
         """
         found = []
         for case in self.all_cases.values():
-            for stage, words in (("pretrain", "pre-training"), ("finetune", "fine-tuning")):
+            for stage, name in (("pretrain", "pre-training"), ("finetune", "fine-tuning")):
                 recipe, values = self.default.recipe(stage), case.recipe(stage)
-                if values and (told := difference(values, recipe, may_differ(stage))):
-                    found.append((case.label, words, told))
+                if values and (words := first_difference(values, recipe, may_differ(stage))):
+                    found.append((case.label, name, words))
         return found
 
     @property
@@ -158,6 +159,11 @@ class Summary:
         """Whether there is fine-tuning to report: not in a study that only pre-trains, or has only pre-trained so far."""
         cases = self.all_cases.values()
         return any(case.values("accuracy") for case in cases) or not any(case.values("loss") for case in cases)
+
+    @property
+    def last_quantity(self) -> str:
+        """The quantity that a complete run has: its accuracy, or in a study that only pre-trains its loss."""
+        return "accuracy" if self.fine_tuned else "loss"
 
     @property
     def whole(self) -> bool:
@@ -224,17 +230,3 @@ def on_request(study: str) -> set[str]:
     except ParameterError:
         return set(published.SWEEP)
     return {*found.sweep, *found.lengths}
-
-
-def accuracy_series(summary: Summary) -> list[dict[str, Any]]:
-    """Every case's accuracies and the published ones, for figures.accuracies."""
-    return [
-        {
-            "name": case.label,
-            "values": list(mean.values) if (mean := case.estimate("accuracy")) else [],
-            "half_width": mean.half_width if mean else None,
-            "student": published.STUDENT.get(case.masks) if summary.compared and case.masks else None,
-            "paper": published.PAPER.get(case.masks) if summary.compared and case.masks else None,
-        }
-        for case in summary.cases.values()
-    ]

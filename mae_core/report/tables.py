@@ -195,14 +195,12 @@ def work_rows(summary: Summary) -> list[list[str]]:
 def sensitivity_rows(summary: Summary) -> list[list[str]]:
     """Difference in accuracy from the default case with each seed, and its standard deviation over seeds."""
     base, rows = summary.default, [["case", *(f"seed {seed}" for seed in summary.seeds), "deviation"]]
-    theirs = base.values("accuracy")
     for case in summary.cases.values():
         if case is base:
             continue
-        ours = case.values("accuracy")
-        differences = {seed: ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()}
-        told = [signed(differences[seed]) if seed in differences else DASH for seed in summary.seeds]
-        rows.append([case.label, *told, number(deviation(list(differences.values())))])
+        differences = case.differences(base, "accuracy")
+        by_seed = [signed(differences[seed]) if seed in differences else DASH for seed in summary.seeds]
+        rows.append([case.label, *by_seed, number(deviation(list(differences.values())))])
     return rows
 
 

@@ -95,7 +95,7 @@ class RunParameters(Parameters):
     precision: Precision = Field("auto", description="of matrix products; auto: bfloat16 if the hardware is faster with it")
     threads: int = Field(0, description="number of CPU threads; 0: all cores", ge=0, le=1024)
     processes: int = Field(1, description="processes that train together, each with its own GPU or threads", ge=1, le=1024)
-    compile: Compile = Field("auto", description="use torch.compile; graphs: with CUDA graphs; auto: on for cuda")
+    compile: Compile = Field("auto", description="torch.compile; graphs: with CUDA graphs; auto: on cuda with a compiler")
     deterministic: bool = Field(False, description="true: the same bits every time on cuda, too; slower")
     checkpoint_seconds: float = Field(60.0, description="seconds between checkpoints for resuming", ge=0)
     variant: Variant = Field("report", description="report: the student's model; paper: the MAE paper's; vit: a plain ViT")
@@ -261,9 +261,9 @@ class ReportParameters(Parameters):
     """The results to compare and report."""
 
     study: Name = Field("laptop", description="name of the study; its results are in outputs/<study>/")
-    cases: list[Name] = Field([], description="cases to show, in order; empty: all that have run")
+    cases: list[Name] = Field([], description="cases to show, in order; empty: all that results.csv lists or that have run")
     sweep: list[Name] = Field([], description="additional cases, beside the cases named above")
-    seeds: list[Seed] = Field([], description="seeds to show; empty: all that have run")
+    seeds: list[Seed] = Field([], description="seeds to show; empty: all that results.csv lists or that have run")
     beside: list[Name] = Field([], description="other studies to compare with, as far as they have run")
 
     def check_together(self) -> None:
@@ -282,7 +282,7 @@ def check_data_dir(dataset: str, data_dir: str, image_size: int = 32, needs_clas
 
     Raises:
         ParameterError: if a data set outside the working folder is missing (it is never written there), or if a folder of
-            images is not laid out as needed; see folder.check_layout.
+            images is not laid out as needed; see layout.check_layout.
     """
     if dataset == "folder":
         try:

@@ -1,13 +1,15 @@
-"""Verdicts: what a difference near zero, on either side, is called."""
+"""Claims and their verdicts, also where a difference is near zero."""
 
 from dataclasses import dataclass, field
 
+import fake_study
 import pytest
+from fake_study import read, verdict_of
 from scipy import stats
 
 from mae_core.report import published
 from mae_core.report.case import Case
-from mae_core.report.claims import MATTERS, Claim, bound, claims, decide, flops_ratio, judge, measured, throughout
+from mae_core.report.claims import MATTERS, Claim, claims, decide, flops_ratio, judge, matters, measured, throughout
 from mae_core.report.statistics import Estimate, detectable, estimate, holm, p_value
 from mae_core.report.summary import Summary
 from mae_core.study.parameters import PretrainParameters
@@ -78,8 +80,8 @@ def test_no_difference_that_was_published_is_too_small_to_matter():
 
 @pytest.mark.parametrize("quantity", ["accuracy", "best_accuracy", "linear", "knn"])
 def test_only_accuracies_have_a_bound(quantity):
-    assert bound(quantity) == MATTERS
-    assert [bound(other) for other in ("loss", "psnr", "memory")] == [None] * 3
+    assert matters(quantity) == MATTERS
+    assert [matters(other) for other in ("loss", "psnr", "memory")] == [None] * 3
 
 
 def test_a_claim_of_several_differences_has_the_largest_p_value_and_the_least_favourable_verdict():
@@ -188,7 +190,7 @@ def study(**changes):
 
 CLAIMS = {
     "Pre-training beats training from scratch": "+33.00 ± 0.00 points",
-    "Pre-training is ahead after every epoch": "in 0 of 2 epochs",
+    "Pre-training is ahead after every epoch": "epoch 1: +0.00 ± 0.00 points",
     "Mask tokens in the encoder lower the accuracy": "+9.00 ± 0.00 points",
     "Mask tokens in the encoder cost more FLOPs (student's model: 2.4×; paper's: 3.3×)": "2.42×",
     "Skipping mask tokens saves memory": "−9 ± 0 MiB",
@@ -211,7 +213,7 @@ CLAIMS = {
 def test_every_claim_compares_the_cases_that_it_names():
     found = {claim.statement: claim for claim in claims(study())}
     assert {statement: claim.measured for statement, claim in found.items()} == CLAIMS
-    sides = {"+": "supported", "2": "supported", "−": "contradicted", "i": "undecided (the seeds do not differ)"}
+    sides = {"+": "supported", "2": "supported", "−": "contradicted", "e": "undecided (the seeds do not differ)"}
     for claim in found.values():
         assert claim.verdict == sides[claim.measured.removeprefix("block 75 %: ").removeprefix("random 50 %: ")[0]]
 
@@ -238,23 +240,43 @@ def test_of_several_comparisons_the_least_favourable_is_told(changes, measured, 
 @pytest.mark.parametrize(
     ("first", "second", "measured", "verdict"),
     [
-        ({0: [2.0, 3.0], 1: [2.00001, 3.00001]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 4 of 4 epochs", "supported"),
+        (
+            {0: [2.0, 3.0], 1: [2.00001, 3.00001]},
+            {0: [1.0, 1.0], 1: [1.0, 1.0]},
+            "epoch 1: +1.00 ± 0.00 points",
+            "supported",
+        ),
         (
             {0: [0.5, 3.0], 1: [0.50001, 3.00001]},
             {0: [0.2, 1.0], 1: [0.2, 1.0]},
-            "in 4 of 4 epochs",
+            "epoch 1: +0.30 ± 0.00 points",
             "supported (smaller than matters)",
         ),
-        ({0: [2.0, 0.5], 1: [2.00001, 0.50001]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 2 of 4 epochs", "contradicted"),
-        ({0: [0.5, 2.0], 1: [0.50001, 2.00001]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 2 of 4 epochs", "contradicted"),
-        ({0: [2.0, 1.5], 1: [2.0, 0.5]}, {0: [1.0, 1.0], 1: [1.0, 1.0]}, "in 3 of 4 epochs", "undecided (2 seeds)"),
+        (
+            {0: [2.0, 0.5], 1: [2.00001, 0.50001]},
+            {0: [1.0, 1.0], 1: [1.0, 1.0]},
+            "epoch 2: −0.50 ± 0.00 points",
+            "contradicted",
+        ),
+        (
+            {0: [0.5, 2.0], 1: [0.50001, 2.00001]},
+            {0: [1.0, 1.0], 1: [1.0, 1.0]},
+            "epoch 1: −0.50 ± 0.00 points",
+            "contradicted",
+        ),
+        (
+            {0: [2.0, 1.5], 1: [2.0, 0.5]},
+            {0: [1.0, 1.0], 1: [1.0, 1.0]},
+            "epoch 2: +0.00 ± 6.35 points",
+            "undecided (2 seeds)",
+        ),
         (
             {0: [2.0, 1.0], 1: [2.00001, 1.00001]},
             {0: [1.0, 1.0], 1: [1.0, 1.0]},
-            "in 3 of 4 epochs",
+            "epoch 2: +0.00 ± 0.00 points",
             "no difference that matters",
         ),
-        ({0: [2.0, 3.0], 1: [0.0, 0.0]}, {0: [1.0, 1.0], 2: [9.0, 9.0]}, "in 2 of 2 epochs", "undecided (one seed)"),
+        ({0: [2.0, 3.0], 1: [0.0, 0.0]}, {0: [1.0, 1.0], 2: [9.0, 9.0]}, "epoch 1: +1.00 points", "undecided (one seed)"),
         ({1: [2.0, 3.0]}, {0: [1.0, 1.0]}, "–", "undecided (no shared seed)"),
     ],
 )
@@ -327,3 +349,59 @@ def test_one_seed_has_no_p_value_and_no_part_in_the_correction():
 def test_a_verdict_survives_below_five_per_cent(verdict, p, adjusted, directional, survives):
     claim = Claim("a", "both", "+1", verdict, "1", p, adjusted)
     assert (claim.directional, claim.survives) == (directional, survives)
+
+
+# Of a study on disk ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_three_seeds_decide_what_the_numbers_show():
+    told = verdict_of(read(seeds=(0, 1, 2)))
+    assert len(told) == 17
+    assert not [statement for statement in told if statement.startswith(("It ", "Its ", "They "))]  # each stands alone
+    assert set(told.values()) == {"supported"}
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_claim_that_the_numbers_deny_is_contradicted():
+    reversed_order = dict(zip(fake_study.ACCURACY, (70, 80, 60, 83, 82, 84, 65, 71, 60, 75), strict=True))
+    told = verdict_of(read(seeds=(0, 1, 2), accuracy=reversed_order))
+    assert told["Pre-training beats training from scratch"] == "contradicted"
+    assert told["Pre-training is ahead after every epoch"] == "contradicted"
+    assert told["Mask tokens in the encoder lower the accuracy"] == "contradicted"
+    assert told["Block-wise 50 % beats random 75 %"] == "contradicted"
+    assert told["Block-wise 50 % beats random 75 % at equal compute"] == "contradicted"
+    one_is_higher = told["75 % is the best ratio of random masking: it beats 25, 50 and 90 %"]
+    assert one_is_higher == "contradicted"
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_claim_about_several_cases_needs_them_all():
+    ratios = "75 % is the best ratio of random masking: it beats 25, 50 and 90 %"
+    assert verdict_of(read(seeds=(0, 1, 2), skip=("random-50",)))[ratios] == "not run"
+    equal_to_one = fake_study.ACCURACY | {"random-90": 84}
+    assert verdict_of(read(seeds=(0, 1, 2), accuracy=equal_to_one))[ratios] == "no difference that matters"
+    (claim,) = [claim for claim in claims(read(seeds=(0, 1, 2))) if claim.statement == ratios]
+    assert claim.measured.startswith("random 50 %: +1.00 ± ")  # 84 against 83
+    mixed = fake_study.ACCURACY | {"random-25": 85, "random-50": 84.01}  # the one that is decided is told
+    (claim,) = [claim for claim in claims(read(seeds=(0, 1, 2), accuracy=mixed)) if claim.statement == ratios]
+    assert claim.measured.startswith("random 25 %: −1.00 ± ")
+    assert claim.verdict == "contradicted"
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_equal_accuracies_are_called_so():
+    equal = dict.fromkeys(fake_study.ACCURACY, 80)
+    told = verdict_of(read(seeds=(0, 1, 2), accuracy=equal))
+    assert told["Pre-training beats training from scratch"] == "no difference that matters"
+    assert told["Pre-training is ahead after every epoch"] == "no difference that matters"
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_one_seed_decides_nothing_that_is_sampled():
+    told = verdict_of(read())
+    assert told["Pre-training beats training from scratch"] == "undecided (one seed; points for it)"
+    assert told["Pre-training is ahead after every epoch"] == "undecided (one seed)"
+    assert told["Mask tokens in the encoder cost more FLOPs (student's model: 2.4×; paper's: 3.3×)"] == "supported"
+    assert judge(estimate([-1.0])) == "undecided (one seed; points against it)"
+    assert judge(estimate([0.0])) == "undecided (one seed; points neither way)"

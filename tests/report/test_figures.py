@@ -40,9 +40,9 @@ def test_the_psnr_in_a_picture_is_that_of_the_metrics():
 
 def test_accuracies_are_drawn_with_their_seeds_intervals_and_published_numbers():
     rows = [
-        {"name": "a", "values": THREE.values, "half_width": THREE.half_width, "student": 84.4, "paper": 84.9},
-        {"name": "b", "values": [70.0], "half_width": None, "student": None, "paper": None},
-        {"name": "c", "values": [], "half_width": None, "student": 82.0, "paper": None},
+        {"name": "a", "ours": THREE, "student": 84.4, "paper": 84.9},
+        {"name": "b", "ours": estimate([70.0]), "student": None, "paper": None},
+        {"name": "c", "ours": None, "student": 82.0, "paper": None},
     ]
     (axes,) = figures.accuracies(rows).axes
     assert drawn(axes, "o") == [(82.0, 0.0), (70.0, 1.0)]

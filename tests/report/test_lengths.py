@@ -84,8 +84,8 @@ def test_the_text_says_whether_the_order_changes_with_the_length_and_by_how_much
     ahead = [[values[f"block-50-{n}epochs"][k] - values[f"random-75-{n}epochs"][k] for k in (0, 1, 2)] for n in (2, 8)]
     by_seed = [after - before for before, after in zip(*ahead, strict=True)]
     change = estimate(by_seed)
-    assert f"From 2 to 8 epochs, the difference from random 75 % changes: of block 50 % by +{change.mean:.2f} ± " in text
-    assert f"{change.half_width:.2f} points, of grid 75 % by " in text
+    start = "From 2 to 8 epochs, the difference from random 75 % changes by"
+    assert f"{start} +{change.mean:.2f} ± {change.half_width:.2f} points for block 50 % and by " in text
     assert "one seed" not in text
 
 

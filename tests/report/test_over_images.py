@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from mae_core.report import tables
-from mae_core.report.over_images import bootstrap, half, of_accuracy, of_difference, wilson
+from mae_core.report.over_images import bootstrap, half_width, of_accuracy, of_difference, wilson
 from mae_core.report.summary import Summary
 from mae_core.report.text import verdicts
 from mae_core.study.parameters import ReportParameters
@@ -26,8 +26,10 @@ def test_no_mean_of_seeds_has_a_wider_interval_than_seeds_that_agree_on_every_im
     rng = np.random.default_rng(0)
     agreeing_n = np.repeat(rng.random(10_000) < 0.75, 3).reshape(-1, 3)
     for right_nS in (agreeing_n, rng.random((10_000, 3)) < 0.75, rng.permuted(agreeing_n, axis=0)):
-        assert half(bootstrap(right_nS.mean(1))) < 1.02 * half(wilson(right_nS.mean(), 10_000))
-    assert half(bootstrap(agreeing_n.mean(1))) == pytest.approx(half(wilson(agreeing_n.mean(), 10_000)), rel=0.02)
+        assert half_width(bootstrap(right_nS.mean(1))) < 1.02 * half_width(wilson(right_nS.mean(), 10_000))
+    assert half_width(bootstrap(agreeing_n.mean(1))) == pytest.approx(
+        half_width(wilson(agreeing_n.mean(), 10_000)), rel=0.02
+    )
 
 
 def test_drawing_counts_is_drawing_images():
@@ -55,15 +57,13 @@ def test_the_same_images_give_the_same_interval_in_a_moment():
 
 
 def test_half_an_interval_is_in_points():
-    assert half((0.70, 0.76)) == pytest.approx(3.0)
+    assert half_width((0.70, 0.76)) == pytest.approx(3.0)
 
 
 # Of a study -----------------------------------------------------------------------------------------------------------
 
 
-def read(tmp_path, monkeypatch, seeds=(0, 1, 2)):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+def read(seeds=(0, 1, 2)):
     fake_study.write(seeds=seeds, cases=fake_study.CASES)
     return Summary.read(ReportParameters(study="fake", seeds=list(seeds)))
 
@@ -73,18 +73,18 @@ def record(case, seed, right_n, true_n):
     save_predictions(case.folders[seed] / "finetune" / "predictions.png", predicted_n, true_n)
 
 
-def test_an_accuracy_has_the_interval_of_its_mean_and_of_the_images_that_were_counted(tmp_path, monkeypatch):
-    summary = read(tmp_path, monkeypatch)
+def test_an_accuracy_has_the_interval_of_its_mean_and_of_the_images_that_were_counted(elsewhere):
+    summary = read()
     case = summary.find("random", 0.75)
     n = sum(map(sum, read_json(case.folders[0] / "finetune" / "metrics.json")["predictions"]["confusion"]))
     assert case.n_test == n == 100
     mean = case.estimate("accuracy").mean
-    assert of_accuracy(case) == half(wilson(mean / 100, n))
+    assert of_accuracy(case) == half_width(wilson(mean / 100, n))
     assert of_accuracy(Summary("none").scratch) is None
 
 
-def test_a_difference_has_an_interval_where_both_cases_recorded_their_predictions(tmp_path, monkeypatch):
-    summary = read(tmp_path, monkeypatch)
+def test_a_difference_has_an_interval_where_both_cases_recorded_their_predictions(elsewhere):
+    summary = read()
     one, other = summary.find("random", 0.75), summary.find("grid", 0.75)
     assert of_difference(one, other) is None
     generator = torch.Generator().manual_seed(0)
@@ -96,7 +96,7 @@ def test_a_difference_has_an_interval_where_both_cases_recorded_their_prediction
             assert of_difference(one, other) is None  # not before every seed has them
             record(case, seed, right[case.name, seed], true_n)
     values_n = sum(right[one.name, k].int() - right[other.name, k].int() for k in (0, 1, 2)).numpy() / 3
-    assert of_difference(one, other) == half(bootstrap(values_n))
+    assert of_difference(one, other) == half_width(bootstrap(values_n))
     assert of_difference(one, other) == pytest.approx(100 * 1.96 * values_n.std() / 1000**0.5, rel=0.03)
     assert of_difference(one, one) == 0.0
     record(other, 2, right[other.name, 2], true_n.roll(1))
@@ -105,8 +105,8 @@ def test_a_difference_has_an_interval_where_both_cases_recorded_their_prediction
     assert of_difference(one, other) is None
 
 
-def test_the_table_has_both_kinds_of_chance_and_the_text_says_what_is_missing(tmp_path, monkeypatch):
-    summary = read(tmp_path, monkeypatch)
+def test_the_table_has_both_kinds_of_chance_and_the_text_says_what_is_missing(elsewhere):
+    summary = read()
     default, scratch, grid = summary.find("random", 0.75), summary.scratch, summary.find("grid", 0.75)
     rows = {row[0]: row[1:] for row in tables.chance_rows(summary)}
     assert rows["random 75 %"] == [
@@ -131,7 +131,7 @@ def test_the_table_has_both_kinds_of_chance_and_the_text_says_what_is_missing(tm
     assert rows["grid 75 %"][-1] == "0.00"
     assert rows["from scratch"][-1] == "–"
     text = verdicts.over_images(summary)
-    assert "so the differences of block 50 %, block 75 %, random 75 % + mask tokens, from scratch do not have" in text
+    assert "so the differences of block 50 %, block 75 %, random 75 % + mask tokens and from scratch have no" in text
     for case in summary.cases.values():
         for seed in (0, 1, 2):
             record(case, seed, torch.arange(100) % 7 > seed, true_n)

@@ -8,16 +8,13 @@ import pytest
 
 from mae_core.report import parts, tables
 from mae_core.report.claims import Claim, shown
-from mae_core.report.summary import Summary
 from mae_core.report.text import discussion, findings, front, method, verdicts, words
-from mae_core.study.parameters import ReportParameters
 from mae_core.study.results import read_json, write_json
 
 
 @pytest.fixture
-def written(tmp_path, monkeypatch):
+def written(elsewhere):
     """A function that writes a fake study, on images of one's own or not, and reads it."""
-    monkeypatch.chdir(tmp_path)
 
     def write(*cases, own=True, tuned=True, **more):
         shutil.rmtree("outputs", ignore_errors=True)
@@ -27,7 +24,7 @@ def written(tmp_path, monkeypatch):
                 write_json(path, read_json(path) | {"dataset": "folder", "data_dir": "some/birds"})
             if not tuned and path.parent.name == "finetune":
                 shutil.rmtree(path.parent)
-        return Summary.read(ReportParameters(study="fake"))
+        return fake_study.read_again()
 
     return write
 
@@ -54,7 +51,7 @@ def test_the_report_does_not_say_that_other_peoples_weights_saw_no_labels(writte
     shutil.rmtree("outputs/fake/random-75/seed0/pretrain")
     path = Path("outputs/fake/random-75/seed0/finetune/parameters.json")
     write_json(path, read_json(path) | {"weights": "some/vit"})
-    summary = Summary.read(ReportParameters(study="fake"))
+    summary = fake_study.read_again()
     assert "fig-reconstructions" not in parts.parts(summary)
     assert findings.attention(summary).endswith("of the frozen encoder.")
 
@@ -161,7 +158,7 @@ def test_a_study_that_pre_trains_only_speaks_of_no_accuracy(written, own):
     assert "± is explained in the [abstract]" in findings.main_notes(summary)
     assert " dB (PSNR); no classifier was fine-tuned. " in front.abstract(summary)
     assert "± is the half-width of the 95 % interval of the mean over the 2 seeds" in front.abstract(summary)
-    assert "Table 10" not in front.abstract(summary)
+    assert "(#tab-chance)" not in front.abstract(summary)
     missing = "Of the student's cases, random 75 % + mask tokens, block 50 % and block 75 % have not run. "
     assert (missing in front.abstract(summary)) == (not own)
     assert "here, no case has been fine-tuned" in front.introduction(summary)
@@ -172,7 +169,7 @@ def test_validation_images_are_named_in_every_abstract(written):
         written("random-75", "scratch", **how)
         for path in Path("outputs").rglob("parameters.json"):
             write_json(path, read_json(path) | {"holdout": 5000})
-        return front.abstract(Summary.read(ReportParameters(study="fake")))
+        return front.abstract(fake_study.read_again())
 
     told = "where it says test images, it means 5,000 validation images, held out from the training images"
     own = hold()
@@ -188,7 +185,7 @@ def test_a_fine_tuning_may_hold_out_images_where_its_pre_training_did_not(writte
     written("random-75", "scratch", own=False)
     for path in Path("outputs").rglob("finetune/parameters.json"):
         write_json(path, read_json(path) | {"holdout": 500})
-    text = front.abstract(Summary.read(ReportParameters(study="fake")))
+    text = front.abstract(fake_study.read_again())
     assert "it means 500 validation images" in text
     assert "% validation accuracy after fine-tuning" in text
 
@@ -197,7 +194,7 @@ def test_a_fine_tuning_of_weights_from_elsewhere_has_an_accuracy(written):
     for own in (True, False):
         written("random-75", own=own)
         shutil.rmtree("outputs/fake/random-75/seed0/pretrain")
-        text = front.abstract(Summary.read(ReportParameters(study="fake")))
+        text = front.abstract(fake_study.read_again())
         assert "no case of this study has been pre-trained; fine-tuning of the case *random-75* reaches 84.00 %" in text
 
 
@@ -205,7 +202,7 @@ def test_seeds_that_are_only_pre_trained_give_accuracies_no_interval(written):
     written("random-75", "scratch", own=False, seeds=(0, 1))
     shutil.rmtree("outputs/fake/random-75/seed1/finetune")
     shutil.rmtree("outputs/fake/scratch/seed1")
-    text = front.abstract(Summary.read(ReportParameters(study="fake")))
+    text = front.abstract(fake_study.read_again())
     assert "There is one seed, so there are no intervals" in text
 
 
@@ -213,7 +210,7 @@ def test_plain_pixels_are_the_usual_target_whatever_the_order_of_names(written):
     written("random-75", "block-50", own=False)
     path = Path("outputs/fake/block-50/seed0/pretrain/parameters.json")
     write_json(path, read_json(path) | {"norm_pix": True, "mask_strategy": "random", "mask_ratio": 0.75})
-    summary = Summary.read(ReportParameters(study="fake"))  # block-50 is read first
+    summary = fake_study.read_again()  # block-50 is read first
     assert list(summary.cases) == ["block-50", "random-75"]
     assert [case.label for case in summary.cases.values()] == ["random 75 %, normalized pixels", "random 75 %"]
     assert summary.default.name == "random-75"
@@ -229,7 +226,7 @@ def test_training_from_scratch_alone_has_an_accuracy(written):
 def test_one_verdict_is_told_in_the_singular(written, monkeypatch):
     summary = written("random-75", "mask-tokens", own=False, tuned=False, seeds=(0, 1))
     assert verdicts.correction(summary) == "One claim has a p-value, so there is no number of claims to correct for."
-    assert "remain" not in front.abstract(summary)
+    assert "survive" not in front.abstract(summary)
     judged = [
         Claim("a", "this study", "+1", "supported", "1", 0.01, 0.02),
         Claim("b", "this study", "+1", "undecided", "1", 0.3, 0.3),
@@ -238,4 +235,4 @@ def test_one_verdict_is_told_in_the_singular(written, monkeypatch):
         monkeypatch.setattr(module, name, lambda summary: judged)
     told = "Of the supported or contradicted ones, 1 rests on a statistical test, and 1 of these survives a correction"
     assert told in front.abstract(summary)
-    assert verdicts.correction(summary).endswith("With Holm's correction for all 2, 1 of these verdicts survives.")
+    assert verdicts.correction(summary).endswith("With Holm's correction for all 2, this verdict survives.")

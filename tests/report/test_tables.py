@@ -8,8 +8,9 @@ from fake_study import chosen, read, read_again, set_everywhere, verdict_of
 
 from mae_core.report import tables
 from mae_core.report.claims import claims
+from mae_core.report.series import accuracy_series
 from mae_core.report.statistics import estimate
-from mae_core.report.summary import Summary, accuracy_series
+from mae_core.report.summary import Summary
 from mae_core.report.text import discussion, method, verdicts, words
 from mae_core.study.parameters import ReportParameters
 

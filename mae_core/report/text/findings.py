@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from mae_core.report.case import Case, label_of
+from mae_core.report.case import Case, best_first, label_of
 from mae_core.report.claims import measured
 from mae_core.report.figures import MOST_CLASSES
 from mae_core.report.parts import ON_REQUEST, parts
 from mae_core.report.statistics import estimate
 from mae_core.report.summary import KINDS, LENGTHENED, Summary
 from mae_core.report.tables import number
-from mae_core.report.text.words import either, every_case, finetuned, order, plus_minus, tuned_only
+from mae_core.report.text.words import either, every_case, finetuned, listed, plus_minus, tuned_only
 from mae_core.study.results import read_json
 from mae_core.study.study import STAGES
 
@@ -31,10 +31,11 @@ def main_notes(summary: Summary) -> str:
     if not summary.fine_tuned:
         flops = f"FLOPs: one image's forward pass, relative to {summary.default.label}; minutes: with data and evaluation; "
         return f"{flops}{of_pretraining}{several_machines(summary)}{plus_minus(summary)}"
+    random = "; from scratch, that is a random encoder" if "curves-scratch" in parts(summary) else ""
     models = "Student: ViT-T/2 on CIFAR-10. Paper: ViT-L on ImageNet-1k, [He et al.](#ref-he2021). "
     return (
         f"{either(summary, models)}*Best epoch* is chosen on the test images, so it can be too high. The probes "
-        "read the mean patch token of the encoder before fine-tuning; from scratch, that is a random encoder. FLOPs: one "
+        f"read the mean patch token of the encoder before fine-tuning{random}. FLOPs: one "
         "image's forward pass in pre-training; minutes: both stages, with data and evaluation; "
         f"{of_pretraining}{several_machines(summary)}{plus_minus(summary)}"
     )
@@ -243,14 +244,11 @@ def ratio_and_work(summary: Summary) -> str:
 def lengths(summary: Summary) -> str:
     """Whether more pre-training changes the order of masks, of those that ran at every length."""
     found = summary.lengths()
-    if not found:
+    kinds = [label_of(*masks) for masks in LENGTHENED]
+    labels = [kind for kind in kinds if found and all(kind in cases for cases in found.values())]
+    if len(labels) < 2:
         return "No two kinds of masks have run at every length with the same seed, so we cannot compare their order."
-    labels = [
-        label for label in (label_of(*masks) for masks in LENGTHENED) if all(label in cases for cases in found.values())
-    ]
-    if len(labels) < 2 or not all(cases[label].values("accuracy") for cases in found.values() for label in labels):
-        return "No two kinds of masks have run at every length with the same seed, so we cannot compare their order."
-    orders = {epochs: order([cases[label] for label in labels], labels) for epochs, cases in found.items()}
+    orders = {epochs: best_first({label: cases[label] for label in labels}) for epochs, cases in found.items()}
     told = "; ".join(f"after {epochs} epochs, {', '.join(names)}" for epochs, names in orders.items())
     same = len({tuple(names) for names in orders.values()}) == 1
     text = f"Best first: {told}. The order of the means is {'the same at every length' if same else 'not the same'}."
@@ -259,10 +257,9 @@ def lengths(summary: Summary) -> str:
     if base == label_of(*LENGTHENED[0]):
         changes = []
         for label in others:
-            before, after = (cases[label].beats(cases[base], "accuracy") for cases in (first, last))
-            if before and after:
-                change = estimate([b - a for a, b in zip(before.values, after.values, strict=True)])
-                changes.append(f"of {label} by {measured(change, 'accuracy')}")
-        text += f" From {short} to {long} epochs, the difference from {base} changes: {', '.join(changes)}."
+            before, after = (cases[label].differences(cases[base], "accuracy") for cases in (first, last))
+            change = estimate([after[seed] - before[seed] for seed in before])
+            changes.append(f"by {measured(change, 'accuracy')} for {label}")
+        text += f" From {short} to {long} epochs, the difference from {base} changes {listed(changes)}."
     seeds = {len(case.values("accuracy")) for cases in found.values() for case in cases.values()}
     return f"{text} With one seed, this may be chance." if seeds == {1} else text

@@ -92,18 +92,17 @@ def abstract(summary: Summary) -> str:
                 f"Of the supported or contradicted ones, {len(tested)} {rest} on a statistical test, and {n_kept} of these "
                 f"{survive} a correction for the number of claims. "
             )
-    told = f"{counted}: {tally(judged)} ([Table 6](#tab-claims)). " if "tab-claims" in parts(summary) else ""
-    told += f"{corrected}{interim(summary)}" if told else corrected
+    told = f"{counted}: {tally(judged)} ([Table 6](#tab-claims)). {corrected}{interim(summary)}"
     return (
         f"{notice if drawn else ''}{choosing(summary)}{either(summary, repeated, alone)} On {dataset(summary)}, "
-        f"{reached(summary)}. {told}{missing}{intervals(summary)}"
+        f"{reached(summary)}. {told if 'tab-claims' in parts(summary) else ''}{missing}{intervals(summary)}"
     )
 
 
 def interim(summary: Summary) -> str:
     """That more seeds are planned than have run, in the whole study or in some of its cases; empty otherwise."""
-    n, planned, last = len(summary.seeds), summary.planned, "accuracy" if summary.fine_tuned else "loss"
-    numbers = [len(case.values(last)) for case in summary.cases.values()]
+    n, planned = len(summary.seeds), summary.planned
+    numbers = [len(case.values(summary.last_quantity)) for case in summary.cases.values()]
     if n < planned:
         most = "at most " if any(0 < number < n for number in numbers) else ""
         return f"The verdicts are interim: {most}{n} of {planned} planned seeds {'has' if n == 1 else 'have'} run. "
@@ -142,7 +141,7 @@ def tally(judged: Sequence[Claim]) -> str:
 
 def not_run(summary: Summary) -> str:
     """The student's cases that have no accuracy, or without fine-tuning no loss; empty if all have one."""
-    last = "accuracy" if summary.fine_tuned else "loss"
+    last = summary.last_quantity
     missing = [label_of(*masks) for masks in published.STUDENT if not summary.find(*masks).values(last)]
     missing += ["training from scratch"] if summary.fine_tuned and not summary.scratch.values(last) else []
     return (
@@ -152,10 +151,10 @@ def not_run(summary: Summary) -> str:
 
 def choosing(summary: Summary) -> str:
     """A sentence if the study evaluates validation images; empty if it evaluates test images."""
-    number = n_validation(summary)
+    n_images = n_validation(summary)
     return (
-        f"**This report chooses a recipe:** where it says test images, it means {number:,} validation images, held out "
+        f"**This report chooses a recipe:** where it says test images, it means {n_images:,} validation images, held out "
         "from the training images. "
-        if number
+        if n_images
         else ""
     )

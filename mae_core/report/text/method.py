@@ -72,13 +72,14 @@ def model(summary: Summary) -> str:
     told = summary.default.read("pretrain", "metrics").values()
     counted = {f" Encoder and decoder together have {m['n_parameters']:,} parameters." for m in told if "n_parameters" in m}
     sees = "the visible patches only"
+    predicted = "normalized pixels: those of each patch with mean 0 and variance 1" if run.norm_pix else "pixels"
     if run.mask_tokens_in_encoder:
         sees = "all patches, with a mask token in place of each masked one"
     return (
         f"{data(summary)}{encoder(run)}; the decoder has "
         f"{count(run.decoder_depth, 'block')} of width {run.decoder_width}.{''.join(counted)} The encoder sees "
         f"{sees}; the decoder gets its output, with a learned mask token in place of each masked "
-        f"patch, and predicts {'normalized ' * run.norm_pix}pixels.{resized(summary)}"
+        f"patch, and predicts {predicted}.{resized(summary)}"
     )
 
 
@@ -132,8 +133,10 @@ MASKS = {
 
 
 def masks(summary: Summary) -> str:
-    """The kinds of masks."""
+    """The kinds of masks; empty in a report on a study that pre-trained nothing."""
     runs = [case.pretrained for case in summary.all_cases.values() if case.pretrained]
+    if not runs and not summary.whole:
+        return ""
     told = [text for kind, text in MASKS.items() if summary.whole or any(run.mask_strategy == kind for run in runs)]
     told.append("Every mask of a kind hides the same number of patches.")
     if summary.whole or any(run.mask_tokens_in_encoder for run in runs):

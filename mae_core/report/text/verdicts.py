@@ -20,9 +20,11 @@ one that contradicts the claim. An undecided claim says nothing about smaller di
 comparisons, it is the largest of their p-values (intersection–union rule, [Berger](#ref-berger1982)). If a comparison by
 itself contradicts the claim, it is the smallest p-value of those that point against it, times the number of comparisons:
 below 5 %, the claim is contradicted, and otherwise undecided. *Holm* is p corrected for the number of claims
-([Holm](#ref-holm1979)): among all verdicts with a corrected p below 5 %, the probability of any error is at most 5 %. This
-holds for one look at the results. Whoever adds seeds and judges again has more chances of an error, so verdicts are final
-only with the last planned seed."""
+([Holm](#ref-holm1979)): if we accept every verdict with a corrected p below 5 %, the probability that at least one of them
+is wrong is at most 5 %. *No difference that matters* rests on its interval alone: p and Holm ask there, too, whether the
+difference is zero. Intervals and p-values assume that differences are normally distributed over seeds. They hold for one
+look at the results. Whoever adds seeds and judges again has more chances of an error, so verdicts are final only with the
+last planned seed."""
 
 
 def rule(summary: Summary) -> str:
@@ -36,7 +38,8 @@ def rule(summary: Summary) -> str:
         "seed. The claim is *supported* if the interval lies above zero, *contradicted* if it lies below zero, *no "
         f"difference that matters* if it contains zero and lies within ± {MATTERS:g} points of accuracy, and *undecided* "
         f"otherwise; *{SMALLER}* marks a supported or contradicted difference whose interval lies within the same "
-        f"bounds. {either(summary, published_ones, 'Losses, PSNR and memory have no such bounds.')} A verdict says what "
+        "bounds. Accuracies that differ by the same amount with every seed decide nothing. "
+        f"{either(summary, published_ones, 'Losses, PSNR and memory have no such bounds.')} A verdict says what "
         "holds for the model and the recipe of [Table 9](#tab-recipe); a larger model may give another."
     )
 
@@ -54,20 +57,26 @@ def correction(summary: Summary) -> str:
     if len(tested) == 1:
         return "One claim has a p-value, so there is no number of claims to correct for."
     decided = [claim for claim in tested if claim.directional]
+    if not decided:
+        return f"None of the {len(tested)} claims with a p-value is supported or contradicted."
     lost = [f"“{claim.statement}”" for claim in decided if not claim.survives]
     n_kept = len(decided) - len(lost)
     text = (
         f"Judged one by one, {len(decided)} of the {len(tested)} claims with a p-value "
-        f"{'is' if len(decided) == 1 else 'are'} supported or contradicted. With Holm's correction for all "
-        f"{len(tested)}, {n_kept} of these verdicts {'survives' if n_kept == 1 else 'survive'}"
+        f"{'is' if len(decided) == 1 else 'are'} supported or contradicted. With Holm's correction for all {len(tested)}, "
     )
+    if len(decided) == 1:
+        return f"{text}this verdict {'does not survive' if lost else 'survives'}."
+    text += f"{n_kept} of these verdicts {'survives' if n_kept == 1 else 'survive'}"
     return f"{text}; {'this one does' if len(lost) == 1 else 'these do'} not: {', '.join(lost)}." if lost else f"{text}."
 
 
 def unlike(summary: Summary) -> str:
     """What differs, beside the masks, between cases that are compared by seed; empty if nothing does."""
-    told = [f"{name}, {stage} ({words})" for name, stage, words in summary.other_recipes()]
-    more = f" These cases differ from the others in more than their masks: {'; '.join(told)}." if told else ""
+    others = summary.other_recipes()
+    which = "One case differs" if len({name for name, *_ in others}) == 1 else "Some cases differ"
+    recipes = "; ".join(f"{name}, {stage} ({words})" for name, stage, words in others)
+    more = f" {which} from {summary.default.label} in more than the masks: {recipes}." if others else ""
     stages = {"pre-training": precisions(summary, "pretrain"), "fine-tuning": precisions(summary, "finetune")}
     if stages["pre-training"] == stages["fine-tuning"]:
         stages = {"training": stages["fine-tuning"]}
@@ -118,10 +127,11 @@ def over_images(summary: Summary) -> str:
     missing = [case.label for case in compared if of_difference(case, default) is None]
     if not missing:
         return text
-    which = "no difference has" if len(missing) == len(compared) else f"the differences of {', '.join(missing)} do not have"
+    only = "difference of {} has" if len(missing) == 1 else "differences of {} have"
+    which = "no difference has an" if len(missing) == len(compared) else f"the {only.format(listed(missing))} no"
     return (
         f"{text} Some runs were evaluated on other images, or did not record which images they classify correctly, so "
-        f"{which} an interval over images."
+        f"{which} interval over images."
     )
 
 
@@ -172,12 +182,12 @@ def sensitivity(summary: Summary) -> str:
 def chance(summary: Summary) -> str:
     """The passage on other seeds and other test images."""
     there = parts(summary)
-    sensitivity = (
+    of_seeds = (
         f"[Table 7](#tab-sensitivity) lists the difference from {summary.default.label} for each seed, and the standard "
         "deviation over seeds. A single difference that is small compared with this deviation could have had the other "
-        "sign with another seed. The verdicts use the interval of the mean."
+        f"sign with another seed.{' The verdicts use the interval of the mean.' if 'tab-claims' in there else ''}"
     )
-    images = "[Table 8](#tab-chance) compares the two kinds of chance: other seeds, and other test images."
-    said = {"tab-sensitivity": sensitivity, "tab-chance": images}
-    told = " ".join(text for label, text in said.items() if label in there)
-    return f"## Sensitivity to the seed and to the test images\n\n{told}" if told else ""
+    of_images = "[Table 8](#tab-chance) compares the two kinds of chance: other seeds, and other test images."
+    passages = {"tab-sensitivity": of_seeds, "tab-chance": of_images}
+    text = " ".join(passage for label, passage in passages.items() if label in there)
+    return f"## Sensitivity to the seed and to the test images\n\n{text}" if text else ""

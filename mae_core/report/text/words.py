@@ -41,20 +41,19 @@ def seeds(summary: Summary) -> str:
 
 def seeds_of(cases: list[Case]) -> str:
     """The numbers of the seeds that cases share, in words; empty without one."""
-    seeds = [str(seed) for seed in sorted(shared_by(cases))]
-    return f"{'seed' if len(seeds) == 1 else 'seeds'} {listed(seeds)}" if seeds else ""
+    numbers = [str(seed) for seed in sorted(shared_by(cases))]
+    return f"{'seed' if len(numbers) == 1 else 'seeds'} {listed(numbers)}" if numbers else ""
 
 
 def same_seeds(cases: list[Case]) -> str:
     """Which seeds all rows of a table use; empty without one."""
-    seeds = seeds_of(cases)
-    return f"All rows use {seeds}." if seeds else ""
+    which = seeds_of(cases)
+    return f"All rows use {which}." if which else ""
 
 
 def seed_numbers(summary: Summary) -> list[int]:
     """The number of seeds of each case with an accuracy; of a study that only pre-trains, with a loss."""
-    last = "accuracy" if summary.fine_tuned else "loss"
-    return [n for case in summary.all_cases.values() if (n := len(case.values(last)))]
+    return [n for case in summary.all_cases.values() if (n := len(case.values(summary.last_quantity)))]
 
 
 def intervals(summary: Summary) -> str:
@@ -63,10 +62,10 @@ def intervals(summary: Summary) -> str:
     several = [n for n in numbers if n > 1]
     if not several:
         results = "accuracies" if summary.fine_tuned else "results"
-        order = " and the order of the cases depend" if len(numbers) > 1 else " depend"
+        and_order = " and the order of the cases" if len(numbers) > 1 else ""
         return (
             f"{'No case has more than' if len(summary.seeds) > 1 else 'There is'} one seed, so there are no intervals over "
-            f"seeds: how much the {results}{order} on the seed is unknown."
+            f"seeds: how much the {results}{and_order} depend on the seed is unknown."
         )
     least, most = min(several), max(several)
     number_of = f"{most}" if most == least else f"{least} to {most}"
@@ -124,7 +123,7 @@ def finetuned(summary: Summary) -> FinetuneParameters:
 
 
 def n_validation(summary: Summary) -> int:
-    """The number of validation images that classifiers, or without any autoencoders, evaluate instead of test images."""
+    """The number of held-out images that replace the test images; of fine-tuning, or of pre-training if that is all."""
     stage = "finetune" if summary.fine_tuned else "pretrain"
     recipes = [case.recipe(stage) for case in summary.all_cases.values()]
     return next((recipe["holdout"] for recipe in recipes if recipe), 0)
@@ -133,11 +132,3 @@ def n_validation(summary: Summary) -> int:
 def evaluated(summary: Summary) -> str:
     """What kind of images are evaluated: test or validation."""
     return "validation" if n_validation(summary) else "test"
-
-
-def order(cases: Sequence[Case], labels: Sequence[str]) -> list[str]:
-    """The labels of cases that have run, highest accuracy first."""
-    means = {
-        label: sum(v.values()) / len(v) for label, case in zip(labels, cases, strict=True) if (v := case.values("accuracy"))
-    }
-    return sorted(means, key=lambda label: -means[label])

@@ -33,6 +33,18 @@ def test_the_ratios_stand_in_order_and_the_longer_run_apart():
     assert "Random 75 % at equal compute has not run" in discussion.discussion(summary)
 
 
+def test_runs_of_equal_compute_without_a_shared_seed_are_not_called_missing():
+    text = discussion.discussion(read(seeds=(0, 1), skip=(("random-75-longer", 0), ("block-50", 1))))
+    assert "Random 75 % at equal compute and block 50 % have no seed in common." in text
+    assert "at equal compute has not run" not in text
+
+
+def test_a_verdict_on_ratios_needs_those_of_the_claim():
+    text = discussion.discussion(read(seeds=(0, 1, 2), skip=("random-90",)))
+    assert "fine-tuning is best at 75 % (84.00 %) and worst at 25 % (81.00 %)" in text
+    assert "the best ratio" not in text
+
+
 def test_the_discussion_finds_its_verdicts_wherever_the_claims_stand(monkeypatch):
     accuracy = fake_study.ACCURACY | {"mask-tokens": 90}
     summary = read(seeds=(0, 1, 2), accuracy=accuracy)

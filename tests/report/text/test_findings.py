@@ -4,22 +4,12 @@ from pathlib import Path
 
 import fake_study
 import pytest
-from fake_study import read, read_again
+from fake_study import read_again
 
 from mae_core.report.text import findings
 from mae_core.study.results import read_json, write_json
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-
-
-def test_pictures_come_from_the_first_seed_that_has_them():
-    case = read(seeds=(0, 1)).find("random", 0.75)
-    (case.folders[0] / "finetune" / "attention.png").unlink()
-    assert case.folder("finetune", "attention.png").parts[-2:] == ("seed1", "finetune")
-    assert case.sources("finetune", "attention.png") == ["random-75/seed1/finetune"]
-    assert case.folder("finetune").parts[-2:] == ("seed0", "finetune")
-    caption = findings.neighbours_caption(case.folder("finetune", "neighbours.png"))
-    assert "Of the 16 neighbours, 9 have the class of their test image" in caption
 
 
 def test_cases_on_different_machines_are_told():

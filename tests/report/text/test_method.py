@@ -61,6 +61,7 @@ def test_a_study_that_only_fine_tunes_has_a_model_a_recipe_and_a_gain():
     assert front.abstract(summary).startswith("We fine-tune an encoder that was pre-trained elsewhere")
     assert method.model(summary).startswith("**Data.** 90 training and 30 test images of 32×32 pixels; 10 classes: ")
     assert "It uses the labels of 90 training images." in method.finetuning(summary)  # 500 are not there
+    assert method.masks(summary) == ""
     for path in Path("outputs/fake/theirs").glob("seed*/finetune/parameters.json"):
         told = read_json(path)
         write_json(path, told | {"weights": f"outputs/fake/theirs/seed{told['seed']}/pretrain/weights.safetensors"})
@@ -78,3 +79,22 @@ def test_the_report_says_what_became_of_positions_at_another_resolution():
     path = Path("outputs/fake/random-75/seed0/finetune/metrics.json")
     write_json(path, read_json(path) | {"positions": "resized (bicubic) from 8 × 8 to 16 × 16"})
     assert "Before fine-tuning, positions were resized (bicubic) from 8 × 8 to 16 × 16." in method.model(summary)
+
+
+def test_the_model_of_a_default_case_with_mask_tokens_or_normalized_pixels_is_told():
+    fake_study.write()
+    for told in ("The encoder sees the visible patches only", "and predicts pixels."):
+        assert told in method.model(read_again())
+    for name in set(fake_study.CASES | fake_study.SWEEP) - {"mask-tokens"}:
+        shutil.rmtree(f"outputs/fake/{name}")
+    set_everywhere("pretrain", norm_pix=True)
+    text = method.model(read_again())
+    assert "The encoder sees all patches, with a mask token in place of each masked one" in text
+    assert "and predicts normalized pixels: those of each patch with mean 0 and variance 1." in text
+    summary = read_again()
+    for told in (findings.reconstruction_caption(summary.default), findings.features_caption(summary)):
+        assert "the mean and the deviation of" in told
+    set_everywhere("pretrain", norm_pix=False)
+    summary = read_again()
+    for told in (findings.reconstruction_caption(summary.default), findings.features_caption(summary)):
+        assert "deviation" not in told

@@ -7,7 +7,7 @@ import pytest
 from fake_study import read, read_again
 
 from mae_core.report import tables
-from mae_core.report.claims import claims
+from mae_core.report.claims import Claim, claims
 from mae_core.report.summary import Summary
 from mae_core.report.text import front, method, verdicts
 from mae_core.study.parameters import ReportParameters
@@ -84,8 +84,27 @@ def test_a_verdict_that_the_correction_takes_back_is_named():
 
 def test_one_seed_is_told_that_nothing_can_be_corrected():
     assert verdicts.correction(read()).startswith("There is one seed, so we can give no p-value, no correction")
-    assert "After a correction" not in front.abstract(read())
+    assert "survive" not in front.abstract(read())
     assert {cell for row in tables.claim_rows(read())[1:] for cell in row[3:6]} == {"–"}
+
+
+@pytest.mark.parametrize(
+    ("survive", "end"),
+    [
+        ([], "None of the 2 claims with a p-value is supported or contradicted."),
+        ([False], "With Holm's correction for all 2, this verdict does not survive."),
+        ([True], "With Holm's correction for all 2, this verdict survives."),
+        ([True, False], "1 of these verdicts survives; this one does not: “claim 1”."),
+        ([False, False], "0 of these verdicts survive; these do not: “claim 0”, “claim 1”."),
+    ],
+)
+def test_verdicts_are_counted_in_the_singular_and_the_plural(monkeypatch, survive, end):
+    decided = [
+        Claim(f"claim {k}", "", "", "supported", p=0.01, adjusted=0.02 if s else 0.06) for k, s in enumerate(survive)
+    ]
+    others = [Claim("open", "", "", "undecided (3 seeds)", p=0.3, adjusted=0.6)] * (2 - len(survive))
+    monkeypatch.setattr(verdicts, "claims", lambda summary: decided + others)
+    assert verdicts.correction(read()).endswith(end)
 
 
 def test_cases_of_one_seed_in_different_precisions_are_told():
@@ -130,5 +149,6 @@ def test_a_case_of_another_recipe_is_told_beside_the_verdicts():
         write_json(path, read_json(path) | {"base_lr": 0.5})
     summary = read_again()
     assert not summary.left_out
-    assert "more than their masks: from scratch, fine-tuning (base_lr is 0.5 there, and " in verdicts.unlike(summary)
+    one = "One case differs from random 75 % in more than the masks: from scratch, fine-tuning (base_lr is 0.5 instead of "
+    assert one in verdicts.unlike(summary)
     assert "same recipe" not in front.abstract(summary) + method.finetuning(summary)
