@@ -1,6 +1,5 @@
 """One case of a study: its seeds, their folders and means."""
 
-import fake_study
 import pytest
 from fake_study import read
 
