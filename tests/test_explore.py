@@ -24,7 +24,7 @@ from mae_core.explore.pictures import comparison, hidden_patches, mask_of, own_p
 from mae_core.explore.trained import FULL, KEPT, ExploreParameters, images_to_show, keep, trained_models
 from mae_core.model.masking import sample_mask
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.results import load_sheet
+from mae_core.study.results import load_sheet, read_json
 from mae_core.study.tensors import load_tensors
 from mae_core.training.runs import finetune, pretrain
 
@@ -173,6 +173,36 @@ def test_a_small_model_is_trained_once(run, monkeypatch, tmp_path):
     on_disk.Path("outputs/explore/random-75/seed0/pretrain/parameters.json").write_text("{}", encoding="utf-8")
     trained_models(small)
     assert len(trainings) == 2
+
+
+def test_a_small_model_of_a_few_images_is_trained_anew_where_they_changed(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for i in range(30):
+        path = tmp_path / "own" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (8 * i, 0, 0)).save(path)
+    own = run.model_copy(update={"train": True, "epochs": 1, "dataset": "folder", "data_dir": str(tmp_path / "own")})
+    first, again = (read_json(trained_models(own)[0].folder / "pretrain" / "provenance.json") for _ in range(2))
+    assert first == again
+    Image.new("RGB", (32, 32), "blue").save(tmp_path / "own" / "blue.png")
+    assert read_json(trained_models(own)[0].folder / "pretrain" / "provenance.json")["images"] != first["images"]
+
+
+def test_what_is_missing_of_a_copied_run_is_named(study, run, tmp_path, monkeypatch):
+    shutil.copytree(study / "outputs", tmp_path / "outputs")
+    monkeypatch.chdir(tmp_path)
+    results = Path("outputs/mine/random-75/seed0")
+    (results / "pretrain" / "pictures.png").unlink()
+    (results / "finetune" / "pictures.png").unlink()
+    nowhere = run.model_copy(update={"dataset": "cifar10", "data_dir": str(tmp_path)})
+    with pytest.raises(MissingDataError, match=r"neither the images of cifar10 in .* nor .*pictures.png is there: name"):
+        images_to_show(nowhere, trained_models(run)[0])
+    (results / "finetune" / "metrics.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ParameterError, match=r"metrics.json is damaged"):
+        trained_models(run)
+    (results / "finetune" / "metrics.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ParameterError, match=r"does not name the classes of the classifier beside it"):
+        trained_models(run)
 
 
 def test_without_the_data_set_the_studys_own_pictures_are_shown(run, tmp_path):

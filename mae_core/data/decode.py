@@ -2,12 +2,15 @@
 
 import io
 import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-SIXTEEN_BITS = 257  # 65535 / 255
+BITS, PHOTOMETRIC = 258, 262  # tags of TIFF
+WHITE_IS_ZERO = 0
 
 
 def decode(source: Path | bytes, side: int) -> np.ndarray:
@@ -31,7 +34,7 @@ def decode(source: Path | bytes, side: int) -> np.ndarray:
             shrink = min(file.size) / (2 * side)
             if shrink > 1:
                 file.draft(None, (int(file.width / shrink), int(file.height / shrink)))  # for JPEG; others ignore it
-            upright = as_rgb(turned(file))
+            upright = as_rgb(turned(file), getattr(file, "tag_v2", {}))
     except Image.UnidentifiedImageError as error:
         raise ValueError("it is no image in a format that can be read") from error
     except Image.DecompressionBombError as error:
@@ -53,15 +56,28 @@ def turned(picture: Image.Image) -> Image.Image:
         return picture
 
 
-def as_rgb(picture: Image.Image) -> Image.Image:
-    """A picture of any mode in RGB; raises ValueError for numbers whose scale is unknown."""
+def as_rgb(picture: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """A picture of any mode in RGB, with the tags of its TIFF; raises ValueError for numbers whose scale is unknown."""
     if picture.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown scale: save it with 8 or 16 bits")
-    if picture.mode.startswith("I"):  # grey, 16 bits
-        values_HW = np.asarray(picture).astype(np.int64)
-        if values_HW.min(initial=0) < 0 or values_HW.max(initial=0) > 65535:
-            raise ValueError("its pixels have 32 bits: save it with 8 or 16 bits")
-        return Image.fromarray((values_HW / SIXTEEN_BITS).round().astype(np.uint8)).convert("RGB")
+    if picture.mode.startswith("I"):
+        return deep_grey(picture, tags).convert("RGB")
     if picture.has_transparency_data:
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA")).convert("RGB")
     return picture.convert("RGB")
+
+
+def deep_grey(picture: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """A grey picture of 12 or 16 bits with 8; raises ValueError for other numbers."""
+    values_HW = np.asarray(picture).astype(np.int64)
+    if values_HW.min(initial=0) < 0:
+        raise ValueError("its pixels are signed numbers, some below zero: save it with 8 or 16 bits and no sign")
+    if values_HW.max(initial=0) > 65535:
+        raise ValueError("its pixels have 32 bits: save it with 8 or 16 bits")
+    white = 4095 if tags.get(BITS) == (12,) else 65535
+    grey_HW = (values_HW * (255 / white)).round().astype(np.uint8)
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # a negative, such as an X-ray
+        grey_HW = 255 - grey_HW
+    if isinstance(transparent := picture.info.get("transparency"), int):
+        grey_HW[values_HW == transparent] = 255
+    return Image.fromarray(grey_HW)

@@ -5,6 +5,7 @@ such as .heic, is an error. Images without classes lie in ``train/`` (and ``test
 where there is no ``test/``, a tenth is set aside for testing.
 """
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -110,6 +111,12 @@ def check_layout(data_dir: Path, needs_classes: bool = False) -> None:
     classes = class_names(train) if train.is_dir() else []
     if not train.is_dir() and not any(True for _ in images(root, root, deep=False)):
         raise MissingDataError(f"data_dir is {str(data_dir)!r}: it has neither train/ nor images; it must hold {LAYOUT}")
+    for part in (train, test):
+        if part and classes and any(True for _ in images(root, part, deep=False)):
+            raise MissingDataError(
+                f"{part} holds both images and folders, such as {printable(classes[0])}/: move the images into the folders "
+                f"of their classes, or elsewhere"
+            )
     if classes and test is None:
         raise MissingDataError(
             f"data_dir is {str(data_dir)!r}: it has train/, but neither test/ nor val/: move some images of each class "
@@ -121,10 +128,6 @@ def check_layout(data_dir: Path, needs_classes: bool = False) -> None:
         raise MissingDataError(
             f"data_dir is {str(data_dir)!r}: the class {printable(odd)!r} is in {there}/ and not in {lacking}/; both must "
             f"have the same folders"
-        )
-    if classes and any(True for _ in images(root, train, deep=False)):
-        raise MissingDataError(
-            f"{train} holds both images and folders of images: move the images into the folders of their classes"
         )
     if needs_classes and len(classes) < 2:
         what = "images of one class only" if classes else "images without classes"
@@ -141,21 +144,39 @@ def held_out(root: Path) -> Path | None:
 
 def class_names(folder: Path) -> list[str]:
     """The visible folders in a folder, sorted."""
-    return sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.is_dir())
+    return sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith(".") and is_folder(entry))
 
 
-def images(root: Path, folder: Path, deep: bool = True) -> Iterator[Found]:
-    """The image files in a folder and, if ``deep``, in its folders; raises MissingDataError for a link that leads out."""
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is a folder, or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
+
+
+def images(root: Path, folder: Path, deep: bool = True, above: tuple[Path, ...] = ()) -> Iterator[Found]:
+    """The image files in a folder and, if ``deep``, in its folders; links to a folder ``above`` are passed over.
+
+    Raises:
+        MissingDataError: for a link that leads out of ``root`` or nowhere, and for what has an image's name and is no file.
+    """
     inside(root, folder)
+    above = (*above, folder.resolve())
     for entry in os.scandir(folder):
-        is_folder = entry.is_dir()
-        if entry.name.startswith(".") or not (deep if is_folder else entry.name.lower().endswith(ENDINGS)):
+        goes_down = is_folder(entry)
+        if entry.name.startswith(".") or not (deep if goes_down else entry.name.lower().endswith(ENDINGS)):
             continue
         if entry.is_symlink():
             inside(root, Path(entry.path))
-        if is_folder:
-            in_circles = entry.is_symlink() and folder.resolve().is_relative_to(Path(entry.path).resolve())
-            yield from () if in_circles else images(root, Path(entry.path))
+        if goes_down:
+            target = Path(entry.path).resolve()
+            in_circles = entry.is_symlink() and any(path.is_relative_to(target) for path in above)
+            yield from () if in_circles else images(root, Path(entry.path), above=above)
+        elif not entry.is_file():
+            raise MissingDataError(f"{printable(entry.path)} is no file: remove it, for it would be read as an image")
         else:
             told = entry.stat()
             yield Found(os.path.relpath(entry.path, root), told.st_size, told.st_mtime_ns)
@@ -163,8 +184,11 @@ def images(root: Path, folder: Path, deep: bool = True) -> Iterator[Found]:
 
 def inside(root: Path, path: Path) -> None:
     """Raise MissingDataError if a link leads out of the folder of the data, or nowhere."""
-    target = path.resolve()
-    if not target.is_relative_to(root) or not target.exists():
+    try:
+        leads_in = path.resolve(strict=True).is_relative_to(root)
+    except (OSError, RuntimeError):  # nowhere, or, before Python 3.13, a link to itself
+        leads_in = False
+    if not leads_in:
         raise MissingDataError(
             f"{printable(str(path))} is a link that leads out of {root}, or nowhere: put the images themselves there"
         )

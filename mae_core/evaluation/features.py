@@ -30,7 +30,7 @@ class Features(NamedTuple):
 
     Attributes:
         names: of the files, relative to the folder, in order.
-        labels: name of the folder that each image lies in; empty for images in the given folder itself.
+        labels: name of the subfolder that each image lies in, however deep, as in training; empty without one.
         vectors_nD: float32.
     """
 
@@ -88,7 +88,8 @@ def features(weights: str, folder: Path, pool: Pool, device: torch.device) -> Fe
         pixels_BHWC = np.stack([decoded(root / name, encoder.config.image_size) for name in names[part]])
         images_BCHW = scale_pixels(torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).to(device))
         vectors.append(pooled(encoder, images_BCHW, pool, found.pools_mean).cpu())
-    labels = [Path(name).parent.name for name in names]
+    folders = [Path(name).parts[:-1] for name in names]
+    labels = [inner[0] if inner else "" for inner in folders]
     return Features(names, labels, torch.cat(vectors).numpy())
 
 

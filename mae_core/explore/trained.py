@@ -12,15 +12,16 @@ from pydantic import Field
 
 from mae_core.data import Dataset, folder_of
 from mae_core.data.images import Split, load
-from mae_core.data.layout import check_layout
+from mae_core.data.layout import check_layout, list_images
 from mae_core.devices import choose_device
 from mae_core.errors import MissingDataError, ParameterError
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study.checked import Name, Seed, UserPath
+from mae_core.study.finished import read_beside
 from mae_core.study.parameters import OUTPUTS, Device, FinetuneParameters, Parameters, PretrainParameters, check_data_dir
 from mae_core.study.results import FULL, KEPT, explained_writing, load_sheet, read_json
 from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
-from mae_core.training.runs import pretrain
+from mae_core.training.runs import is_complete, pretrain
 
 Shown = Literal["auto", Dataset]
 SEEN = {
@@ -207,8 +208,11 @@ def open_run(folder: Path, device: torch.device) -> Trained:
     classifier = open_classifier(tuned, device) if tuned else None
     if classifier is None or classifier.encoder.config.image_size != run.image_size:
         return Trained(run, model, None, folder)
-    told = read_json(folder / "finetune" / "metrics.json")["predictions"]
-    return Trained(run, model, classifier, folder, tuple(told["classes"]))
+    results = folder / "finetune" / "metrics.json"
+    classes = read_beside(results).get("predictions", {}).get("classes")
+    if not classes:
+        raise ParameterError(f"{results} does not name the classes of the classifier beside it: copy the whole folder")
+    return Trained(run, model, classifier, folder, tuple(classes))
 
 
 def small_model(run: ExploreParameters) -> Path:
@@ -217,8 +221,10 @@ def small_model(run: ExploreParameters) -> Path:
         include={"dataset", "data_dir", "epochs", "device"}
     )
     wanted = PretrainParameters(study="explore", width=64, decoder_width=64, **data)
-    folder = wanted.folder / "pretrain"
-    if weights_in(folder) is None or read_json(folder / "parameters.json") != wanted.flat():
+    if wanted.dataset == "folder":
+        train, _ = list_images(Path(wanted.data_dir))
+        wanted = wanted.model_copy(update={"batch_size": min(wanted.batch_size, len(train.names))})
+    if not is_complete(wanted, "pretrain"):
         pretrain(wanted)
     return wanted.folder
 
@@ -235,7 +241,12 @@ def images_to_show(run: ExploreParameters, first: Trained) -> Split:
         images_nHWC = load_sheet(tuned / "pictures.png", 1)[0]
         labels_n = torch.tensor(read_json(tuned / "metrics.json")["predictions"]["true"])
     else:
-        images_nHWC = load_sheet(first.folder / "pretrain" / "pictures.png", 3)[0]
+        path = first.folder / "pretrain" / "pictures.png"
+        if not path.is_file():
+            raise MissingDataError(
+                f"neither the images of {run.dataset} in {run.data_dir!r} nor {path} is there: name the images' folder"
+            )
+        images_nHWC = load_sheet(path, 3)[0]
         labels_n = torch.full((len(images_nHWC),), -1)
     return Split(torch.from_numpy(images_nHWC.copy()).permute(0, 3, 1, 2), labels_n, first.classes)
 

@@ -116,7 +116,7 @@ def source(model: Model) -> str:
 
 def pretraining(model: Model) -> PretrainParameters | None:
     """The parameters of the pre-training that a fine-tuned run started from, if its results are beside the run's."""
-    run, beside = model.run, model.path.parent.parent / "pretrain" / "parameters.json"
+    run, beside = model.run, model.path.absolute().parents[1] / "pretrain" / "parameters.json"
     if isinstance(run, PretrainParameters) or not beside.is_file():
         return None
     return PretrainParameters.check(read_beside(beside)) if run.from_own else None
@@ -184,7 +184,7 @@ def measured(key: str, run: PretrainParameters | FinetuneParameters) -> str:
 
 def accuracies(model: Model) -> dict[int, float]:
     """The accuracy of the same parameters with other seeds, as far as they have run and can be read."""
-    folder, found = model.path.parent, {}
+    folder, found = model.path.absolute().parent, {}
     for path in sorted(folder.parent.parent.glob(f"seed*/{folder.name}/metrics.json")):
         seed = path.parts[-3].removeprefix("seed")
         if not seed.isdigit() or int(seed) == model.run.seed or not differs_by_seed_alone(model, int(seed), path.parent):

@@ -31,7 +31,7 @@ class Checked(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan
 
     described: ClassVar[str] = "a parameter"  # what error messages call a name
 
-    def __init__(self, **values: Any):
+    def __init__(self, /, **values: Any):
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -65,6 +65,8 @@ class Checked(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan
             name, value = where[0], values[where[0]]
             if kind != "string_pattern_mismatch":
                 wanted = "names" if kind == "string_type" else "non-negative whole numbers"
+                if kind == "less_than_equal":
+                    wanted = f"whole numbers from 0 to {error['ctx']['le']}"
                 return f"{name} is {value!r}: it must be a list of {wanted}"
         if kind == "string_pattern_mismatch":
             return f"{name} is {value!r}: {NAME_RULE}"
@@ -85,6 +87,8 @@ class Checked(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan
         hint = ""
         if kind in ("int_type", "float_type") and isinstance(value, str) and is_number(value):
             hint = " (YAML reads 1e-3 as text: write 1.0e-3, without quotes)"
+        if kind == "string_type" and isinstance(value, bool):
+            hint = " (YAML reads no and off as false, and yes and on as true: put the name in quotes)"
         return f"{name} is {value!r}: it must be {KINDS[kind.split('_')[0]]}{hint}"
 
 

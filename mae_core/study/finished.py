@@ -39,7 +39,8 @@ class Model:
         """Read a run's folder of one stage, or a file of weights.
 
         Raises:
-            ParameterError: if there are no weights, a file is damaged, or another run's results are beside them.
+            ParameterError: if there are no weights, a file is damaged, or another run's or unfinished results are beside
+                them.
         """
         found = [source / name for name in (FULL, KEPT) if (source / name).is_file()] if source.is_dir() else [source]
         if not found:
@@ -55,6 +56,8 @@ class Model:
             raise ParameterError(f"{path} holds no model of a finished run: name its {FULL}")
         beside = {name: path.with_name(f"{name}.json") for name in ("metrics", "provenance")}
         results = {name: read_beside(file) for name, file in beside.items()}
+        if results["provenance"] and not beside["metrics"].is_file():  # a run that is repeated, or moved its files halfway
+            raise ParameterError(f"{path} has no metrics.json beside it, so its run has not finished: let it finish first")
         expected, repeats = results["provenance"].get("weights_sha256"), False
         if path.name == FULL:
             wrong = "provenance.json" if expected and tensors_sha256(path) != expected else ""

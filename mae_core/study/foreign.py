@@ -7,6 +7,7 @@ deviation get theirs inside the patch embedding, so that they are equal on image
 Shapes: D width, N patches, P values in a patch.
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from mae_core.study.finished import EPS_OF_TIMM, read_beside
 from mae_core.study.results import FULL, KEPT
 from mae_core.study.tensors import load_tensors
 
+SETTINGS = ("config.json", "preprocessor_config.json")  # what other libraries write beside weights
 HEADS_OF_TIMM = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
 SHAPE = ("patch_size", "width", "depth", "heads", "mlp_ratio", "norm_eps")  # what an encoder consists of
 HALF = (0.5, 0.5, 0.5)  # the mean and deviation of images scaled to [-1, 1]
@@ -123,10 +125,32 @@ def weights_file(given: str) -> Path:
     for name in (FULL, KEPT, Path(named).name):
         if (path / name).is_file():
             return path / name
-    raise ParameterError(
-        f"weights is {given!r}: that folder has no {Path(named).name}; only whole safetensors files are read, for pickles "
-        f"such as pytorch_model.bin can run code: save the model again as one safetensors file"
+    raise ParameterError(f"weights is {given!r}: {why_no_weights(path, Path(named).name)}")
+
+
+def why_no_weights(folder: Path, wanted: str) -> str:
+    """What a folder without a file of weights has instead, and what to do."""
+    if stage := next((name for name in ("pretrain", "finetune") if (folder / name).is_dir()), None):
+        return f"that folder has one of each stage: name {folder / stage}"
+    if (folder / "checkpoint.safetensors").is_file():
+        return f"that run has not finished and has no {FULL} yet: let it finish first"
+    if (folder / "metrics.json").is_file() and (folder / "provenance.json").is_file():
+        return f"that run's {FULL} is not there: train it again, or name other weights"
+    if list(folder.glob("*.safetensors.index.json")):
+        return "its weights are in several files: save the model again as one, with a larger max_shard_size"
+    return (
+        f"that folder has no {wanted}; only whole safetensors files are read, for pickles such as pytorch_model.bin can "
+        f"run code: save the model again as one safetensors file"
     )
+
+
+def settings_sha256(given: str) -> str:
+    """SHA-256 of the settings beside weights, which tell what tensors do not; empty without such files."""
+    folder, digest = weights_file(given).parent, hashlib.sha256()
+    there = [folder / name for name in SETTINGS if (folder / name).is_file()]
+    for path in there:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest() if there else ""
 
 
 def find_encoder(given: str) -> Found:
@@ -169,6 +193,9 @@ def foreign(given: str, path: Path, theirs: dict[str, Tensor]) -> Found:
     pools_mean = layout is TIMM_MEAN
     if pools_mean and beside.pool != "avg":
         raise ValueError(f"{path} has global_pool {beside.pool}: it must be avg")
+    ranks = {f"{layout.names[EMBED]}.weight": 4, layout.names["encoder.positions"]: 3}
+    if any(tensor.dim() != ranks.get(spelled(name, layout), tensor.dim()) for name, tensor in theirs.items()):
+        raise ValueError(f"{path} takes no square colour images in square patches")
     tensors, unknown = from_theirs(theirs, layout, beside.class_position)
     if more := [name for name in unknown if not spelled(name, layout).startswith(layout.ignored)]:
         raise ValueError(f"{path} has {more[0]}, which the encoder of this package does not have")

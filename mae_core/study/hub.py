@@ -194,6 +194,10 @@ def check_replaceable(folder: Path) -> None:
     """Raise ParameterError for a folder without a name, or one with anything else in it than an earlier export."""
     if folder.name in ("", ".."):
         raise ParameterError(f"{folder} cannot be replaced: name a new folder, such as my-model")
+    if folder.name != folder.name.encode("utf-8", "ignore").decode():
+        raise ParameterError(
+            f"{folder.name!a} has bytes that are not UTF-8, which a model card cannot have: name another folder"
+        )
     if folder.exists() and not folder.is_dir():
         raise ParameterError(f"{folder} is a file: name a new folder")
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()

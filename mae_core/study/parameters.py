@@ -290,18 +290,26 @@ def check_data_dir(dataset: str, data_dir: str, image_size: int = 32, needs_clas
         except MissingDataError as error:
             raise ParameterError(str(error)) from error
         except OSError as error:
-            raise ParameterError(
-                f"data_dir is {data_dir!r}: it cannot be read ({error.strerror or error}): check its name and permissions"
-            ) from error
+            raise unreadable(data_dir, error) from error
         return
     inside = Path(os.path.abspath(data_dir)).is_relative_to(Path.cwd())  # a link inside may point elsewhere,
     inside = inside and ".." not in Path(data_dir).parts  # but the path must not go up
     folder = folder_of(dataset, image_size)
-    if not inside and not (Path(data_dir) / folder).is_dir():
+    try:
+        there = (Path(data_dir) / folder).is_dir()
+    except OSError as error:
+        raise unreadable(data_dir, error) from error
+    if not inside and not there:
         raise ParameterError(
             f"data_dir is {data_dir!r}: outside the project it must already contain {folder}/; to write it "
             f"there, make data a link to that folder"
         )
+
+
+def unreadable(data_dir: str, error: OSError) -> ParameterError:
+    """The error for a folder of data that the system does not let us look into."""
+    why = error.strerror or error
+    return ParameterError(f"data_dir is {data_dir!r}: it cannot be read ({why}): check its name and permissions")
 
 
 def assigned_last(sources: list[str], known: set[str]) -> list[str]:

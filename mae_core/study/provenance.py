@@ -13,7 +13,7 @@ import torch
 from mae_core import devices
 from mae_core.data import images
 from mae_core.study import checkout
-from mae_core.study.foreign import weights_file
+from mae_core.study.foreign import settings_sha256, weights_file
 from mae_core.study.parameters import RunParameters
 from mae_core.study.sources import PACKAGE, sources
 from mae_core.study.tensors import tensors_sha256
@@ -50,7 +50,7 @@ def ingredients(run: RunParameters, device: torch.device) -> dict[str, str]:
     return {
         "code": code(),
         "data": images.checksum(run.dataset, run.data_dir, run.image_size),
-        "weights": tensors_sha256(weights_file(weights)) if weights else "",
+        "weights": tensors_sha256(weights_file(weights)) + settings_sha256(weights) if weights else "",
         "device": device.type,
         "precision": here["precision"],
         "machine": f"{here['device']}; {here['platform']}, torch {torch.__version__}",

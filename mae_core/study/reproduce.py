@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from safetensors import SafetensorError
+
 from mae_core import devices
 from mae_core.data import folder_of, images
 from mae_core.errors import ParameterError
 from mae_core.study import checkout, provenance
-from mae_core.study.foreign import weights_file
+from mae_core.study.foreign import settings_sha256, weights_file
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters, RunParameters, check_data_dir
 from mae_core.study.results import FULL, KEPT, metric_rows, read_json
 from mae_core.study.study import STAGES
@@ -92,9 +94,9 @@ def reproduce(path: Path) -> bool:
         print(f"weights: {'the same, bit for bit' if same else 'not the same'} (SHA-256 {told['weights_sha256'][:16]} …)")
         if source["precision"] != told["precision"]:
             print(f"precision: {told['precision']} published, {source['precision']} now")
-        rows = (metric_rows(measured, run.holdout) for measured in (published.metrics, metrics))
-        for (name, before), (_, now) in zip(*rows, strict=True):
-            print(f"{name}: {before} published, {now} now")
+        before, now = (dict(metric_rows(measured, run.holdout)) for measured in (published.metrics, metrics))
+        for name in before | now:
+            print(f"{name}: {before.get(name, '–')} published, {now.get(name, '–')} now")
     return same
 
 
@@ -162,15 +164,15 @@ def provide_weights(published: Published, path: Path, place: Path) -> None:
         raise ParameterError(f"{path} is a fine-tuned run, but {beside} is missing: put its pre-training's results there")
     trained = own if given.name != KEPT and not given.is_absolute() else None  # its pre-training can be repeated
     for weights in (given, beside.with_name(FULL)) if trained else (given,):
-        if weights.exists() and tensors_sha256(weights_file(str(weights))) == expected:
+        if holds(weights, expected, published.provenance.get("initial_settings_sha256")):
             link(place / given, weights)
             for told in () if own or weights.is_dir() else weights.parent.glob("*.json"):  # of timm or transformers
                 link(place / given.with_name(told.name), told)
             return
     if not trained:
         raise ParameterError(
-            f"the run started from {given} with the SHA-256 {expected[:16]} …, which is missing or another file now: put "
-            f"that file there"
+            f"the run started from {given} with the SHA-256 {expected[:16]} …, which is missing or another file now, or "
+            f"another configuration is beside it: put that file there"
         )
     if trained.provenance["weights_sha256"] != expected:
         raise ParameterError(
@@ -180,6 +182,15 @@ def provide_weights(published: Published, path: Path, place: Path) -> None:
     if train(trained, place) != expected:
         raise ParameterError("pre-training does not reproduce the published weights: see what is not as published")
     link(place / given, place / trained.run.folder / "pretrain" / FULL)
+
+
+def holds(given: Path, weights_sha256: str, settings: str | None) -> bool:
+    """Whether a file or folder has these weights and, where a run recorded them, these settings beside them."""
+    try:
+        found = tensors_sha256(weights_file(str(given)))
+    except (ParameterError, SafetensorError, OSError):  # missing or damaged
+        return False
+    return found == weights_sha256 and (settings is None or settings_sha256(str(given)) == settings)
 
 
 def link(name: Path, target: Path) -> None:

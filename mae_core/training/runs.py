@@ -23,7 +23,7 @@ from mae_core.errors import Explained, MissingDataError, OutputError, ParameterE
 from mae_core.evaluation import N_PICTURES, classification, flops, probes, reconstruction
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study import provenance, results
-from mae_core.study.foreign import Found, find_encoder, weights_file
+from mae_core.study.foreign import Found, find_encoder, settings_sha256, weights_file
 from mae_core.study.parameters import OUTPUTS, FinetuneParameters, PretrainParameters, check_data_dir
 from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
 from mae_core.training import objective, processes
@@ -90,7 +90,7 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
             found = load_encoder(model, run)
             record.metrics |= found.told(run.model)
             norm_is_last = found.pools_mean
-            record.inputs["initial_weights_sha256"] = tensors_sha256(weights_file(run.weights))
+            record.inputs |= initial(run.weights)
         if run.probes and record.leads:
             probe(model.encoder, train, test, run, record, norm_is_last)
         if run.pooling == "mean" and not norm_is_last:  # after the mean, it starts anew, as the MAE paper's fc_norm
@@ -152,14 +152,26 @@ def is_complete(run: PretrainParameters | FinetuneParameters, stage: str) -> boo
     if begun or not (folder / "metrics.json").is_file() or run.change(folder / "parameters.json"):
         return False
     try:
+        recorded = results.read_json(folder / "provenance.json")
         inputs = {"weights_sha256": tensors_sha256(folder / results.FULL)}
         if weights := getattr(run, "weights", ""):
-            inputs["initial_weights_sha256"] = tensors_sha256(weights_file(weights))
+            inputs |= initial(weights)
+            if "initial_settings_sha256" in recorded:  # not told by runs from before it was recorded
+                inputs.setdefault("initial_settings_sha256", "")
+            else:
+                inputs.pop("initial_settings_sha256", None)
         if run.dataset == "folder":
             inputs["images"] = fingerprint(Path(run.data_dir))
-        return inputs.items() <= results.read_json(folder / "provenance.json").items()
+        return inputs.items() <= recorded.items()
     except (OSError, ValueError, SafetensorError):  # a file is missing or damaged
         return False
+
+
+def initial(weights: str) -> dict[str, str]:
+    """Checksums of the weights that a run starts from, and of the settings beside them if there are any."""
+    settings = settings_sha256(weights)
+    found = {"initial_weights_sha256": tensors_sha256(weights_file(weights))}
+    return found | ({"initial_settings_sha256": settings} if settings else {})
 
 
 def bind(watch: Watch | None, model: nn.Module, test: Split) -> Callable[[Position], None]:
@@ -225,14 +237,18 @@ def load_both(run: PretrainParameters | FinetuneParameters, record: "Record") ->
         ParameterError: if the data set is missing or unfit.
     """
     try:
+        own = run.dataset == "folder" and record.leads
+        before = fingerprint(Path(run.data_dir)) if own else ""
         train, test = (
             load(run.dataset, run.data_dir, first, limit, run.image_size, run.holdout)
             for first, limit in ((True, run.train_images), (False, 0))
         )
         if record.leads:
             record.data_md5 = checksum(run.dataset, run.data_dir, run.image_size)
-            if run.dataset == "folder":
-                record.inputs["images"] = fingerprint(Path(run.data_dir))
+        if own:
+            record.inputs["images"] = fingerprint(Path(run.data_dir))
+            if record.inputs["images"] != before:
+                raise MissingDataError(f"the images in {run.data_dir} changed while they were read: run again")
         train, test = place([train, test], run.data_on, record.device)
         return train, test
     except MissingDataError as error:

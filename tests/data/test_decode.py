@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -117,3 +118,36 @@ def test_a_damaged_exif_block_costs_the_orientation_and_not_the_picture(form):
             pixels = decode(whole[:i] + bytes([byte]) + whole[i + 1 :], 24)
             damaged += np.array_equal(pixels, upright)
     assert damaged > 10
+
+
+def tiff(value, bits, photometric=1, sample_format=1):
+    """A grey TIFF of 4 × 4 equal pixels, as the standard lays it out: header, directory, pixels."""
+    whole, twelve = (value % 2**bits).to_bytes(2, "little")[: bits // 8] * 16, bytes.fromhex(f"{value % 4096:03x}" * 16)
+    pixels = twelve if bits == 12 else whole  # of 12 bits, two values are in three bytes
+    tags = {256: 4, 257: 4, 258: bits, 259: 1, 262: photometric, 273: 8 + 2 + 10 * 12 + 4, 277: 1, 278: 4,
+            279: len(pixels), 339: sample_format}  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, told) for tag, told in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + pixels
+
+
+@pytest.mark.parametrize(
+    ("bits", "photometric", "value", "grey"),
+    [(16, 1, 65535, 255), (16, 1, 60000, 233), (16, 0, 60000, 22), (12, 1, 4095, 255), (12, 1, 1024, 64), (8, 0, 230, 25)],
+)
+def test_white_of_a_deep_tiff_is_white(bits, photometric, value, grey):
+    assert (decode(tiff(value, bits, photometric), 4) == grey).all()
+
+
+def test_numbers_below_zero_are_told():
+    check_refused(tiff(-5, 16, sample_format=2), "signed numbers, some below zero")
+
+
+def test_a_transparent_grey_of_16_bits_becomes_white():
+    values_HW = np.full((4, 4), 12_345, np.uint16)
+    values_HW[:2] = 20_000
+    picture = Image.fromarray(values_HW)
+    assert picture.mode == "I;16"
+    plain, keyed = (decode(content(picture, **more), 4) for more in ({}, {"transparency": 20_000}))
+    assert (plain[:2] == 78).all()
+    assert (keyed[:2] == 255).all()
+    assert (keyed[2:] == plain[2:]).all()

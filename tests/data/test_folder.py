@@ -224,6 +224,18 @@ def test_links_within_the_folder_are_followed_but_not_in_circles(photos):
     (photos / "train" / "red sky" / "deep").mkdir()
     save(photos / "train" / "red sky" / "deep" / "more.png")
     assert len(list_images(photos)[0].names) == 24
+    for name, other in (("red sky", "deep one"), ("deep one", "red sky")):  # two folders that lead to each other
+        save(photos / "train" / name / "deep" / f"of {name}.png")
+        (photos / "train" / name / "to the other").symlink_to(photos / "train" / other)
+    (photos / "test" / "deep one").mkdir()
+    save(photos / "test" / "deep one" / "a.png")
+    names = list_images(photos)[0].names
+    assert len(names) == len(set(names))
+    assert sum(name.endswith("of deep one.png") for name in names) == 2  # as its own, and as the other's
+    shutil.rmtree(photos / "train" / "deep one")
+    shutil.rmtree(photos / "test" / "deep one")
+    (photos / "train" / "red sky" / "to the other").unlink()
+    (photos / "train" / "red sky" / "deep" / "of red sky.png").unlink()
     (photos.parent / "way").symlink_to(photos)  # the folder itself may be a link
     assert len(list_images(photos.parent / "way")[0].names) == 24
 
@@ -292,7 +304,29 @@ def a_class_less_in_test(photos):
 
 def images_among_classes(photos):
     save(photos / "train" / "stray.png")
-    return r"holds both images and folders of images"
+    return r"train holds both images and folders, such as .*: move the images into the folders of their classes"
+
+
+def images_among_classes_in_test(photos):
+    save(photos / "test" / "stray.png")
+    return r"test holds both images and folders, such as "
+
+
+def images_beside_a_folder_without_any(photos):
+    shutil.rmtree(photos)
+    save(photos / "train" / "a.png")
+    (photos / "train" / "notes").mkdir()
+    return r"train holds both images and folders, such as notes/"
+
+
+def a_link_to_itself(photos):
+    (photos / "train" / "red sky" / "link.png").symlink_to("link.png")
+    return r"red sky/link\.png is a link that leads out of .*, or nowhere"
+
+
+def a_pipe(photos):
+    os.mkfifo(photos / "test" / "red sky" / "pipe.png")
+    return r"red sky/pipe\.png is no file: remove it"
 
 
 def a_link_out(photos):
@@ -314,7 +348,8 @@ def a_link_nowhere(photos):
 
 BROKEN = (
     truncated, many_broken, from_a_phone, a_bomb, an_empty_class, no_images, nothing_at_all, no_test, another_class_in_test,
-    a_class_less_in_test, images_among_classes, a_link_out, a_folder_out, a_link_nowhere,
+    a_class_less_in_test, images_among_classes, images_among_classes_in_test, images_beside_a_folder_without_any,
+    a_link_out, a_folder_out, a_link_nowhere, a_link_to_itself, a_pipe,
 )  # fmt: skip
 
 

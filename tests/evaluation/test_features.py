@@ -85,6 +85,15 @@ def test_a_scale_of_images_that_is_assumed_is_said(pictures, tmp_path, capsys):
     assert said in capsys.readouterr().out
 
 
+def test_the_label_is_the_class_of_training_however_deep_an_image_lies(weights, pictures, tmp_path):
+    folder = pictures[0]
+    (folder / "a" / "monday").mkdir()
+    (folder / "a" / "0.png").rename(folder / "a" / "monday" / "0.png")
+    found = write_features(str(weights[1]), folder, tmp_path / "out.npz")
+    assert dict(zip(found.names, found.labels, strict=True))["a/monday/0.png"] == "a"
+    assert set(found.labels) == {"a", "b"}
+
+
 def test_images_without_classes_have_no_label(weights, pictures, tmp_path):
     found = write_features(str(weights[1]), pictures[0] / "a", tmp_path / "out.npz")
     assert found.names == ["0.png", "2.png", "4.png"]

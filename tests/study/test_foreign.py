@@ -12,7 +12,7 @@ from mae_core.evaluation.features import pooled
 from mae_core.model.mae import Encoder
 from mae_core.model.vit import sincos_positions
 from mae_core.study import hub
-from mae_core.study.foreign import find_encoder
+from mae_core.study.foreign import find_encoder, settings_sha256
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.tensors import save_tensors
 
@@ -337,6 +337,44 @@ def test_images_that_transformers_rescales_otherwise_are_refused(tmp_path, more)
     transformers.ViTImageProcessor(**more).save_pretrained(tmp_path)
     with pytest.raises(ParameterError, match=r"does not rescale images by 1/255: do_rescale must be true"):
         find_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("shape", [(48, 768), (48, 3, 2, 8, 8)])
+def test_a_patch_embedding_of_another_kind_is_refused(tmp_path, shape):
+    of_timm(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file(load_file(path) | {"patch_embed.proj.weight": torch.zeros(shape)}, path)
+    with pytest.raises(ParameterError, match="takes no square colour images in square patches"):
+        find_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["pretrain/metrics.json"], "that folder has one of each stage: name .*seed0/pretrain"),
+        (["checkpoint.safetensors"], "that run has not finished and has no weights.safetensors yet: let it finish first"),
+        (["metrics.json", "provenance.json"], "that run's weights.safetensors is not there: train it again, or name"),
+        (["model.safetensors.index.json"], "its weights are in several files: .* with a larger max_shard_size"),
+        (["pytorch_model.bin"], "that folder has no model.safetensors; only whole safetensors files are read"),
+    ],
+)
+def test_a_folder_without_weights_is_told_by_what_it_has(tmp_path, files, message):
+    for name in files:
+        (tmp_path / "seed0" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "seed0" / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(ParameterError, match=message):
+        find_encoder(str(tmp_path / "seed0"))
+
+
+def test_settings_beside_weights_have_a_checksum(tmp_path):
+    of_transformers(tmp_path, "ViTModel")
+    before = settings_sha256(str(tmp_path))
+    assert before == settings_sha256(str(tmp_path / "model.safetensors"))
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0]}', encoding="utf-8")
+    assert settings_sha256(str(tmp_path)) != before
+    (tmp_path / "preprocessor_config.json").unlink()
+    (tmp_path / "config.json").unlink()
+    assert settings_sha256(str(tmp_path)) == ""
 
 
 def test_a_checkpoint_is_no_finished_run(tmp_path):

@@ -542,3 +542,25 @@ def test_a_copy_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "weights.bfloat16.safetensors").mkdir()
     with pytest.raises(OutputError, match=r"weights.bfloat16.safetensors cannot be written"):
         keep(tmp_path)
+
+
+def test_a_run_that_is_repeated_is_not_exported_halfway(finished, tmp_path):
+    (finished / "metrics.json").unlink()
+    with pytest.raises(ParameterError, match=r"has no metrics\.json beside it, so its run has not finished"):
+        hub.export(finished, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", [".", "finetune"])
+def test_the_card_does_not_depend_on_the_working_folder(finished, tmp_path, monkeypatch, given):
+    hub.export(finished, tmp_path / "whole" / "out")
+    monkeypatch.chdir(finished if given == "." else finished.parent)
+    hub.export(Path(given), tmp_path / "here" / "out")
+    cards = [(tmp_path / name / "out" / "README.md").read_text(encoding="utf-8") for name in ("whole", "here")]
+    assert "with block masks of 50 %" in cards[0]
+    assert cards[0] == cards[1]
+
+
+def test_a_folder_whose_name_is_no_text_is_told(finished, tmp_path):
+    with pytest.raises(ParameterError, match=r"'caf\\udce9' has bytes that are not UTF-8"):
+        hub.export(finished, tmp_path / "caf\udce9")

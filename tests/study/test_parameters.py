@@ -101,6 +101,25 @@ def test_lists_are_checked_too(values):
         ReportParameters.check(values)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seeds": [2**32]}, "seeds is [4294967296]: it must be a list of whole numbers from 0 to 2147483648"),
+        ({"seeds": [-1]}, "seeds is [-1]: it must be a list of non-negative whole numbers"),
+        ({"self": 1}, "self is not a parameter of report; there are study, cases"),
+    ],
+)
+def test_what_is_wrong_with_a_list_or_a_name_is_told(values, message):
+    with pytest.raises(ParameterError) as error:
+        ReportParameters.check(values)
+    assert str(error.value).startswith(message)
+
+
+def test_a_folder_of_data_that_cannot_be_looked_into_is_told():
+    with pytest.raises(ParameterError, match=r"it cannot be read \(File name too long\): check its name and permissions"):
+        check_data_dir("cifar10", "/" + "x" * 300)
+
+
 def test_whole_numbers_are_numbers():
     run = PretrainParameters.check({"warmup_epochs": 1})
     assert type(run.warmup_epochs) is float

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from mae_core.errors import ParameterError
 from mae_core.study import checkout, provenance
-from mae_core.study.foreign import weights_file
+from mae_core.study.foreign import settings_sha256, weights_file
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.reproduce import Published, checked_out, differences, link_data, provide_weights, reproduce
 from mae_core.study.results import read_json
@@ -162,6 +162,36 @@ def test_other_weights_are_never_taken_in_place_of_foreign_ones(published, tmp_p
     assert not place.exists()
 
 
+def test_foreign_weights_with_other_settings_beside_them_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = {"initial_weights_sha256": foreign(tmp_path / "theirs"), "initial_settings_sha256": settings_sha256("theirs")}
+    provide_weights(started_from("theirs", **told), Path("case/finetune/provenance.json"), tmp_path / "place")
+    (tmp_path / "theirs" / "preprocessor_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ParameterError, match="or another configuration is beside it"):
+        provide_weights(started_from("theirs", **told), Path("case/finetune/provenance.json"), tmp_path / "other")
+
+
+@pytest.mark.parametrize("spoil", ["folder without weights", "half a file"])
+def test_weights_that_are_not_whole_are_trained_again(published, tmp_path, monkeypatch, spoil):
+    inside(published, monkeypatch)
+    folder = published / "pretrain"
+    whole = (folder / "weights.safetensors").read_bytes()
+    given = Path("outputs/notebook/random-75/seed0/pretrain")
+    trained = []
+    monkeypatch.setattr("mae_core.study.reproduce.train", lambda run, place: trained.append(run) or "")
+    try:
+        if spoil == "half a file":
+            (folder / "weights.safetensors").write_bytes(whole[:1000])
+            given /= "weights.safetensors"
+        else:
+            (folder / "weights.safetensors").unlink()
+        with pytest.raises(ParameterError, match="pre-training does not reproduce the published weights"):
+            provide_weights(started_from(given), published / "finetune" / "provenance.json", tmp_path / "place")
+    finally:
+        (folder / "weights.safetensors").write_bytes(whole)
+    assert [run.stage for run in trained] == ["pretrain"]
+
+
 def test_its_own_pre_training_may_be_named_as_a_folder(published, tmp_path, monkeypatch):
     inside(published, monkeypatch)
     run = started_from("outputs/notebook/random-75/seed0/pretrain")  # from before checksums were recorded
@@ -176,7 +206,7 @@ def test_nothing_is_written_where_a_whole_path_or_a_copy_is_missing(published, t
     folder = Path("outputs/notebook/random-75/seed0/pretrain")
     gone = tmp_path / "gone" / folder / name if name == "weights.safetensors" else folder / name
     run = started_from(gone, initial_weights_sha256="0" * 64)
-    with pytest.raises(ParameterError, match=r"which is missing or another file now: put that file there"):
+    with pytest.raises(ParameterError, match=r"which is missing or another file now, .*: put that file there"):
         provide_weights(run, published / "finetune" / "provenance.json", tmp_path / "place")
     assert not list(tmp_path.iterdir())
 

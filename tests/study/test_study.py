@@ -140,6 +140,10 @@ def test_the_longer_case_has_the_compute_of_block_50(name):
         (lambda s: s.pop("study"), "study is missing: it is a key of a study file that must be given"),
         (lambda s: s.update(pretrain=[]), "pretrain is"),
         (lambda s: s["cases"].update({75: {}}), "cases is 75"),
+        (
+            lambda s: s["cases"].update({False: {}}),
+            "cases is False: it must be text .YAML reads no and off as false, .*quotes",
+        ),
         (lambda s: s["cases"].update({"more": {"seed": 3}}), "case more: seed is set by the study"),
         (lambda s: s["finetune"].update(weights="vit"), "finetune: weights is set by the study .*notebooks/finetune.ipynb"),
         (lambda s: s["pretrain"].update(depth=9), "depth differs between pretrain and finetune; put it under shared"),

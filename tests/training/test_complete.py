@@ -11,7 +11,9 @@ import yaml
 
 from mae_core import cli
 from mae_core.errors import StoppedError
-from mae_core.study.results import write_json
+from mae_core.study import hub
+from mae_core.study.parameters import FinetuneParameters, PretrainParameters
+from mae_core.study.results import read_json, write_json
 from mae_core.study.study import Study
 from mae_core.study.tensors import save_tensors, tensors_sha256
 from mae_core.training import runs
@@ -97,3 +99,21 @@ def test_other_images_of_ones_own_are_other_results(images, tmp_path, monkeypatc
     write_json(folder / "provenance.json", source)
     (folder / "metrics.json").touch()
     assert runs.is_complete(run, "pretrain") == (images == "as they were")
+
+
+def test_other_settings_beside_the_weights_of_others_give_other_results(tiny):
+    pretraining = PretrainParameters.check(tiny)
+    runs.pretrain(pretraining)
+    hub.export(pretraining.folder / "pretrain", Path("theirs"))
+    run, settings = FinetuneParameters.check({**tiny, "weights": "theirs"}), Path("theirs/preprocessor_config.json")
+    runs.finetune(run)
+    assert runs.is_complete(run, "finetune")
+    told = read_json(settings)
+    for change in (lambda: write_json(settings, told | {"image_mean": [0.4, 0.5, 0.5]}), settings.unlink):
+        change()
+        assert not runs.is_complete(run, "finetune")
+    write_json(settings, told)
+    assert runs.is_complete(run, "finetune")
+    source = run.folder / "finetune" / "provenance.json"  # of a run from before these settings were recorded
+    write_json(source, {k: v for k, v in read_json(source).items() if k != "initial_settings_sha256"})
+    assert runs.is_complete(run, "finetune")

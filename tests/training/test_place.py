@@ -1,5 +1,7 @@
 """Images that come batch by batch from the host give the same results as images in the device's memory."""
 
+import shutil
+
 import pytest
 from photos import write, write_cifar100
 
@@ -8,6 +10,7 @@ from mae_core.evaluation.flops import of_classifier
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.results import load_sheet, read_json
 from mae_core.study.tensors import load_tensors
+from mae_core.training import runs
 from mae_core.training.runs import finetune, pretrain
 
 RUN = {
@@ -100,3 +103,23 @@ def test_cifar100_goes_through_both_stages_with_its_top_5(tmp_path, monkeypatch)
     assert metrics["flops_per_image"] == of_classifier(run, 100) > of_classifier(run, 10)
     assert len(metrics["predictions"]["classes"]) == 100
     assert load_sheet(run.folder / "finetune" / "pictures.png", 1).shape == (1, 10, 32, 32, 3)
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_images_that_change_while_they_are_read_stop_the_run(photos, monkeypatch, adds):
+    load = runs.load
+
+    def load_and_add(*words):
+        found = load(*words)
+        if adds:
+            shutil.copy(next((photos / "train").rglob("*.png")), photos / "train" / "red sky" / "late.png")
+        return found
+
+    monkeypatch.setattr(runs, "load", load_and_add)
+    run = PretrainParameters.check(RUN)
+    if not adds:
+        runs.pretrain(run)
+        return
+    with pytest.raises(ParameterError, match=r"the images in .* changed while they were read: run again"):
+        runs.pretrain(run)
+    assert not (run.folder / "pretrain" / "metrics.json").exists()
