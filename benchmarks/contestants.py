@@ -34,6 +34,7 @@ from mae_core.model.mae import Classifier, MaskedAutoencoder
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.training import loop, runs
 from mae_core.training.objective import classification, reconstruction
+from mae_core.training.optimizer import new_optimizer
 from mae_core.training.plan import choose_plan
 from mae_core.training.processes import Team, team
 from mae_core.training.replicas import Replicas
@@ -161,7 +162,7 @@ def ours(contestant: Contestant, data: Split, device: torch.device) -> Callable[
 
         return epoch
     generator = torch.Generator(device).manual_seed(0)
-    optimizer, plan = loop.new_optimizer(model, run), choose_plan(run, device, together.size)
+    optimizer, plan = new_optimizer(model, run), choose_plan(run, device, together.size)
     if contestant.task == "steps alone":
         replicas = Replicas(model, plan.precision, plan.workers, objective.loss_of)
         images_BCHW, mask = objective.draw(scale_pixels(data.images_nCHW[:batch]), data.labels_n[:batch], generator)

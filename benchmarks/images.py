@@ -117,10 +117,10 @@ def memory() -> None:
         devices.set_up()
         model, anonymous = runs.new_model(MaskedAutoencoder, run, CPU), [resident("RssAnon")]
         before = resident("VmRSS")
-        _, metrics = fit(
+        metrics = fit(
             model, objective.reconstruction(run), split, run, Path(folder), CPU,
             watch=lambda at: anonymous.append(resident("RssAnon")),
-        )  # fmt: skip
+        ).metrics  # fmt: skip
     print(f"{N_MEMORY:,} images of {SIDE} pixels, {file.pixels_nCHW.nbytes / 2**20:,.0f} MiB in the file")
     print(f"before training: VmRSS {before:,} MiB, RssAnon {anonymous[0]:,} MiB")
     print(f"at most: VmHWM {metrics['peak_memory_bytes'] >> 20:,} MiB, RssAnon {max(anonymous):,} MiB")

@@ -91,7 +91,7 @@ def comparison(part: dict[str, Any]) -> list[str]:
     precise = [t["median"] for t in racers(part) if (t["name"], t["precision"]) == ("transformers", "float32")]
     peers = [timing["median"] for timing in racers(part) if timing["name"] != "ours"]
     told = [f"{ours / max(peers):.2f} times as fast as the best peer"] if peers else []
-    told += [f"{ours / precise[0]:.2f} times as transformers in float32 as it comes (eager)"] if precise else []
+    told += [f"{ours / precise[0]:.2f} times as fast as eager transformers in float32"] if precise else []
     sentences = [f"Ours is {', '.join(told)}."] if told else []
     if counted:
         sentences.append(
@@ -155,8 +155,8 @@ def limits_sentence(part: dict[str, Any]) -> str:
     length = f" of about {part['seconds']:g} s, one step at least" if "seconds" in part else ""
     return (
         f"{about['device']}{processor}; {versions}; commit {str(about['commit'])[:7]}. "
-        f"Median of {blocks} blocks{length}, in turns. Limits in the same run: matrix products {rates} (GFLOP/s), "
-        f"memory copy {limit(part, 'memory copy') / 1e9:,.1f} GB/s.{without}"
+        f"Median of {blocks} block{'s' * (blocks != 1)}{length}, in turns. Limits in the same run: matrix products {rates} "
+        f"(GFLOP/s), memory copy {limit(part, 'memory copy') / 1e9:,.1f} GB/s.{without}"
     )
 
 

@@ -64,11 +64,17 @@ def few_shapes_dir(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_values(few_shapes_dir):
+    """Parameters of a run that takes half a second."""
+    return {**TINY, "data_dir": str(few_shapes_dir)}
+
+
 @pytest.fixture
-def tiny(tmp_path, monkeypatch, few_shapes_dir):
+def tiny(tmp_path, monkeypatch, tiny_values):
     """Parameters of a run that takes half a second; results go to a temporary folder."""
     monkeypatch.chdir(tmp_path)
-    return {**TINY, "data_dir": str(few_shapes_dir)}
+    return dict(tiny_values)
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ def test_peers_with_settings_of_ours_stand_in_a_table_of_their_own(content):
         assert f"| {title} | 50.0 | {transformers} | {lightly} |" in text
     assert f"| evaluation | 50.0 | – | – | – | {lightly} |" in text
     assert "All bfloat16, not compiled. A processor" in text
-    assert "Median of 1 blocks of about 4 s, one step at least" in text
+    assert "Median of 1 block of about 4 s, one step at least" in text
 
 
 def test_against_the_clock_there_need_be_no_float32_and_the_share_of_copying_is_told(content):

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,23 @@ from mae_core.training.replicas import Replicas
 SHOWN = ("train_loss", "test_accuracy")  # next to the progress bar
 
 
+class Fitted(NamedTuple):
+    """What :func:`fit` tells of a training.
+
+    Attributes:
+        history: one list per curve, one entry per epoch.
+        metrics: last training loss, seconds of training (total and per epoch), images per second, and peak memory in bytes
+            with the data (of the process; on CUDA of the device).
+        elapsed_before: seconds that earlier processes spent on the run.
+        machines: on which it ran, in words, in the order of its starts.
+    """
+
+    history: dict[str, list[float]]
+    metrics: dict[str, Any]
+    elapsed_before: float
+    machines: list[str]
+
+
 def fit(
     model: nn.Module,
     objective: Objective,
@@ -43,7 +60,7 @@ def fit(
     test_epoch: Callable[[], dict[str, float]] = dict,
     watch: Callable[[Position], None] = lambda at: None,
     began: float | None = None,
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
+) -> Fitted:
     """Train with AdamW, linear warm-up and cosine decay; an interrupted run continues from its last checkpoint.
 
     With ``ema_decay``, the moving average of the weights is what is evaluated, and what the model has in the end.
@@ -59,11 +76,6 @@ def fit(
         watch: called after every step and every epoch, for a live picture.
         began: ``time.monotonic()`` when the run was started, before its data were loaded; None: now.
 
-    Returns:
-        The history: one list per curve, one entry per epoch. And metrics: last training loss, seconds of training (total
-        and per epoch), images per second, peak memory in bytes with the data (of the process; on CUDA of the device), the
-        seconds that earlier processes spent on the run, and the machines of all of them.
-
     Raises:
         ParameterError: if a batch has more images than there are for training, or fewer than there are processes.
         NotFiniteError: if the loss or the weights are not finite; names step, learning rate and last good checkpoint.
@@ -73,15 +85,14 @@ def fit(
     training = Training(model, objective, train, run, folder, device, test_epoch, watch, began)
     training.train()
     at, checkpoint, seconds = training.at, training.checkpoint, sum(training.at.seconds)
-    return at.history, {
+    metrics = {
         "train_loss": at.history["train_loss"][-1],
         "train_seconds": seconds,
         "epoch_seconds": at.seconds,
         "images_per_second": run.epochs * training.n_steps * run.batch_size / seconds,
         "peak_memory_bytes": checkpoint.peak_memory,
-        "elapsed_before": checkpoint.elapsed_before,
-        "machines": checkpoint.machines,
     }
+    return Fitted(at.history, metrics, checkpoint.elapsed_before, checkpoint.machines)
 
 
 class Training:

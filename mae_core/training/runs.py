@@ -9,7 +9,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +28,10 @@ from mae_core.study.parameters import OUTPUTS, FinetuneParameters, PretrainParam
 from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
 from mae_core.training import objective, processes
 from mae_core.training.checkpoint import Position, discard, is_left_over
-from mae_core.training.loop import fit
+from mae_core.training.loop import Fitted, fit
 
 Watch = Callable[[Position, nn.Module, Split], None]
+Model = TypeVar("Model", bound=nn.Module)
 MANY_CLASSES = 10  # more than these: top-5 accuracy, too
 N_NEIGHBOURS = 5  # nearest training images shown for each test image
 
@@ -54,9 +55,7 @@ def pretrain(run: PretrainParameters, watch: Watch | None = None) -> MaskedAutoe
         train, test = load_both(run, record)
         model = new_model(MaskedAutoencoder, run, device)
         task, watching = objective.reconstruction(run), bind(watch, model, test)
-        record.history, record.metrics = fit(
-            model, task, train, run, record.folder, device, watch=watching, began=record.began
-        )
+        record.add(fit(model, task, train, run, record.folder, device, watch=watching, began=record.began))
         if not record.leads:
             return model
         record.metrics |= {"n_train": len(train), "n_test": len(test)}
@@ -104,10 +103,10 @@ def finetune(run: FinetuneParameters, watch: Watch | None = None) -> Classifier:
             }
 
         task, watching = objective.classification(run, len(train.classes)), bind(watch, model, test)
-        record.history, trained = fit(model, task, train, run, record.folder, device, test_epoch, watching, record.began)
+        record.add(fit(model, task, train, run, record.folder, device, test_epoch, watching, record.began))
         if not record.leads:
             return model
-        record.metrics |= trained | {"n_train": len(train), "n_test": len(test)}
+        record.metrics |= {"n_train": len(train), "n_test": len(test)}
         record.metrics["last_epoch_accuracy"] = record.history["test_accuracy"][-1]
         record.metrics["best_epoch_accuracy"] = max(record.history["test_accuracy"])
         record.metrics["flops_per_image"] = flops.of_classifier(run, len(train.classes))
@@ -199,7 +198,7 @@ def probe(
     record.sheets["neighbours"] = [scale_pixels(row) for row in rows]
 
 
-def new_model(kind: type[nn.Module], run: PretrainParameters | FinetuneParameters, device: torch.device, **more):
+def new_model(kind: type[Model], run: PretrainParameters | FinetuneParameters, device: torch.device, **more: Any) -> Model:
     """A new model; its initial weights depend only on the seed, not on the device."""
     torch.manual_seed(run.seed)
     return kind(run.model, **more).to(device)
@@ -270,6 +269,13 @@ class Record:
     sheets: dict[str, list[Tensor]] = dataclasses.field(default_factory=dict)  # rows of images, see results.save_sheet
     predictions: tuple[Tensor, Tensor] | None = None  # predicted and true class of each test image
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    elapsed_before: float = 0.0  # seconds that earlier processes spent on the run
+    machines: list[str] = dataclasses.field(default_factory=list)  # on which it ran, in words
+
+    def add(self, fitted: Fitted) -> None:
+        """Record what a training tells."""
+        self.history, self.elapsed_before, self.machines = fitted.history, fitted.elapsed_before, fitted.machines
+        self.metrics |= fitted.metrics
 
 
 @contextlib.contextmanager
@@ -320,8 +326,7 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
 
 def write_results(record: Record, run: PretrainParameters | FinetuneParameters, commit: dict[str, Any]) -> None:
     """Write all files of a run's folder, or none; ``commit`` is that of the code when the run started."""
-    wall = {"wall_seconds": time.monotonic() - record.began + record.metrics.pop("elapsed_before")}
-    machines = record.metrics.pop("machines")
+    wall = {"wall_seconds": time.monotonic() - record.began + record.elapsed_before}
     with results.atomic_replace(record.folder, last="metrics.json") as unfinished:
         results.write_json(unfinished / "parameters.json", run.flat())
         results.write_json(unfinished / "history.json", record.history)
@@ -331,7 +336,7 @@ def write_results(record: Record, run: PretrainParameters | FinetuneParameters, 
             results.save_predictions(unfinished / "predictions.png", *record.predictions)
         save_tensors(unfinished / "weights.safetensors", record.weights, run.flat())
         source = provenance.collect(run, record.device, unfinished / "weights.safetensors", record.data_md5)
-        if len(machines) > 1:
-            source["machines"] = machines  # the run was interrupted, and went on elsewhere
+        if len(record.machines) > 1:
+            source["machines"] = record.machines  # the run was interrupted, and went on elsewhere
         results.write_json(unfinished / "provenance.json", commit | source | record.inputs | wall)
         results.write_json(unfinished / "metrics.json", record.metrics | wall)

@@ -1,7 +1,5 @@
 """Intervals over test images, against references and by simulation."""
 
-import time
-
 import fake_study
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from mae_core.report.over_images import bootstrap, half_width, of_accuracy, of_d
 from mae_core.report.summary import Summary
 from mae_core.report.text import verdicts
 from mae_core.study.parameters import ReportParameters
-from mae_core.study.results import load_predictions, read_json, save_predictions
+from mae_core.study.results import read_json, save_predictions
 
 
 @pytest.mark.parametrize(("right", "n"), [(7511, 10_000), (8, 10), (0, 10), (10, 10), (500, 1000)])
@@ -47,11 +45,9 @@ def test_the_bootstrap_holds_the_truth_in_95_of_100_test_sets():
     assert hits / 300 == pytest.approx(0.95, abs=0.035)
 
 
-def test_the_same_images_give_the_same_interval_in_a_moment():
+def test_the_same_images_in_any_order_give_the_same_interval():
     values_n = np.random.default_rng(4).choice([-1.0, 0.0, 1.0], 10_000)
-    began = time.perf_counter()
     assert bootstrap(values_n) == bootstrap(values_n) == bootstrap(values_n[::-1])
-    assert time.perf_counter() - began < 1
     assert bootstrap(values_n) != bootstrap(values_n, seed=1)
     assert bootstrap(np.ones(9)) == (1.0, 1.0)
 
@@ -139,25 +135,3 @@ def test_the_table_has_both_kinds_of_chance_and_the_text_says_what_is_missing(el
     one = Summary.read(ReportParameters(study="fake", seeds=[0]))
     assert "several seeds" not in verdicts.over_images(one)
     assert tables.chance_rows(one)[-1][2] == tables.chance_rows(one)[-1][5] == "–"
-
-
-@pytest.mark.parametrize(("n_classes", "kind"), [(10, np.uint8), (256, np.uint8), (257, np.uint16)])
-def test_predictions_come_back_as_they_were_saved(tmp_path, n_classes, kind):
-    predicted_n, true_n = torch.arange(500) % n_classes, (torch.arange(500) * 7) % n_classes
-    save_predictions(tmp_path / "p.png", predicted_n, true_n)
-    found = load_predictions(tmp_path / "p.png")
-    assert found.dtype == kind
-    assert np.array_equal(found, np.stack([predicted_n, true_n]))
-    before = (tmp_path / "p.png").read_bytes()
-    save_predictions(tmp_path / "p.png", predicted_n, true_n)
-    assert (tmp_path / "p.png").read_bytes() == before
-
-
-def test_the_predictions_of_cifar10_take_less_than_20_kilobytes(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    true_n = torch.randint(10, (10_000,), generator=generator)
-    predicted_n = torch.where(
-        torch.rand(10_000, generator=generator) < 0.75, true_n, torch.randint(10, (10_000,), generator=generator)
-    )
-    save_predictions(tmp_path / "p.png", predicted_n, true_n)
-    assert (tmp_path / "p.png").stat().st_size < 20_000

@@ -5,9 +5,11 @@ import torch
 from mae_core.study.results import (
     METRICS,
     atomic_write,
+    load_predictions,
     load_sheet,
     metric_rows,
     read_json,
+    save_predictions,
     save_sheet,
     write_csv,
     write_json,
@@ -95,3 +97,25 @@ def test_equal_weights_give_equal_bytes_and_checksums(tmp_path):
     assert tensors_sha256(files[0]) == tensors_sha256(files[1])
     save_tensors(files[0], tensors | {"b": tensors["b"] + 1e-6}, {"epochs": 3, "case": "x"})
     assert tensors_sha256(files[0]) != tensors_sha256(files[1])
+
+
+@pytest.mark.parametrize(("n_classes", "kind"), [(10, np.uint8), (256, np.uint8), (257, np.uint16)])
+def test_predictions_come_back_as_they_were_saved(tmp_path, n_classes, kind):
+    predicted_n, true_n = torch.arange(500) % n_classes, (torch.arange(500) * 7) % n_classes
+    save_predictions(tmp_path / "p.png", predicted_n, true_n)
+    found = load_predictions(tmp_path / "p.png")
+    assert found.dtype == kind
+    assert np.array_equal(found, np.stack([predicted_n, true_n]))
+    before = (tmp_path / "p.png").read_bytes()
+    save_predictions(tmp_path / "p.png", predicted_n, true_n)
+    assert (tmp_path / "p.png").read_bytes() == before
+
+
+def test_the_predictions_of_cifar10_take_less_than_20_kilobytes(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    true_n = torch.randint(10, (10_000,), generator=generator)
+    predicted_n = torch.where(
+        torch.rand(10_000, generator=generator) < 0.75, true_n, torch.randint(10, (10_000,), generator=generator)
+    )
+    save_predictions(tmp_path / "p.png", predicted_n, true_n)
+    assert (tmp_path / "p.png").stat().st_size < 20_000

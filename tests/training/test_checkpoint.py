@@ -73,6 +73,23 @@ def outcome(run, stage):
     return {name: t.numpy().tobytes() for name, t in tensors.items()}, (folder / "history.json").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def whole_outcome(tmp_path_factory, tiny_values):
+    """The outcome of a pre-training that nothing interrupts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("whole"))
+        run = parameters("pretrain", tiny_values, **WHOLE)
+        pretrain(run)
+        return outcome(run, "pretrain")
+
+
+def steps_from_now(monkeypatch):
+    """A list that gets an entry each time that a run asks whether a checkpoint is due: after each step and each epoch."""
+    asked = []
+    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: asked.append(1) and False)
+    return asked
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_sigterm_ends_it_at_a_checkpoint(tiny, stage):
     whole, cut = (parameters(stage, tiny, **{**WHOLE, **more}) for more in ({}, {"case": "cut"}))
@@ -141,8 +158,7 @@ def test_fine_tuning_from_weights_goes_on_with_the_same_bits(tiny, monkeypatch):
     whole = parameters("finetune", tiny, **WHOLE, weights=start_from)
     finetune(whole)
     cut, saved = interrupted(tiny, monkeypatch, "finetune", weights=start_from)
-    steps = []
-    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: steps.append(1) and False)
+    steps = steps_from_now(monkeypatch)
     finetune(cut)
     assert len(steps) == 16 + 2 - saved[-1][1]
     assert outcome(cut, "finetune") == outcome(whole, "finetune")
@@ -151,20 +167,17 @@ def test_fine_tuning_from_weights_goes_on_with_the_same_bits(tiny, monkeypatch):
 @pytest.mark.parametrize(
     ("moment", "saved"), [("before before", 2), ("after before", 2), ("before newest", 1), ("after newest", 2)]
 )
-def test_killed_while_it_writes_a_checkpoint_it_loses_none(tiny, monkeypatch, moment, saved):
-    whole, cut = (parameters("pretrain", tiny, **more) for more in (WHOLE, {"case": "cut"}))
-    pretrain(whole)
+def test_killed_while_it_writes_a_checkpoint_it_loses_none(tiny, monkeypatch, whole_outcome, moment, saved):
+    cut = parameters("pretrain", tiny, case="cut")
     child = start("pretrain", cut, moment)
     child.join()
     assert child.exitcode == -signal.SIGKILL
     kept = [load_tensors(path)[1]["step"] for path in (cut.folder / "pretrain").glob("checkpoint*.safetensors")]
-    steps = []
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Checkpoint, "due", lambda self: steps.append(1) and False)
-        pretrain(cut)
+    steps = steps_from_now(monkeypatch)
+    pretrain(cut)
     assert max(kept) == saved
-    assert len(steps) == 16 + 2 - saved
-    assert outcome(cut, "pretrain") == outcome(whole, "pretrain")
+    assert len(steps) == 16 + 2 - saved  # of two epochs of eight steps
+    assert outcome(cut, "pretrain") == whole_outcome
 
 
 def interrupted(tiny, monkeypatch, stage="pretrain", after=3, **more):
@@ -185,42 +198,26 @@ def interrupted(tiny, monkeypatch, stage="pretrain", after=3, **more):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "empty"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny, monkeypatch, capsys, damage):
-    whole = parameters("pretrain", tiny, **WHOLE)
-    pretrain(whole)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny, monkeypatch, capsys, whole_outcome, damage):
     run, saved = interrupted(tiny, monkeypatch)
     newest = run.folder / "pretrain" / "checkpoint.safetensors"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 4
     newest.write_bytes({"truncated": content[:-100], "one bit": content, "empty": b""}[damage])
-    taken, restore = [], checkpoint.Checkpoint.restore
-    monkeypatch.setattr(checkpoint.Checkpoint, "restore", lambda self, at: taken.append(restore(self, at)) or taken[0])
-    steps = []
-    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: steps.append(1) and False)
+    steps = steps_from_now(monkeypatch)
     pretrain(run)
     assert f"{newest} is damaged" in capsys.readouterr().out
-    assert len(steps) == 16 + 2 - saved[-2][1]  # of two epochs of eight steps, asked after each step and each epoch
-    assert outcome(run, "pretrain") == outcome(whole, "pretrain")
+    assert len(steps) == 16 + 2 - saved[-2][1]
+    assert outcome(run, "pretrain") == whole_outcome
 
 
-def test_with_both_checkpoints_damaged_it_starts_anew(tiny, monkeypatch, capsys):
-    whole = parameters("pretrain", tiny, **WHOLE)
-    pretrain(whole)
+def test_with_both_checkpoints_damaged_it_starts_anew(tiny, monkeypatch, capsys, whole_outcome):
     run, _ = interrupted(tiny, monkeypatch)
     for path in (run.folder / "pretrain").glob("checkpoint*.safetensors"):
         path.write_bytes(b"nothing")
     pretrain(run)
     assert capsys.readouterr().out.count("is damaged") == 2
-    assert outcome(run, "pretrain") == outcome(whole, "pretrain")
-
-
-def test_a_run_taken_up_again_does_not_repeat_its_steps(tiny, monkeypatch):
-    run, saved = interrupted(tiny, monkeypatch, after=5)
-    assert saved[-1] == (0, 5)
-    steps = []
-    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: steps.append(1) and False)
-    pretrain(run)
-    assert len(steps) == 16 + 2 - 5
+    assert outcome(run, "pretrain") == whole_outcome
 
 
 def test_a_checkpoint_of_other_parameters_is_refused_by_name(tiny, monkeypatch):
@@ -230,7 +227,15 @@ def test_a_checkpoint_of_other_parameters_is_refused_by_name(tiny, monkeypatch):
     pretrain(parameters("pretrain", tiny, checkpoint_seconds=100.0))
 
 
-def test_checkpoints_go_when_the_process_ends_in_order_and_not_before(tiny, monkeypatch):
+def test_the_newest_checkpoint_of_a_complete_run_goes_last(tiny, monkeypatch):
+    run, gone, unlink = parameters("pretrain", tiny), [], Path.unlink
+    pretrain(run)
+    monkeypatch.setattr(Path, "unlink", lambda self, **how: gone.append(self.name) or unlink(self, **how))
+    checkpoint.discard(run.folder / "pretrain")  # which tells from the newest one that the run is complete
+    assert gone == ["checkpoint.before.safetensors", "checkpoint.safetensors"]
+
+
+def test_checkpoints_go_when_the_process_ends_in_order_and_not_before(tiny):
     run = parameters("pretrain", tiny)
     script = "import json, sys; from mae_core import PretrainParameters, pretrain"
     script += "\nrun = PretrainParameters.check(json.loads(sys.argv[1])); pretrain(run)"
@@ -261,8 +266,7 @@ def test_killed_over_an_earlier_run_it_goes_on_all_the_same(tiny, monkeypatch):
     run = parameters("pretrain", tiny)
     pretrain(run)
     interrupted(tiny, monkeypatch, after=5)
-    steps = []
-    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: steps.append(1) and False)
+    steps = steps_from_now(monkeypatch)
     pretrain(run)
     assert len(steps) == 16 + 2 - 5
 
@@ -272,8 +276,7 @@ def test_a_checkpoint_of_other_code_data_or_weights_is_not_taken_up(tiny, monkey
     run, _ = interrupted(tiny, monkeypatch)
     made_of = provenance.ingredients
     monkeypatch.setattr(provenance, "ingredients", lambda *words: made_of(*words) | {ingredient: "another"})
-    steps = []
-    monkeypatch.setattr(checkpoint.Checkpoint, "due", lambda self: steps.append(1) and False)
+    steps = steps_from_now(monkeypatch)
     pretrain(run)
     assert f"was made with other {ingredient}: starting anew" in capsys.readouterr().out
     assert len(steps) == 16 + 2

@@ -7,7 +7,7 @@ from timm.optim import param_groups_layer_decay
 from timm.utils import ModelEmaV3
 
 from mae_core.model.config import ModelConfig
-from mae_core.model.mae import Classifier
+from mae_core.model.mae import Classifier, MaskedAutoencoder
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.training.optimizer import Average, layer_scales, new_optimizer
 
@@ -100,3 +100,14 @@ def test_an_update_waits_for_nothing():
     average = Average(classifier(), 0.9)
     with Watch():
         average.update()
+
+
+def test_only_matrices_decay():
+    model = MaskedAutoencoder(PretrainParameters().model)
+    decayed, others = new_optimizer(model, PretrainParameters(weight_decay=0.1)).param_groups
+    assert decayed["betas"] == others["betas"] == (0.9, PretrainParameters().beta2)
+    assert decayed["weight_decay"] == 0.1
+    assert others["weight_decay"] == 0
+    assert all(p.ndim == 2 for p in decayed["params"])
+    assert len(decayed["params"]) == sum(isinstance(m, torch.nn.Linear) for m in model.modules())
+    assert len(decayed["params"]) + len(others["params"]) == len(list(model.parameters()))

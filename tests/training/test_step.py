@@ -15,7 +15,8 @@ from mae_core.data.images import Split
 from mae_core.model import mae, vit
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.training import objective
-from mae_core.training.loop import new_optimizer, new_step
+from mae_core.training.loop import new_step
+from mae_core.training.optimizer import new_optimizer
 from mae_core.training.plan import choose_plan
 
 SMALL = {"width": 24, "depth": 2, "decoder_width": 24, "decoder_depth": 2, "batch_size": 32, "augment": "crop-flip"}
@@ -169,7 +170,7 @@ def test_every_tensor_of_a_step_is_on_its_device(fake, monkeypatch, case, varian
 
 
 @pytest.mark.parametrize(("case", "most"), [("random", 550), ("finetune", 450)])
-def test_operations_are_counted(fake, monkeypatch, case, most):
+def test_a_step_starts_at_most_so_many_operations(fake, monkeypatch, case, most):
     """Those that a GPU's step starts when not compiled, counted on a CPU that goes the GPU's ways; -s prints them."""
     monkeypatch.setattr(vit, "ONEDNN_LINEAR", None)
     take_as_on_a_gpu(monkeypatch)
