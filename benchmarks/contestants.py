@@ -144,13 +144,12 @@ def ours(contestant: Contestant, data: Split, device: torch.device) -> Callable[
     devices.set_up(run.threads, run.deterministic)
     batch = contestant.shape.batch_size
     if contestant.task == "evaluate":
-        model = runs.new_model(Classifier, run, device)
+        classifier = runs.new_model(Classifier, run, device)
         one_batch = Split(data.images_nCHW[:batch], data.labels_n[:batch], data.classes)
-        return lambda: class_scores(model, one_batch, run, device)
-    if contestant.task == "finetune":
-        model, objective = runs.new_model(Classifier, run, device), classification(run, len(data.classes))
-    else:
-        model, objective = runs.new_model(MaskedAutoencoder, run, device), reconstruction(run)
+        return lambda: class_scores(classifier, one_batch, run, device)
+    kind = Classifier if contestant.task == "finetune" else MaskedAutoencoder
+    model = runs.new_model(kind, run, device)
+    objective = classification(run, len(data.classes)) if kind is Classifier else reconstruction(run)
     if contestant.task == "epoch":
         size, once = batch * EPOCH_STEPS, run.model_copy(update={"epochs": 1, "checkpoint_seconds": 1e9})
         some = Split(data.images_nCHW[:size], data.labels_n[:size], data.classes)
