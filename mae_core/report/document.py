@@ -325,10 +325,10 @@ def plain_label(label: str) -> str:
     return label
 
 
-def checked_table(table: dict[str, Any]) -> dict[str, Any]:
+def checked_table(content: dict[str, Any]) -> dict[str, Any]:
     """A table with text cells and one ``l`` or ``r`` per column; raises ExportError if they do not match."""
-    header, align = [str(cell) for cell in table["header"]], "".join(table["align"])
-    rows = [[str(cell) for cell in row] for row in table["rows"]]
+    header, align = [str(cell) for cell in content["header"]], "".join(content["align"])
+    rows = [[str(cell) for cell in row] for row in content["rows"]]
     if not re.fullmatch("[lr]+", align) or any(len(row) != len(header) for row in [align, *rows]):
         raise ExportError("a table's rows, header and alignment do not match")
     groups, names = grouped(header)

@@ -297,10 +297,10 @@ def provenance_rows(summary: Summary) -> list[list[str]]:
     rows = [["run", "finished", "commit", "weights"]]
     for case in summary.all_cases.values():
         for stage in STAGES:
-            for seed, told in case.read(stage, "provenance").items():
-                commit = (told["commit"] or "no commit")[:9] + (", changed" if told["clean"] is False else "")
-                finished = told["finished"].replace("T", " ").removesuffix("+00:00")
-                checksum = (told["weights_sha256"] or DASH)[:12]
+            for seed, provenance in case.read(stage, "provenance").items():
+                commit = (provenance["commit"] or "no commit")[:9] + (", changed" if provenance["clean"] is False else "")
+                finished = provenance["finished"].replace("T", " ").removesuffix("+00:00")
+                checksum = (provenance["weights_sha256"] or DASH)[:12]
                 rows.append([f"{case.name}/seed{seed}/{stage}", finished, commit, checksum])
     return rows
 

@@ -51,8 +51,8 @@ def several_machines(summary: Summary) -> str:
         return ""
     if len(groups) == 1:
         return f"Times, speeds and memory come from several machines, on which every case ran: {' and '.join(*groups)}. "
-    told = "; ".join(f"{' and '.join(devices)} ({', '.join(cases)})" for devices, cases in groups.items())
-    return f"Times, speeds and memory come from different machines: {told}. "
+    by_machine = "; ".join(f"{' and '.join(devices)} ({', '.join(cases)})" for devices, cases in groups.items())
+    return f"Times, speeds and memory come from different machines: {by_machine}. "
 
 
 def confusion_caption(summary: Summary) -> str:
@@ -72,10 +72,10 @@ def confusion_alt(summary: Summary) -> str:
 
 def attention(summary: Summary) -> str:
     """What the figures of attention and of nearest neighbours show."""
-    told = ("patch tokens", "attend") if finetuned(summary).pooling == "mean" else ("class token", "attends")
+    reader = ("patch tokens", "attend") if finetuned(summary).pooling == "mean" else ("class token", "attends")
     unlabelled = "" if tuned_only(summary) else ", which was trained without labels"
     return (
-        f"[Figure 9](#fig-attention) shows what the {told[0]} of the fine-tuned encoder {told[1]} to. "
+        f"[Figure 9](#fig-attention) shows what the {reader[0]} of the fine-tuned encoder {reader[1]} to. "
         f"[Figure 10](#fig-neighbours) shows nearest neighbours in the feature space of the frozen encoder{unlabelled}."
     )
 
@@ -93,10 +93,10 @@ def attention_caption(summary: Summary) -> str:
 def reconstruction_caption(case: Case) -> str:
     """The caption of the reconstructions, with the mean PSNR."""
     psnr = case.estimate("psnr")
-    told = f" The mean PSNR of masked pixels, over all test images, is {number(psnr)} dB." if psnr else ""
+    more = f" The mean PSNR of masked pixels, over all test images, is {number(psnr)} dB." if psnr else ""
     if case.pretrained and case.pretrained.norm_pix:
-        told += " The model predicts normalized patches, so each has the mean and the deviation of the original."
-    return f"Test images with masked patches, their reconstructions, and the originals ({case.label}).{told}"
+        more += " The model predicts normalized patches, so each has the mean and the deviation of the original."
+    return f"Test images with masked patches, their reconstructions, and the originals ({case.label}).{more}"
 
 
 def neighbours_caption(folder: Path | None, n_images: int = 8) -> str:
@@ -104,8 +104,8 @@ def neighbours_caption(folder: Path | None, n_images: int = 8) -> str:
     text = "Test images, and below each the training images with the most similar features in the frozen encoder."
     if folder is None:
         return text
-    told = read_json(folder / "metrics.json")["neighbours"]
-    pairs = zip(told["true"][:n_images], told["labels"][:n_images], strict=True)
+    neighbours = read_json(folder / "metrics.json")["neighbours"]
+    pairs = zip(neighbours["true"][:n_images], neighbours["labels"][:n_images], strict=True)
     same = [label == true for true, labels in pairs for label in labels]
     return f"{text} Of the {len(same)} neighbours, {sum(same)} have the class of their test image."
 
@@ -178,9 +178,9 @@ def sampling(summary: Summary) -> str:
         "tab-sampling": "[Table 3](#tab-sampling) compares the kinds of masks.",
         "fig-accuracy": "[Figure 6](#fig-accuracy) shows the accuracy of every case.",
     }
-    told = {label: text for label, text in said.items() if label in parts(summary)}
-    heading = "Accuracy" if told.keys() == {"fig-accuracy"} else "Mask sampling"
-    return f"### {heading}\n\n{' '.join(told.values())}" if told else ""
+    shown = {label: text for label, text in said.items() if label in parts(summary)}
+    heading = "Accuracy" if shown.keys() == {"fig-accuracy"} else "Mask sampling"
+    return f"### {heading}\n\n{' '.join(shown.values())}" if shown else ""
 
 
 def samplings(summary: Summary) -> dict[str, dict[str, Path]]:
@@ -212,11 +212,11 @@ def features(summary: Summary) -> str:
 
 def features_caption(summary: Summary) -> str:
     """The caption of the table of frozen features."""
-    told = "error on masked pixels of test images."
+    what = "error on masked pixels of test images."
     if any(case.pretrained and case.pretrained.norm_pix for case in summary.cases.values()):
-        told += " The PSNR of normalized pixels uses the mean and the deviation of each original patch, which helps it."
+        what += " The PSNR of normalized pixels uses the mean and the deviation of each original patch, which helps it."
     before = " before fine-tuning: probes of the frozen encoder (%), and" if summary.fine_tuned else ":"
-    return f"{every_case(summary).capitalize()}{before} {told}"
+    return f"{every_case(summary).capitalize()}{before} {what}"
 
 
 def ratio_and_work(summary: Summary) -> str:
@@ -235,10 +235,10 @@ def ratio_and_work(summary: Summary) -> str:
         if "tab-work" in there
         else "A comparison at equal\ncompute, with more epochs of random 75 %, has not run yet."
     )
-    told = {"tab-ratio": ratio, "tab-work": work}
-    shown = [label for label in told if summary.whole or label in there]
+    passages = {"tab-ratio": ratio, "tab-work": work}
+    shown = [label for label in passages if summary.whole or label in there]
     heading = "Masking ratio and equal compute" if len(shown) > 1 else "".join(map(ON_REQUEST.__getitem__, shown))
-    return f"## {heading}\n\n{' '.join(map(told.__getitem__, shown))}" if shown else ""
+    return f"## {heading}\n\n{' '.join(map(passages.__getitem__, shown))}" if shown else ""
 
 
 def lengths(summary: Summary) -> str:
@@ -249,9 +249,9 @@ def lengths(summary: Summary) -> str:
     if len(labels) < 2:
         return "No two kinds of masks have run at every length with the same seed, so we cannot compare their order."
     orders = {epochs: best_first({label: cases[label] for label in labels}) for epochs, cases in found.items()}
-    told = "; ".join(f"after {epochs} epochs, {', '.join(names)}" for epochs, names in orders.items())
+    ranked = "; ".join(f"after {epochs} epochs, {', '.join(names)}" for epochs, names in orders.items())
     same = len({tuple(names) for names in orders.values()}) == 1
-    text = f"Best first: {told}. The order of the means is {'the same at every length' if same else 'not the same'}."
+    text = f"Best first: {ranked}. The order of the means is {'the same at every length' if same else 'not the same'}."
     (short, first), *_, (long, last) = found.items()
     base, *others = labels
     if base == label_of(*LENGTHENED[0]):

@@ -92,10 +92,10 @@ def abstract(summary: Summary) -> str:
                 f"Of the supported or contradicted ones, {len(tested)} {rest} on a statistical test, and {n_kept} of these "
                 f"{survive} a correction for the number of claims. "
             )
-    told = f"{counted}: {tally(judged)} ([Table 6](#tab-claims)). {corrected}{interim(summary)}"
+    verdicts = f"{counted}: {tally(judged)} ([Table 6](#tab-claims)). {corrected}{interim(summary)}"
     return (
         f"{notice if drawn else ''}{choosing(summary)}{either(summary, repeated, alone)} On {dataset(summary)}, "
-        f"{reached(summary)}. {told if 'tab-claims' in parts(summary) else ''}{missing}{intervals(summary)}"
+        f"{reached(summary)}. {verdicts if 'tab-claims' in parts(summary) else ''}{missing}{intervals(summary)}"
     )
 
 
@@ -124,13 +124,13 @@ def reached(summary: Summary) -> str:
             f"an encoder pre-trained with {default.masking} reaches {number(ours)} % {images} accuracy{top5} after "
             f"fine-tuning{against}"
         )
-    told = f"masked pixels of {images} images are reconstructed with {number(quality)} dB (PSNR)"
+    reconstructed = f"masked pixels of {images} images are reconstructed with {number(quality)} dB (PSNR)"
     tuned = "no classifier was fine-tuned"
     if other := next((case for case in (default, *summary.all_cases.values()) if case.estimate("accuracy")), None):
         first = "training from scratch" if other.from_scratch else f"fine-tuning of the case *{other.label}*"
         against = f", against {number(theirs)} % from scratch{same_recipe(summary)}" if theirs and ours else ""
         tuned = f"{first} reaches {number(other.estimate('accuracy'))} % {images} accuracy{against}"
-    return f"{told if quality else 'no case of this study has been pre-trained'}; {tuned}"
+    return f"{reconstructed if quality else 'no case of this study has been pre-trained'}; {tuned}"
 
 
 def tally(judged: Sequence[Claim]) -> str:

@@ -43,7 +43,7 @@ def finetuning(summary: Summary) -> str:
     scratch = "" if alone or not same_recipe(summary) else "*From scratch* is the same recipe with random initial weights. "
     run, off, images = finetuned(summary), FinetuneParameters(), evaluated(summary)
     case = summary.default if summary.default.folder("finetune") else summary.scratch
-    counts = {told["n_train"] for told in case.read("finetune", "metrics").values() if "n_train" in told}
+    counts = {metrics["n_train"] for metrics in case.read("finetune", "metrics").values() if "n_train" in metrics}
     number_of = f"{min(counts or {run.train_images}):,}"
     labelled = f" It uses the labels of {number_of} training images." if run.train_images else ""
     read = "the mean of its patch tokens" if run.pooling == "mean" else "its class token"
@@ -69,8 +69,10 @@ def model(summary: Summary) -> str:
     run = summary.default.pretrained
     if not run:
         return tuned_model(summary)
-    told = summary.default.read("pretrain", "metrics").values()
-    counted = {f" Encoder and decoder together have {m['n_parameters']:,} parameters." for m in told if "n_parameters" in m}
+    metrics = summary.default.read("pretrain", "metrics").values()
+    counted = {
+        f" Encoder and decoder together have {m['n_parameters']:,} parameters." for m in metrics if "n_parameters" in m
+    }
     sees = "the visible patches only"
     predicted = "normalized pixels: those of each patch with mean 0 and variance 1" if run.norm_pix else "pixels"
     if run.mask_tokens_in_encoder:
@@ -113,8 +115,8 @@ def encoder(run: RunParameters) -> str:
 def resized(summary: Summary) -> str:
     """Both sizes and what became of the positions where fine-tuning had images of another size; empty if it had not."""
     case = summary.default
-    told = [m["positions"] for m in case.read("finetune", "metrics").values() if "positions" in m]
-    positions = f" Before fine-tuning, positions were {told[0]}." if told else ""
+    changes = [m["positions"] for m in case.read("finetune", "metrics").values() if "positions" in m]
+    positions = f" Before fine-tuning, positions were {changes[0]}." if changes else ""
     first, tuned = (case.pretrained and case.pretrained.image_size), finetuned(summary).image_size
     if not case.values("accuracy") or first in (None, tuned):
         return positions
@@ -137,11 +139,11 @@ def masks(summary: Summary) -> str:
     runs = [case.pretrained for case in summary.all_cases.values() if case.pretrained]
     if not runs and not summary.whole:
         return ""
-    told = [text for kind, text in MASKS.items() if summary.whole or any(run.mask_strategy == kind for run in runs)]
-    told.append("Every mask of a kind hides the same number of patches.")
+    sentences = [text for kind, text in MASKS.items() if summary.whole or any(run.mask_strategy == kind for run in runs)]
+    sentences.append("Every mask of a kind hides the same number of patches.")
     if summary.whole or any(run.mask_tokens_in_encoder for run in runs):
-        told.append(
+        sentences.append(
             "In the ablation *mask tokens in the encoder*, mask tokens replace the masked patches in the encoder, too, and "
             "not only in the decoder."
         )
-    return f"**Masks.** {' '.join(told)}"
+    return f"**Masks.** {' '.join(sentences)}"
