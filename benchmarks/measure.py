@@ -260,8 +260,9 @@ class Race:
         """Start a contestant's process; its first message says that it is ready."""
         self.connections[index], there = processes.Pipe()
         words = (self.timings[index].who, self.seconds, self.until is not None, there)
-        self.children[index] = processes.Process(target=serve, args=words, daemon=True)
-        self.children[index].start()
+        child = processes.Process(target=serve, args=words, daemon=True)
+        child.start()
+        self.children[index] = child
         there.close()  # so that ``recv`` notices when the process ends
 
     def receive(self, index: int) -> Any:

@@ -15,7 +15,7 @@ from mae_core.data.store import Stored, Write, prepared, stored
 from mae_core.devices import n_cores
 from mae_core.errors import MissingDataError
 
-VERSION = 1  # of what decode makes of a picture; another one prepares all images again
+VERSION = 2  # of what decode makes of a picture; another one prepares all images again
 AT_ONCE = 16  # images that a thread decodes between two updates of the progress bar
 
 

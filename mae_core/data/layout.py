@@ -111,10 +111,11 @@ def check_layout(data_dir: Path, needs_classes: bool = False) -> None:
     classes = class_names(train) if train.is_dir() else []
     if not train.is_dir() and not any(True for _ in images(root, root, deep=False)):
         raise MissingDataError(f"data_dir is {str(data_dir)!r}: it has neither train/ nor images; it must hold {LAYOUT}")
-    for part in (train, test):
-        if part and classes and any(True for _ in images(root, part, deep=False)):
+    for part in filter(None, (train, test)):
+        folders = class_names(part) if classes else []
+        if folders and any(True for _ in images(root, part, deep=False)):
             raise MissingDataError(
-                f"{part} holds both images and folders, such as {printable(classes[0])}/: move the images into the folders "
+                f"{part} holds both images and folders, such as {printable(folders[0])}/: move the images into the folders "
                 f"of their classes, or elsewhere"
             )
     if classes and test is None:

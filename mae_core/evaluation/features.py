@@ -30,7 +30,7 @@ class Features(NamedTuple):
 
     Attributes:
         names: of the files, relative to the folder, in order.
-        labels: name of the subfolder that each image lies in, however deep, as in training; empty without one.
+        labels: the class of each image, see :func:`labels_of`; empty without one.
         vectors_nD: float32.
     """
 
@@ -88,9 +88,15 @@ def features(weights: str, folder: Path, pool: Pool, device: torch.device) -> Fe
         pixels_BHWC = np.stack([decoded(root / name, encoder.config.image_size) for name in names[part]])
         images_BCHW = scale_pixels(torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).to(device))
         vectors.append(pooled(encoder, images_BCHW, pool, found.pools_mean).cpu())
+    return Features(names, labels_of(names), torch.cat(vectors).numpy())
+
+
+def labels_of(names: list[str]) -> list[str]:
+    """The class of each image as in training: its first folder, below ``train``, ``test`` or ``val`` if all lie there."""
     folders = [Path(name).parts[:-1] for name in names]
-    labels = [inner[0] if inner else "" for inner in folders]
-    return Features(names, labels, torch.cat(vectors).numpy())
+    if all(inner and inner[0] in ("train", "test", "val") for inner in folders):
+        folders = [inner[1:] for inner in folders]
+    return [inner[0] if inner else "" for inner in folders]
 
 
 def decoded(path: Path, side: int) -> np.ndarray:

@@ -18,7 +18,15 @@ from mae_core.errors import MissingDataError, ParameterError
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study.checked import Name, Seed, UserPath
 from mae_core.study.finished import read_beside
-from mae_core.study.parameters import OUTPUTS, Device, FinetuneParameters, Parameters, PretrainParameters, check_data_dir
+from mae_core.study.parameters import (
+    OUTPUTS,
+    Device,
+    FinetuneParameters,
+    Parameters,
+    PretrainParameters,
+    check_data_dir,
+    unreadable,
+)
 from mae_core.study.results import FULL, KEPT, explained_writing, load_sheet, read_json
 from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
 from mae_core.training.runs import is_complete, pretrain
@@ -222,7 +230,10 @@ def small_model(run: ExploreParameters) -> Path:
     )
     wanted = PretrainParameters(study="explore", width=64, decoder_width=64, **data)
     if wanted.dataset == "folder":
-        train, _ = list_images(Path(wanted.data_dir))
+        try:
+            train, _ = list_images(Path(wanted.data_dir))
+        except OSError as error:
+            raise unreadable(wanted.data_dir, error) from error
         wanted = wanted.model_copy(update={"batch_size": min(wanted.batch_size, len(train.names))})
     if not is_complete(wanted, "pretrain"):
         pretrain(wanted)

@@ -144,9 +144,16 @@ def why_no_weights(folder: Path, wanted: str) -> str:
     )
 
 
-def settings_sha256(given: str) -> str:
-    """SHA-256 of the settings beside weights, which tell what tensors do not; empty without such files."""
-    folder, digest = weights_file(given).parent, hashlib.sha256()
+def settings_sha256(given: str) -> str | None:
+    """SHA-256 of the settings beside others' weights, which tell what tensors do not; empty without such files.
+
+    None for weights of this package, which need no files beside them.
+    """
+    path = weights_file(given)
+    with safe_open(path, framework="pt") as file:
+        if "mae_core" in (file.metadata() or {}):
+            return None
+    folder, digest = path.parent, hashlib.sha256()
     there = [folder / name for name in SETTINGS if (folder / name).is_file()]
     for path in there:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")

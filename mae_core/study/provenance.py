@@ -42,7 +42,8 @@ def machine(run: RunParameters, device: torch.device) -> dict[str, str]:
 
 
 def ingredients(run: RunParameters, device: torch.device) -> dict[str, str]:
-    """What a run depends on besides its parameters: checksums of code, data and initial weights; device; precision.
+    """What a run depends on besides its parameters: checksums of code, data, and initial weights with the settings beside
+    them; device; precision.
 
     And ``machine``, in words: a run may go on elsewhere, and its provenance then names all machines.
     """
@@ -50,7 +51,7 @@ def ingredients(run: RunParameters, device: torch.device) -> dict[str, str]:
     return {
         "code": code(),
         "data": images.checksum(run.dataset, run.data_dir, run.image_size),
-        "weights": tensors_sha256(weights_file(weights)) + settings_sha256(weights) if weights else "",
+        "weights": tensors_sha256(weights_file(weights)) + (settings_sha256(weights) or "") if weights else "",
         "device": device.type,
         "precision": here["precision"],
         "machine": f"{here['device']}; {here['platform']}, torch {torch.__version__}",

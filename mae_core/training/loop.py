@@ -168,7 +168,7 @@ class Training:
     def end_epoch(self) -> None:
         """Check and evaluate the model, and go on to the next epoch."""
         at, run = self.at, self.run
-        mean_loss = at.losses_S.mean().item()  # the first wait for the device in this epoch, save for checkpoints
+        mean_loss = at.losses_S.mean().item()  # here an epoch first waits for the device
         self.stop_clock()
         self.check("training loss", at.losses_S)
         self.check("sum of weights", sum_of_weights(self.model))

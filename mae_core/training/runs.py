@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from mae_core import devices, gpus
 from mae_core.data.images import Split, checksum, load, place, scale_pixels
-from mae_core.data.layout import fingerprint
+from mae_core.data.layout import fingerprint, list_images
 from mae_core.errors import Explained, MissingDataError, OutputError, ParameterError, StoppedError
 from mae_core.evaluation import N_PICTURES, classification, flops, probes, reconstruction
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study import provenance, results
 from mae_core.study.foreign import Found, find_encoder, settings_sha256, weights_file
-from mae_core.study.parameters import OUTPUTS, FinetuneParameters, PretrainParameters, check_data_dir
+from mae_core.study.parameters import OUTPUTS, FinetuneParameters, PretrainParameters, check_data_dir, unreadable
 from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
 from mae_core.training import objective, processes
 from mae_core.training.checkpoint import Position, discard, is_left_over
@@ -151,26 +151,24 @@ def is_complete(run: PretrainParameters | FinetuneParameters, stage: str) -> boo
     if begun or not (folder / "metrics.json").is_file() or run.change(folder / "parameters.json"):
         return False
     try:
-        recorded = results.read_json(folder / "provenance.json")
+        source = results.read_json(folder / "provenance.json")
         inputs = {"weights_sha256": tensors_sha256(folder / results.FULL)}
         if weights := getattr(run, "weights", ""):
             inputs |= initial(weights)
-            if "initial_settings_sha256" in recorded:  # not told by runs from before it was recorded
-                inputs.setdefault("initial_settings_sha256", "")
-            else:
+            if "initial_settings_sha256" not in source:  # a run from before they were recorded
                 inputs.pop("initial_settings_sha256", None)
         if run.dataset == "folder":
             inputs["images"] = fingerprint(Path(run.data_dir))
-        return inputs.items() <= recorded.items()
+        return inputs.items() <= source.items()
     except (OSError, ValueError, SafetensorError):  # a file is missing or damaged
         return False
 
 
 def initial(weights: str) -> dict[str, str]:
-    """Checksums of the weights that a run starts from, and of the settings beside them if there are any."""
+    """Checksums of the weights that a run starts from, and of the settings beside them if they are others'."""
     settings = settings_sha256(weights)
     found = {"initial_weights_sha256": tensors_sha256(weights_file(weights))}
-    return found | ({"initial_settings_sha256": settings} if settings else {})
+    return found if settings is None else found | {"initial_settings_sha256": settings}
 
 
 def bind(watch: Watch | None, model: nn.Module, test: Split) -> Callable[[Position], None]:
@@ -237,7 +235,7 @@ def load_both(run: PretrainParameters | FinetuneParameters, record: "Record") ->
     """
     try:
         own = run.dataset == "folder" and record.leads
-        before = fingerprint(Path(run.data_dir)) if own else ""
+        before = keys_of(run.data_dir) if own else ()
         train, test = (
             load(run.dataset, run.data_dir, first, limit, run.image_size, run.holdout)
             for first, limit in ((True, run.train_images), (False, 0))
@@ -246,12 +244,24 @@ def load_both(run: PretrainParameters | FinetuneParameters, record: "Record") ->
             record.data_md5 = checksum(run.dataset, run.data_dir, run.image_size)
         if own:
             record.inputs["images"] = fingerprint(Path(run.data_dir))
-            if record.inputs["images"] != before:
+            if keys_of(run.data_dir) != before:
                 raise MissingDataError(f"the images in {run.data_dir} changed while they were read: run again")
         train, test = place([train, test], run.data_on, record.device)
         return train, test
     except MissingDataError as error:
         raise ParameterError(f"dataset is {run.dataset!r}: {error}") from error
+
+
+def keys_of(data_dir: str) -> tuple[str, ...]:
+    """Checksums of the names, sizes and modification times of a folder's training and test images.
+
+    Raises:
+        ParameterError: if the folder cannot be read.
+    """
+    try:
+        return tuple(listing.key for listing in list_images(Path(data_dir)))
+    except OSError as error:
+        raise unreadable(data_dir, error) from error
 
 
 @dataclasses.dataclass

@@ -312,6 +312,12 @@ def images_among_classes_in_test(photos):
     return r"test holds both images and folders, such as "
 
 
+def flat_test_images(photos):
+    shutil.rmtree(photos / "test")
+    save(photos / "test" / "1.png")
+    return r"the class .* is in train/ and not in test/"
+
+
 def images_beside_a_folder_without_any(photos):
     shutil.rmtree(photos)
     save(photos / "train" / "a.png")
@@ -349,7 +355,7 @@ def a_link_nowhere(photos):
 BROKEN = (
     truncated, many_broken, from_a_phone, a_bomb, an_empty_class, no_images, nothing_at_all, no_test, another_class_in_test,
     a_class_less_in_test, images_among_classes, images_among_classes_in_test, images_beside_a_folder_without_any,
-    a_link_out, a_folder_out, a_link_nowhere, a_link_to_itself, a_pipe,
+    flat_test_images, a_link_out, a_folder_out, a_link_nowhere, a_link_to_itself, a_pipe,
 )  # fmt: skip
 
 

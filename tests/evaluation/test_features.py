@@ -10,7 +10,7 @@ from PIL import Image
 from mae_core import cli
 from mae_core.data.images import scale_pixels
 from mae_core.errors import MissingDataError, OutputError, ParameterError
-from mae_core.evaluation.features import Features, write_features, write_parquet
+from mae_core.evaluation.features import Features, labels_of, write_features, write_parquet
 from mae_core.model.mae import Classifier, MaskedAutoencoder
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.tensors import save_tensors
@@ -92,6 +92,19 @@ def test_the_label_is_the_class_of_training_however_deep_an_image_lies(weights, 
     found = write_features(str(weights[1]), folder, tmp_path / "out.npz")
     assert dict(zip(found.names, found.labels, strict=True))["a/monday/0.png"] == "a"
     assert set(found.labels) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["train/a/1.png", "test/b/deep/2.png"], ["a", "b"]),  # the folder of a study's data
+        (["train/1.png", "val/2.png"], ["", ""]),
+        (["train/1.png", "bus/2.png"], ["train", "bus"]),  # classes of vehicles
+        (["1.png", "a/2.png"], ["", "a"]),
+    ],
+)
+def test_labels_are_the_classes_of_training(names, labels):
+    assert labels_of(names) == labels
 
 
 def test_images_without_classes_have_no_label(weights, pictures, tmp_path):

@@ -114,6 +114,13 @@ def test_other_settings_beside_the_weights_of_others_give_other_results(tiny):
         assert not runs.is_complete(run, "finetune")
     write_json(settings, told)
     assert runs.is_complete(run, "finetune")
+    alone = Path("alone.safetensors")  # settings that come later count, too
+    alone.write_bytes(Path("theirs/model.safetensors").read_bytes())
+    lonely = run.model_copy(update={"weights": str(alone), "case": "alone"})
+    runs.finetune(lonely)
+    assert runs.is_complete(lonely, "finetune")
+    write_json(Path("preprocessor_config.json"), told | {"image_mean": [0.4, 0.5, 0.5]})
+    assert not runs.is_complete(lonely, "finetune")
     source = run.folder / "finetune" / "provenance.json"  # of a run from before these settings were recorded
     write_json(source, {k: v for k, v in read_json(source).items() if k != "initial_settings_sha256"})
     assert runs.is_complete(run, "finetune")

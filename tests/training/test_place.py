@@ -1,10 +1,12 @@
 """Images that come batch by batch from the host give the same results as images in the device's memory."""
 
+import os
 import shutil
 
 import pytest
 from photos import write, write_cifar100
 
+from mae_core.data.layout import list_images
 from mae_core.errors import ParameterError
 from mae_core.evaluation.flops import of_classifier
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
@@ -105,19 +107,21 @@ def test_cifar100_goes_through_both_stages_with_its_top_5(tmp_path, monkeypatch)
     assert load_sheet(run.folder / "finetune" / "pictures.png", 1).shape == (1, 10, 32, 32, 3)
 
 
-@pytest.mark.parametrize("adds", [True, False])
-def test_images_that_change_while_they_are_read_stop_the_run(photos, monkeypatch, adds):
-    load = runs.load
+@pytest.mark.parametrize("change", ["", "added", "replaced by one of the same size"])
+def test_images_that_change_while_they_are_read_stop_the_run(photos, monkeypatch, change):
+    load, first = runs.load, photos / list_images(photos)[0].names[0]
 
-    def load_and_add(*words):
+    def load_and_change(*words):
         found = load(*words)
-        if adds:
-            shutil.copy(next((photos / "train").rglob("*.png")), photos / "train" / "red sky" / "late.png")
+        if change == "added":
+            shutil.copy(first, first.with_name("late.png"))
+        elif change:
+            os.utime(first, ns=(0, 0))
         return found
 
-    monkeypatch.setattr(runs, "load", load_and_add)
+    monkeypatch.setattr(runs, "load", load_and_change)
     run = PretrainParameters.check(RUN)
-    if not adds:
+    if not change:
         runs.pretrain(run)
         return
     with pytest.raises(ParameterError, match=r"the images in .* changed while they were read: run again"):

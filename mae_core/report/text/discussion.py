@@ -109,8 +109,9 @@ def equal_work(summary: Summary) -> str:
     """Block 50 % compared with random 75 % at equal compute."""
     longer, block50 = summary.equal_work(), summary.find("block", 0.5)
     change, probe = (block50.beats(longer, quantity) for quantity in ("accuracy", "linear"))
-    if not longer.values("accuracy"):
-        return either(summary, "Random 75 % at equal compute has not run.")
+    for case, name in ((longer, "Random 75 % at equal compute"), (block50, "Block 50 %")):
+        if not case.values("accuracy"):
+            return either(summary, f"{name} has not {'run' if case is longer else 'been fine-tuned'}.")
     if not change or not longer.pretrained or not longer.work or not block50.work:
         return either(summary, "Random 75 % at equal compute and block 50 % have no seed in common.")
     also = f", and the linear probe by {measured(probe, 'linear')}" if probe else ""

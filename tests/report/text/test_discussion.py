@@ -1,5 +1,6 @@
 """The discussion."""
 
+import shutil
 from dataclasses import replace
 
 import fake_study
@@ -37,6 +38,12 @@ def test_runs_of_equal_compute_without_a_shared_seed_are_not_called_missing():
     text = discussion.discussion(read(seeds=(0, 1), skip=(("random-75-longer", 0), ("block-50", 1))))
     assert "Random 75 % at equal compute and block 50 % have no seed in common." in text
     assert "at equal compute has not run" not in text
+
+
+def test_block_50_that_is_only_pre_trained_is_not_compared_at_equal_compute():
+    fake_study.write(seeds=(0,))
+    shutil.rmtree("outputs/fake/block-50/seed0/finetune")
+    assert "Block 50 % has not been fine-tuned." in discussion.discussion(fake_study.read_again())
 
 
 def test_a_verdict_on_ratios_needs_those_of_the_claim():
