@@ -21,7 +21,7 @@ function draw(canvas, bytes) {
 }
 
 function render({ model, el }) {
-  const { side, grid, n_images: nImages, cases, train } = model.get("about");
+  const { side, grid, n_images: nImages, cases, first, judge, train } = model.get("about");
   const picture = (label) => h("canvas", { width: side, height: side, role: "img", "aria-label": label });
   const shown = (label, bytes) => {
     const canvas = picture(label);
@@ -32,6 +32,7 @@ function render({ model, el }) {
 
   // Every change of the page goes through here; the picture that answers it repeats the number.
   const change = (values) => {
+    say("");
     for (const [name, value] of Object.entries({ ...values, stroke: model.get("stroke") + 1 })) model.set(name, value);
     model.save_changes();
   };
@@ -67,6 +68,7 @@ function render({ model, el }) {
     count.textContent = `${n} of ${hidden.length} patches hidden (${Math.round((100 * n) / hidden.length)} %)`;
   };
   const set = (places, value) => {
+    if (asking) return later.push([places, value]); // a new mask is on its way: paint on that
     const hidden = [...model.get("hidden")];
     if (places.every((i) => hidden[i] === value)) return;
     for (const i of places) hidden[i] = value;
@@ -122,18 +124,38 @@ function render({ model, el }) {
     event.stopPropagation(); // JupyterLab moves between cells with arrows
   });
 
-  const count = h("p", { class: "mae-count" });
+  const count = h("p", { class: "mae-count", role: "status" });
   const ratioText = h("output", {}, "75 %");
   const ratio = h("input", { type: "range", min: 0.1, max: 0.9, step: 0.05, value: 0.75, "aria-label": "share of patches to hide" });
   let how = "random";
+  // One mask is asked for at a time: of several that are asked for meanwhile, only the last one.
+  let asking = false;
+  let next = null;
+  const later = [];
   const ask = (wanted) => {
-    model.send({ ask: "mask", how: wanted, ratio: Number(ratio.value) });
     if (wanted === "random" || wanted === "block") how = wanted;
+    if (asking) return (next = wanted);
+    asking = true;
+    say("");
+    model.send({ ask: "mask", how: wanted, ratio: Number(ratio.value) });
+  };
+  const answered = () => {
+    asking = false;
+    for (const stroke of later.splice(0)) set(...stroke);
+    const wanted = next;
+    next = null;
+    if (wanted) ask(wanted);
+  };
+  const showRatio = () => {
+    ratioText.textContent = `${Math.round(100 * ratio.value)} %`;
+    ratio.setAttribute("aria-valuetext", ratioText.textContent);
   };
   ratio.addEventListener("input", () => {
-    ratioText.textContent = `${Math.round(100 * ratio.value)} %`;
+    showRatio();
     ask(how);
   });
+  ratio.addEventListener("keydown", (event) => event.key.startsWith("Arrow") && event.stopPropagation()); // as above
+  showRatio();
 
   const title = h("strong", { class: "mae-title", "aria-live": "polite" });
   const message = h("p", { class: "mae-message", role: "status" });
@@ -143,7 +165,11 @@ function render({ model, el }) {
     const size = chosen.size / 1e6;
     if (size > LARGEST_MB) return say(`${chosen.name} has ${(Math.ceil(10 * size) / 10).toFixed(1)} MB: choose a picture of at most ${LARGEST_MB} MB.`);
     say("");
-    model.send({ ask: "own" }, undefined, [await chosen.arrayBuffer()]);
+    try {
+      model.send({ ask: "own" }, undefined, [await chosen.arrayBuffer()]);
+    } catch {
+      say(`${chosen.name} cannot be read: choose a picture.`); // a folder, say
+    }
   };
   file.addEventListener("change", () => {
     const [chosen] = file.files;
@@ -167,7 +193,7 @@ function render({ model, el }) {
   const attention = picture("the original image, dark where the encoder looks little");
   const cards = h("div", { class: "mae-cards" });
   const found = h("div", { class: "mae-found" });
-  const search = button("find the nearest training images", () => {
+  const search = button(`find the nearest training images (features of ${first})`, () => {
     say("Looking for them among the training images …");
     model.send({ ask: "neighbours" });
   });
@@ -175,7 +201,7 @@ function render({ model, el }) {
   const classes = (top) =>
     h(
       "ol",
-      { class: "mae-top" },
+      { class: "mae-top", role: "list", "aria-label": `likeliest classes, by the classifier of ${judge}` },
       ...top.map(([name, p]) =>
         h("li", { style: `--p: ${100 * p}%` }, h("span", {}, name), h("span", {}, `${Math.round(100 * p)} %`)),
       ),
@@ -184,7 +210,7 @@ function render({ model, el }) {
 
   const showPicture = () => {
     const now = model.get("picture");
-    title.textContent = now.title;
+    if (title.textContent !== now.title) title.textContent = now.title; // else it would be read aloud again
     draw(board, now.original);
     draw(original, now.original);
     draw(attention, now.attention);
@@ -205,6 +231,7 @@ function render({ model, el }) {
         ),
       ),
     );
+    say(model.get("message"));
     root.dataset.stroke = now.stroke;
   };
   const showChosen = () => {
@@ -224,7 +251,7 @@ function render({ model, el }) {
       { class: "mae-bar" },
       button("‹", () => step(-1), { "aria-label": "previous image" }),
       button("›", () => step(1), { "aria-label": "next image" }),
-      button("random image", () => change({ image: Math.floor(Math.random() * nImages) })),
+      button("random image", () => step(1 + Math.floor(Math.random() * Math.max(1, nImages - 1)))),
       h("label", { class: "mae-upload" }, file, "own picture …"),
       title,
     ),
@@ -249,8 +276,9 @@ function render({ model, el }) {
           "section",
           { class: "mae-card mae-wide" },
           h("h3", {}, "the original"),
-          h("div", { class: "mae-pair" }, figure(original, "original"), figure(attention, "where the encoder looks")),
+          h("div", { class: "mae-pair" }, figure(original, "original"), figure(attention, `where the encoder of ${judge || first} looks`)),
           originalTop,
+          ...(judge ? [h("p", { class: "mae-count" }, `Classes: what the classifier of ${judge} sees.`)] : []),
         ),
         ...(train ? [h("div", {}, search, found)] : []),
       ),
@@ -278,6 +306,7 @@ function render({ model, el }) {
     "change:chosen": showChosen,
     "change:neighbours": showFound,
     "change:message": () => say(model.get("message")),
+    "msg:custom": answered,
   };
   for (const [event, act] of Object.entries(followed)) {
     model.on(event, act);

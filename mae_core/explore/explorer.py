@@ -36,9 +36,12 @@ HINTS = {
 }
 TO_TRY = """\
 - Hide all but one patch, then move that patch about. What does the model take from a single patch?
+{classify}- Open a picture of your own: a face, a letter, a photograph of your room. The models saw {seen} only.
+- `pretrain` trains a model with masks of your choice; set this notebook's `study` to its study (`notebook`, unless you
+  change it) to open it here."""
+TO_CLASSIFY = """\
 - Show only the outline of a thing. How many patches does the classifier need until it names the reconstruction rightly?
-- Open a picture of your own: a face, a letter, a photograph of your room. The models saw {seen} only.
-- `pretrain` trains a model with masks of your choice; set this notebook's `study` to its study to open it here."""
+"""
 NORMALIZED = (
     "{name} predicts normalized patches: each hidden patch gets the original's mean and deviation, so there is no PSNR."
 )
@@ -76,13 +79,13 @@ class Explorer(anywidget.AnyWidget):
         self.features: tuple[Split, Tensor, Tensor, Tensor] | None = None
         self.still_output: Any = None
         self.draws = 0
-        first = self.models[0].run
+        first, judge = self.models[0].run, pictures.judge(self.models)
         by_strategy = {trained.run.mask_strategy: trained.name for trained in reversed(self.models)}
         super().__init__(
             about={
                 "side": first.model.image_size, "grid": first.model.grid_size, "n_images": len(images),
                 "study": first.study, "cases": [trained.name for trained in self.models],
-                "train": at_hand(run, first.image_size),
+                "first": self.models[0].name, "judge": judge.name if judge else "", "train": at_hand(run, first.image_size),
             },
             hidden=pictures.hidden_patches("random", 0.75, first.model.grid_size, seed=0),
             chosen=[trained.name for trained in self.models if trained.name in by_strategy.values()],
@@ -149,7 +152,10 @@ class Explorer(anywidget.AnyWidget):
         """Do what a message of the page asks for."""
         with self.telling_errors():
             if asked["ask"] == "mask":
-                self.mask(asked["how"], asked["ratio"])
+                try:
+                    self.mask(asked["how"], asked["ratio"])
+                finally:
+                    self.send({"answered": "mask"})  # the page asks for the next one then
             elif asked["ask"] == "own":
                 self.open_own(bytes(buffers[0]))
             elif asked["ask"] == "neighbours":
@@ -220,7 +226,8 @@ class Explorer(anywidget.AnyWidget):
     @property
     def to_try(self) -> str:
         """Ideas of what to try next, as Markdown."""
-        return TO_TRY.format(seen=self.models[0].seen)
+        classify = TO_CLASSIFY if pictures.judge(self.models) else ""
+        return TO_TRY.format(seen=self.models[0].seen, classify=classify)
 
     def still(self) -> dict[str, str]:
         """The present pictures as a display bundle, for where no kernel runs: a reopened, printed or converted notebook.

@@ -27,17 +27,19 @@ def main_caption(summary: Summary) -> str:
 
 def main_notes(summary: Summary) -> str:
     """The notes below the main table."""
+    several = "Times, speeds and memory come from several machines ([Table 5](#tab-cost)). "
+    on_machines = several if several_machines(summary) else ""
     of_pretraining = "images a second and peak memory: pre-training (all three: medians over the seeds). "
     if not summary.fine_tuned:
         flops = f"FLOPs: one image's forward pass, relative to {summary.default.label}; minutes: with data and evaluation; "
-        return f"{flops}{of_pretraining}{several_machines(summary)}{plus_minus(summary)}"
+        return f"{flops}{of_pretraining}{on_machines}{plus_minus(summary)}"
     random = "; from scratch, that is a random encoder" if "curves-scratch" in parts(summary) else ""
     models = "Student: ViT-T/2 on CIFAR-10. Paper: ViT-L on ImageNet-1k, [He et al.](#ref-he2021). "
     return (
         f"{either(summary, models)}*Best epoch* is chosen on the test images, so it can be too high. The probes "
-        f"read the mean patch token of the encoder before fine-tuning{random}. FLOPs: one "
-        "image's forward pass in pre-training; minutes: both stages, with data and evaluation; "
-        f"{of_pretraining}{several_machines(summary)}{plus_minus(summary)}"
+        f"(linear, and k nearest neighbours) read the mean patch token of the encoder before fine-tuning{random}. FLOPs: one "
+        "image's forward pass in pre-training (floating-point operations); minutes: both stages, with data and evaluation; "
+        f"{of_pretraining}{on_machines}{plus_minus(summary)}"
     )
 
 
@@ -93,7 +95,11 @@ def attention_caption(summary: Summary) -> str:
 def reconstruction_caption(case: Case) -> str:
     """The caption of the reconstructions, with the mean PSNR."""
     psnr = case.estimate("psnr")
-    more = f" The mean PSNR of masked pixels, over all test images, is {number(psnr)} dB." if psnr else ""
+    more = (
+        f" The mean peak signal-to-noise ratio (PSNR) of masked pixels, over all test images, is {number(psnr)} dB."
+        if psnr
+        else ""
+    )
     if case.pretrained and case.pretrained.norm_pix:
         more += " The model predicts normalized patches, so each has the mean and the deviation of the original."
     return f"Test images with masked patches, their reconstructions, and the originals ({case.label}).{more}"
@@ -236,7 +242,8 @@ def ratio_and_work(summary: Summary) -> str:
         else "A comparison at equal\ncompute, with more epochs of random 75 %, has not run yet."
     )
     passages = {"tab-ratio": ratio, "tab-work": work}
-    shown = [label for label in passages if summary.whole or label in there]
+    missing = summary.whole and any(label in there for label in passages)  # the discussion says so where both are
+    shown = [label for label in passages if missing or label in there]
     heading = "Masking ratio and equal compute" if len(shown) > 1 else "".join(map(ON_REQUEST.__getitem__, shown))
     return f"## {heading}\n\n{' '.join(map(passages.__getitem__, shown))}" if shown else ""
 

@@ -84,7 +84,10 @@ def abstract(summary: Summary) -> str:
     judged, missing, corrected = shown(summary), "", ""
     tested = [claim for claim in judged if claim.directional]
     if summary.compared:
-        counted, missing = f"We judge {len(judged)} claims, most of them from the report and the paper", not_run(summary)
+        counted, missing = (
+            f"We judge {len(judged)} claims, most of them from the student's report and the MAE paper",
+            not_run(summary),
+        )
         n_kept = sum(claim.survives for claim in tested)
         if tested and sum(claim.p is not None for claim in judged) > 1:
             rest, survive = "rests" if len(tested) == 1 else "rest", "survives" if n_kept == 1 else "survive"

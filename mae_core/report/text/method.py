@@ -4,24 +4,27 @@ from pathlib import Path
 
 from mae_core.report.parts import parts
 from mae_core.report.summary import Summary
-from mae_core.report.text.words import count, escaped, evaluated, finetuned, listed
+from mae_core.report.text.words import count, dataset, escaped, evaluated, finetuned, listed
 from mae_core.study.parameters import FinetuneParameters, RunParameters
 
 MOST_NAMES = 12  # classes named in a sentence
 
 
 def data(summary: Summary) -> str:
-    """The images of a study of other data than the student's: their number, size and classes."""
+    """The images of a study: their number, size and classes."""
     metrics = summary.records("metrics")
     run = next((case.pretrained for case in summary.all_cases.values() if case.pretrained), None) or finetuned(summary)
-    if summary.compared or not metrics:
+    counts = [max((m[name] for m in metrics if name in m), default=0) for name in ("n_train", "n_test")]
+    if not all(counts):  # nothing has run, or all ran before this was recorded
         return ""
     size = f"{run.image_size}×{run.image_size}"
-    n_train, n_test = (max(m[name] for m in metrics if name in m) for name in ("n_train", "n_test"))
     names = [escaped(name) for name in summary.classes]
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     classes = f"{len(names)} classes: {', '.join(names[:MOST_NAMES])}{more}" if names else "classes are not used"
-    return f"**Data.** {n_train:,} training and {n_test:,} test images of {size} pixels; {classes}.\n\n"
+    known = dataset(summary)
+    named = f"{known[0].upper()}{known[1:]}: " if summary.compared else ""
+    n_train, n_test = counts
+    return f"**Data.** {named}{n_train:,} training and {n_test:,} test images of {size} pixels; {classes}.\n\n"
 
 
 # What fine-tuning can have beyond the student's recipe: parameter -> words for its value
@@ -130,7 +133,8 @@ MASKS = {
     "random": "*Random* masks are drawn uniformly without replacement.",
     "block": "*Block* masks are unions of rectangles as in BEiT ([Bao et al.](#ref-bao2022)); the last rectangle is "
     "trimmed so that the count is exact.",
-    "grid": "*Grid* masks keep the same one of every 2 × 2 patches.",
+    "grid": "*Grid* masks keep one patch of every 2 × 2, the same one all over an image; which one is drawn for each "
+    "image.",
 }
 
 

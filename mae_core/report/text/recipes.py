@@ -50,7 +50,7 @@ def reproduce(summary: Summary) -> str:
         return "Nothing has run yet."
     versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
     return (
-        f"`make report STUDY={summary.name}` runs what is missing and prints this report; with `AGAIN=1`, it trains "
+        f"`make report STUDY={summary.name}` runs what is missing and writes this report; with `AGAIN=1`, it trains "
         f"all cases again. The parameters are in `params/{summary.name}.yaml`; the files of each run are in "
         f"`outputs/{summary.name}/<case>/seed<k>/`. The last run used {last['device']} ({last['platform']}, "
         f"{last['precision']} matrix products) and {versions}. {machines(summary)}MD5 of the data: `{last['data_md5']}`."

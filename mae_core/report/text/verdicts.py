@@ -121,7 +121,8 @@ def over_images(summary: Summary) -> str:
         f"*Seeds*: half the 95 % interval over seeds ({t_distribution(summary)}). *Images*: half the 95 % interval over "
         f"test images. For an accuracy it is Wilson's ([Wilson](#ref-wilson1927)){shown_n}.{several} For a difference it "
         "comes from a paired bootstrap ([Efron and Tibshirani](#ref-efron1993)): both cases are evaluated "
-        "on the same images, drawn with replacement."
+        "on the same images, drawn with replacement. A difference uses only the seeds that both cases finished, so it need "
+        "not be that of the two means."
     )
     compared = [case for case in summary.cases.values() if case is not default and case.beats(default, "accuracy")]
     missing = [case.label for case in compared if of_difference(case, default) is None]
@@ -175,8 +176,9 @@ def sensitivity(summary: Summary) -> str:
         have = "has" if len(equal) == 1 else "have"
         zeros = f"With some seed, {listed(equal)} {have} exactly the accuracy of {default.label}." if equal else ""
         return f"{named}{signs}{zeros}".rstrip()
-    which = {1: "the only other case", 2: "both other cases"}.get(len(repeated), f"all {len(repeated)} other cases")
-    return f"{named}The difference from {default.label} has the same sign with every seed for {which} with several seeds."
+    n = len(repeated)
+    which = "the other case that has several" if n == 1 else "each of the other cases that have several"
+    return f"{named}The difference from {default.label} has the same sign with every seed in {which}."
 
 
 def chance(summary: Summary) -> str:

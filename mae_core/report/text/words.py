@@ -35,7 +35,10 @@ def escaped(name: str) -> str:
 
 
 def seeds(summary: Summary) -> str:
-    """The number of seeds, in words."""
+    """The number of seeds, in words: of all main cases, or the fewest and the most."""
+    numbers = {n for case in summary.cases.values() if (n := len(case.values(summary.last_quantity)))}
+    if len(numbers) > 1:
+        return f"{min(numbers)} to {max(numbers)} seeds a case"
     return count(len(summary.seeds), "seed")
 
 
@@ -72,7 +75,8 @@ def intervals(summary: Summary) -> str:
     single = "; a case with one seed has none" if 1 in numbers else ""
     return (
         f"± is the half-width of the 95 % interval of the mean over the {number_of} seeds that a case finished ("
-        f"{t_distribution(summary)}{single}); differences are paired by seed. It covers the choice of "
+        f"{t_distribution(summary)}{single}). A difference is paired by seed, and uses the seeds that both cases finished. "
+        "The interval covers the choice of "
         f"seeds{'; [Table 8](#tab-chance) adds the test images' if 'tab-chance' in parts(summary) else ''}."
     )
 
