@@ -27,21 +27,31 @@ READY  := $(VENV)/.ready
 WEB    := $(VENV)/.ready-web
 DEV    := $(VENV)/.ready-dev
 
+# An environment works only where it was made: in a folder that was moved or copied, it is made anew. So is one whose
+# installation was killed: it can look complete.
+BEGUN  := $(VENV)/.begun
+MADE   := $(shell cat '$(READY)' 2>/dev/null)
+STALE  := $(if $(MADE),$(if $(filter-out |$(MADE)|,|$(abspath $(VENV))|),moved))
+STALE  := $(STALE)$(shell test -f '$(BEGUN)' && ! kill -0 "$$(cat '$(BEGUN)')" 2>/dev/null && echo killed)
+
 export PATH := $(abspath $(BIN)):$(PATH)
+ifeq ($(filter gpu,$(MAKECMDGOALS)),)  # which runs with what the machine has
+unexport PYTHONPATH PYTHONHOME
+endif
 # Snakemake needs a name for its user, and a folder for its cache: a container may have neither.
 export LOGNAME ?= $(shell id -un 2>/dev/null || id -u)
 ifeq ($(shell test -w "$(HOME)" && echo writable),)
 export XDG_CACHE_HOME ?= $(CURDIR)/.snakemake/cache
 endif
 
-.PHONY: report sweep lengths seeds study test recover soak bench gpu lint lab explore env help
+.PHONY: report sweep lengths seeds study test recover soak bench gpu lint lab explore env help stale
 report: study $(READY)
-	snakemake $(if $(AGAIN),--forceall) --configfile params/$(STUDY).yaml
+	$(BIN)/snakemake $(if $(AGAIN),--forceall) --configfile params/$(STUDY).yaml
 	@echo "report: report/$(STUDY)/index.html and report/$(STUDY)/report.pdf"
 
 sweep lengths seeds: %: study-with-% $(READY)
-	snakemake $@ $(if $(AGAIN),--forceall) --configfile params/$(STUDY).yaml
-	snakemake --forcerun ablations report --configfile params/$(STUDY).yaml
+	$(BIN)/snakemake $@ $(if $(AGAIN),--forceall) --configfile params/$(STUDY).yaml
+	$(BIN)/snakemake --forcerun ablations report --configfile params/$(STUDY).yaml
 
 # What is not there is told before anything is set up. A study's file has what `make seeds` runs under more_seeds.
 STUDIES = $(sort $(basename $(notdir $(1))))
@@ -55,32 +65,32 @@ study-with-%: study
 study-with-%: KEY = $(subst seeds,more_seeds,$*)
 
 test: $(DEV)
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 recover: $(READY)
-	mae-core recover params/$(STUDY).yaml
+	$(BIN)/mae-core recover params/$(STUDY).yaml
 
 soak: $(DEV)
-	python tests/soak.py
+	$(BIN)/python tests/soak.py
 
 bench: $(DEV)
-	python -m benchmarks
+	$(BIN)/python -m benchmarks
 
 # A borrowed machine may have torch, but neither this environment nor a network to install it.
 gpu:
-	$(if $(wildcard $(BIN)/python),python,$(PYTHON)) -m benchmarks.gpu --seconds $(SECONDS) \
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu --seconds $(SECONDS) \
 	  $(if $(filter file,$(origin STUDY)),,--study $(STUDY)) $(if $(REHEARSE),--rehearse)
 
 lint: $(DEV)
-	ruff check .
-	ruff format --check .
-	mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 lab: $(READY)
-	jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/explore.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/explore.ipynb
 
 explore: $(or $(wildcard $(DEV)),$(WEB))
-	JUPYTER_PATH="$(CURDIR)/mae_core/explore/page" voila notebooks/explore.ipynb --template=explore --Voila.ip=127.0.0.1 --show_tracebacks=True
+	JUPYTER_PATH="$(CURDIR)/mae_core/explore/page" $(BIN)/voila notebooks/explore.ipynb --template=explore --Voila.ip=127.0.0.1 --show_tracebacks=True
 
 env: $(DEV)
 
@@ -90,11 +100,11 @@ help:
 # uv installs the same versions as pip in a third of the time. pip is the fallback if uv is unavailable or finds no index.
 # TORCH selects torch's backend, such as cpu or cu130: https://docs.astral.sh/uv/guides/integration/pytorch/
 define install
-@python -m pip install --quiet -c constraints.txt uv && \
-  uv pip install --quiet --python $(BIN)/python --compile-bytecode $(if $(TORCH),--torch-backend $(TORCH)) $(1) || \
+@$(BIN)/python -m pip install --quiet -c constraints.txt uv && \
+  $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode $(if $(TORCH),--torch-backend $(TORCH)) $(1) || \
   { echo "uv could not install the environment; trying pip" >&2; \
-    python -m pip install --quiet $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH)) $(1); }
-@touch $@
+    $(BIN)/python -m pip install --quiet $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH)) $(1); }
+@echo '$(abspath $(VENV))' > $@
 endef
 
 # JupyterLab saves outputs into notebooks. This git filter (.gitattributes) strips them, so that running one changes nothing.
@@ -103,11 +113,13 @@ STRIP := '$(abspath $(BIN))/python' -m nbstripout -t --keep-id --extra-keys \
   '$(addprefix metadata.language_info.,$(INFO)) metadata.widgets cell.metadata.execution'
 
 # The report needs less than the web page, and that less than the tests: peers of the benchmark, a type checker and the like.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(if $(STALE),stale)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, but $(PYTHON) is older: use make PYTHON=python3.12 ..." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(if $(STALE),--clear) $(VENV)
+	@echo $$PPID > $(BEGUN)
 	$(call install,-c constraints.txt -e .)
+	@rm -f $(BEGUN)
 	@git config filter.notebook.clean "$(STRIP)" 2>/dev/null || true  # git then sees notebooks without their outputs
 
 $(WEB): $(READY)

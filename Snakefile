@@ -60,14 +60,15 @@ MORE = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT + LENGTHS + 
 
 # Runs of other parameters than the study's are repeated. A pull makes the code newer than committed results, which stay as
 # they are: `--forceall` (make report AGAIN=1) trains anew.
-TRAINING = {*sources("notebooks/pretrain.ipynb"), *sources("notebooks/finetune.ipynb")}
 try:
-    sentences = date_results(study, TRAINING, FINGERPRINTS)
+    TRAINING = {*sources("notebooks/pretrain.ipynb"), *sources("notebooks/finetune.ipynb")}
+    sentences = date_results(study, TRAINING, FINGERPRINTS) if workflow.is_main_process else []  # not in jobs
 except PermissionError as error:
     raise WorkflowError(f"{error.filename} is another user's, and cannot be dated: run this in a clone of your own") from None
+except ParameterError as error:
+    raise WorkflowError(str(error)) from None
 for sentence in sentences:
-    if workflow.is_main_process:  # not in jobs
-        print(sentence, file=sys.stderr)
+    print(sentence, file=sys.stderr)
 
 # Training jobs share the machine: each reserves its threads and, where there are GPUs, one of them; the others wait.
 # Which one is settled by the run itself (mae_core/gpus.py), on a cluster by its scheduler.
@@ -102,10 +103,15 @@ if workflow.nodes is None and "gpu" not in workflow.global_resources:
 
 # The trap lets the shell wait until papermill has ended: a scheduler's SIGTERM goes to both, and the run saves a checkpoint.
 PAPERMILL = (
-    "trap : TERM; TQDM_MININTERVAL=10 papermill {params.notebook} {log.notebook} -k python3 --cwd . --no-progress-bar --log-output"
+    "trap : TERM; MAE_KEEP_CHECKPOINTS=1 TQDM_MININTERVAL=10 papermill {params.notebook} {log.notebook} -k python3 --cwd . --no-progress-bar --log-output"
     " --autosave-cell-every 30 -y {params.flat:q} > {log.text} 2>&1"
     " || {{ grep . {log.text} | tail -n 1 >&2; echo 'more in {log.text} and {log.notebook}' >&2; exit 1; }}"
 )
+
+
+# A run's checkpoints go when its whole notebook has ended well: if a cell after the training fails, Snakemake deletes the
+# results, and the next start takes them from the last checkpoint.
+DISCARD = "; rm -f \"$(dirname {log.notebook:q})\"/checkpoint*.safetensors"
 
 
 # Weights that seem to come from the future, because a clock was set back, would repeat the fine-tuning again and again.
@@ -189,7 +195,7 @@ rule pretrain:
     resources:
         gpu=n_gpus("pretrain"),
     shell:
-        PAPERMILL
+        PAPERMILL + DISCARD
 
 
 rule finetune:
@@ -210,7 +216,7 @@ rule finetune:
     resources:
         gpu=n_gpus("finetune"),
     shell:
-        PRESENT + PAPERMILL
+        PRESENT + PAPERMILL + DISCARD
 
 
 # All training, without the report.

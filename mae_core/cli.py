@@ -1,6 +1,7 @@
 """The console command ``mae-core``, also available as ``python -m mae_core``."""
 
 import argparse
+import errno
 import io
 import json
 import sys
@@ -46,6 +47,8 @@ def train(words: argparse.Namespace) -> int:
     if not words.again and runs.is_complete(run, words.stage):
         print(f"{run.folder / words.stage} is complete: nothing to train; --again trains it anew")
         return 0
+    for name in (f"{words.stage}.ipynb", "log.txt"):  # of an earlier training: they do not show this one
+        (run.folder / words.stage / name).unlink(missing_ok=True)
     getattr(runs, words.stage)(run)
     return 0
 
@@ -193,6 +196,8 @@ def main(arguments: list[str] | None = None) -> None:
     except Explained as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except OSError as error:
-        if error.filename is None:
+        if error.errno is None:
             raise
-        sys.exit(f"{type(error).__name__}: {error.filename} ({error.strerror}): check its name and permissions")
+        place = f"{error.filename} ({error.strerror})" if error.filename else str(error.strerror)
+        advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check its name and permissions"
+        sys.exit(f"{type(error).__name__}: {place}: {advice}")

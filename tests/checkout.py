@@ -73,7 +73,7 @@ class Checkout:
         """The command and the environment that run Snakemake on this study."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         env = {**os.environ, "PATH": path, "PYTHONPATH": str(self.folder)}
-        given = ["--cores", "2", "--rerun-incomplete", *words, "--configfile", f"params/{self.name}.yaml"]
+        given = ["--cores", "2", "--ignore-incomplete", *words, "--configfile", f"params/{self.name}.yaml"]
         return [sys.executable, "-m", "snakemake", *given], {"cwd": self.folder, "env": env}
 
     def start(self, *words):

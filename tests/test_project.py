@@ -191,7 +191,7 @@ def test_make_lab_opens_explore_also_as_root(tmp_path, uid, options):
         ["make", "-n", "--no-print-directory", "lab"], cwd=ROOT, env=env, capture_output=True, encoding="utf-8"
     )
     words = done.stdout.splitlines()[-1].split()
-    assert " ".join(words) == f"jupyter lab{options} notebooks/explore.ipynb"
+    assert " ".join(words).endswith(f"bin/jupyter lab{options} notebooks/explore.ipynb")
 
 
 @pytest.mark.parametrize(
@@ -229,8 +229,8 @@ class Installed:
         tool = f'{fake}case "$*" in *"--quiet -c constraints.txt uv") {got};; *install*) {pip};; esac\n'
         self.write("fakes/python", tool)
         self.write("fakes/uv", fake + uv.split("|")[-1] + "\n")
-        place = f'"{folder}/fakes/python" "{folder}/fakes/uv" "$3/bin/"'
-        venv = f'{fake}test "$2" = venv && mkdir -p "$3/bin" && cp {place}\nexit 0\n'
+        place = f'"{folder}/fakes/python" "{folder}/fakes/uv" "$place/bin/"'
+        venv = f'{fake}for place; do :; done; test "$2" = venv && mkdir -p "$place/bin" && cp {place}\nexit 0\n'
         self.write("python3", venv)
 
     def write(self, name, text):
@@ -288,3 +288,40 @@ def test_an_environment_that_could_not_be_installed_is_tried_again(tmp_path):
     done, _ = Installed(tmp_path / "project", uv="exit 1", pip="exit 1").make()
     assert done.returncode != 0
     assert not (tmp_path / "project" / ".venv" / ".ready").exists()
+
+
+def venvs(calls):
+    """The options of each call that makes an environment."""
+    return [call.split()[3:] for call in calls if " -m venv " in call]
+
+
+def test_an_environment_that_moved_with_its_folder_is_made_anew(tmp_path):
+    project = Installed(tmp_path / "project")
+    assert venvs(project.make()[1]) == [[".venv"]]
+    (tmp_path / "project").rename(tmp_path / "moved")
+    project.folder, project.calls = tmp_path / "moved", tmp_path / "moved" / "calls.txt"
+    project.write("python3", project.folder.joinpath("python3").read_text(encoding="utf-8").replace("/project/", "/moved/"))
+    assert venvs(project.make()[1]) == [[".venv"], ["--clear", ".venv"]]
+    assert venvs(project.make()[1]) == [[".venv"], ["--clear", ".venv"]]  # once is enough
+
+
+def test_an_environment_whose_installation_was_killed_is_made_anew(tmp_path):
+    project = Installed(tmp_path / "project")
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    (project.folder / ".venv").mkdir()
+    (project.folder / ".venv" / ".begun").write_text(f"{os.getpid()}\n", encoding="utf-8")  # another make is at work
+    assert venvs(project.make("-n")[1] if project.calls.exists() else []) == []
+    (project.folder / ".venv" / ".begun").write_text(f"{ended.pid}\n", encoding="utf-8")
+    assert venvs(project.make()[1]) == [["--clear", ".venv"]]
+    assert not (project.folder / ".venv" / ".begun").exists()
+
+
+def test_packages_on_the_pythonpath_do_not_reach_the_environment(tmp_path):
+    project = Installed(tmp_path / "project")
+    project.write("python3", project.folder.joinpath("python3").read_text(encoding="utf-8").replace(
+        "exit 0\n", 'echo "path $PYTHONPATH" >> "$CALLS"\nexit 0\n'
+    ))  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", "/somewhere")
+        assert {call for call in project.make()[1] if call.startswith("path")} == {"path "}

@@ -1,5 +1,6 @@
 """A whole study with Snakemake: from its file to the report, and what runs again after a change."""
 
+import base64
 import copy
 import os
 import re
@@ -121,6 +122,41 @@ def test_a_run_that_failed_when_it_was_repeated_is_repeated(checkout):
     (checkout.folder / "deleted").rename(results)
     assert (plan["pretrain"], plan["finetune"]) == ({"random-75"}, {"random-75"})
     assert "Nothing to be done" in checkout.snakemake("-n")
+
+
+def test_results_that_were_finished_after_a_kill_are_not_trained_again(checkout):
+    """Snakemake has marked the outputs of a job that it did not see to its end."""
+    output = "outputs/tiny/random-75/seed0/pretrain/metrics.json"
+    mark = checkout.folder / ".snakemake" / "incomplete" / base64.urlsafe_b64encode(output.encode()).decode()
+    mark.parent.mkdir(exist_ok=True)
+    mark.write_text("{}", encoding="utf-8")
+    try:
+        assert "Nothing to be done" in checkout.snakemake("-n")
+        words, where = checkout.command("-n")
+        words[words.index("--ignore-incomplete")] = "--rerun-incomplete"
+        assert "pretrain" in subprocess.run(words, **where, capture_output=True, encoding="utf-8").stdout
+    finally:
+        mark.unlink()
+
+
+def test_an_error_after_the_training_costs_no_training(checkout, tmp_path):
+    shutil.copytree(checkout.folder, tmp_path / "copy", symlinks=True, ignore=shutil.ignore_patterns(".snakemake"))
+    checkout = copy.copy(checkout)
+    checkout.folder = tmp_path / "copy"
+    run, path = checkout.folder / "outputs" / "tiny" / "random-75" / "seed0" / "pretrain", "notebooks/pretrain.ipynb"
+    shutil.rmtree(run)
+    whole = (checkout.folder / path).read_text(encoding="utf-8")
+    notebook = nbformat.reads(whole, 4)
+    notebook.cells.append(nbformat.v4.new_code_cell("1 / 0"))
+    nbformat.write(notebook, checkout.folder / path)
+    words = ("--until", "pretrain", "--rerun-triggers", "mtime")
+    assert "ZeroDivisionError" in checkout.snakemake(*words, check=False)
+    assert (run / "checkpoint.safetensors").exists()
+    assert not (run / "metrics.json").exists()
+    (checkout.folder / path).write_text(whole, encoding="utf-8")
+    checkout.snakemake(*words)
+    assert "training was complete" in (run / "log.txt").read_text(encoding="utf-8")
+    assert not list(run.glob("checkpoint*"))
 
 
 @pytest.mark.parametrize("remembers", [True, False])

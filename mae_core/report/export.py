@@ -5,6 +5,7 @@ import datetime
 import functools
 import re
 import tempfile
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ HERE = Path(__file__).parent
 REPORT_NOTEBOOKS = [folder / "notebooks" / "report.ipynb" for folder in (HERE.parents[1], HERE.parent)]  # last: a wheel's
 TEMPLATES, FONTS, STYLE = HERE / "templates", HERE / "fonts", HERE / "templates" / "mae" / "style.css"
 CODE_STYLES = ("xcode", "github-dark")  # of pygments: readable on light and on dark paper
+NO_GLYPH = re.compile(r'the text `"(.+?)"` could not be displayed')  # what Typst says of letters that no font has
 TEXT_WIDTH = "156mm"  # of the PDF: A4 less its margins
 
 
@@ -135,16 +137,35 @@ def write_pdf(notebook: Path, target: Path) -> None:
         main = Path(folder) / "report.typ"
         main.write_text(source, encoding="utf-8")
         try:
-            pdf = typst.compile(
+            pdf = compiled(main)
+        except typst.TypstError as error:
+            raise ExportError(f"{notebook} cannot be printed as PDF: {'; '.join([str(error), *error.hints])}") from error
+    with atomic_write(target) as temporary:
+        temporary.write_bytes(pdf)
+
+
+def compiled(main: Path) -> bytes:
+    """The PDF of a Typst file. Letters of scripts that the fonts lack become their numbers, such as U+732B."""
+    while True:
+        try:
+            return typst.compile(
                 str(main),
                 ignore_system_fonts=True,
                 pdf_standards=["ua-1"],
                 timestamp=int(datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC).timestamp()),
             )
         except typst.TypstError as error:
-            raise ExportError(f"{notebook} cannot be printed as PDF: {'; '.join([str(error), *error.hints])}") from error
-    with atomic_write(target) as temporary:
-        temporary.write_bytes(pdf)
+            source = main.read_text(encoding="utf-8")
+            scripts = {script(letter) for text in NO_GLYPH.findall(str(error)) for letter in text if letter in source}
+            if not scripts:
+                raise
+        shown = (f"U+{ord(letter):04X}" if script(letter) in scripts else letter for letter in source)
+        main.write_text("".join(shown), encoding="utf-8")
+
+
+def script(letter: str) -> str:
+    """The first word of a letter's name in Unicode, such as THAI; of what has no name, and of ASCII, the letter itself."""
+    return letter if letter.isascii() else unicodedata.name(letter, letter).split()[0]
 
 
 def write_figures(notebook: Path, folder: Path) -> None:
@@ -192,8 +213,8 @@ def write_report(report: Path, folder: Path, results: Path | None = None) -> Non
         except (ExportError, OSError) as error:
             raise ExportError(f"{notebook}: {error}") from error
     write_figures(report, folder / "figures")
-    write_pdf(report, folder / "report.pdf")
     write_html(report, folder / "index.html", without=frozenset(without))
+    write_pdf(report, folder / "report.pdf")
 
 
 def write_report_of_results(results: Path, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The results of a study: its cases, and what their comparisons need to know."""
 
+import csv
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -211,16 +212,25 @@ def found_in(results: Path) -> ReportParameters:
     runs = sorted(results.glob("*/seed*/*/parameters.json"))
     if not runs:
         raise ParameterError(f"{results} holds no results: give a study's folder, such as outputs/laptop")
-    table = results / "results.csv"
-    lines = table.read_text(encoding="utf-8").splitlines()[1:] if table.exists() else []
-    planned = [line.split(",")[1:3] for line in lines]  # a row of the table starts with study, case and seed
+    planned = planned_in(results / "results.csv")
     cases = dict.fromkeys([*(case for case, _ in planned), *(path.parents[2].name for path in runs)])
-    seeds = {int(seed) for _, seed in planned} | {read_json(path)["seed"] for path in runs}
+    seeds = {seed for _, seed in planned} | {read_json(path)["seed"] for path in runs}
     study = read_json(runs[0])["study"]
     added = on_request(study)
     sweep = [case for case in cases if case in added]
     usual = [case for case in cases if case not in added]
     return ReportParameters(study=study, cases=usual or sweep, sweep=sweep if usual else [], seeds=sorted(seeds))
+
+
+def planned_in(table: Path) -> list[tuple[str, int]]:
+    """Case and seed of every row of a results.csv; empty if it is not there, or was saved in another form."""
+    if not table.exists():
+        return []
+    with open(table, encoding="utf-8", newline="") as file:
+        head, *rows = [*csv.reader(file)] or [[]]
+    if head[:3] != ["study", "case", "seed"] or not all(len(row) > 2 and row[2].isdecimal() for row in rows):
+        return []
+    return [(row[1], int(row[2])) for row in rows]
 
 
 def on_request(study: str) -> set[str]:

@@ -1,5 +1,6 @@
 """The git checkout that the package runs from, if it is one."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -17,4 +18,6 @@ def git(*words: str) -> str:
         subprocess.CalledProcessError: if it is no checkout, or git refuses.
     """
     command = ["git", "-C", str(ROOT), "-c", f"safe.directory={ROOT}", *words]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
+    plain = os.environ | {"LC_ALL": "C"}  # messages in ASCII, whatever the locale
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="surrogateescape", check=True, env=plain)
+    return done.stdout.strip()

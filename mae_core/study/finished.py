@@ -1,5 +1,6 @@
 """The model of a finished run, and what its folder and other libraries know of it."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -9,7 +10,7 @@ from torch import Tensor
 from mae_core.errors import ParameterError
 from mae_core.model.config import ModelConfig
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
-from mae_core.study.results import FULL, KEPT, read_json
+from mae_core.study.results import FULL, KEPT
 from mae_core.study.tensors import load_tensors, origin_sha256, tensors_sha256
 
 EPS_OF_TIMM = 1e-6  # of its LayerNorm; no configuration changes it
@@ -143,7 +144,7 @@ def read_beside(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = read_json(path)
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ParameterError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict):

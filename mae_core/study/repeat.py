@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from mae_core.study.checkout import ROOT, git
-from mae_core.study.parameters import OUTPUTS, RunParameters
+from mae_core.study.parameters import OUTPUTS, FinetuneParameters, PretrainParameters
 from mae_core.study.results import read_json
 from mae_core.study.study import Study
 
@@ -23,6 +23,7 @@ def date_results(study: Study, sources: Iterable[str], fingerprints: Mapping[str
 
     * A run is out of date if its parameters are not the study's, or its own images are not those that are there. Its
       results become older than any source.
+    * A fine-tuning becomes as new as the weights that it started from: copies are dated by the clock.
     * Committed results become as new as the newest of the sources that made them, unless they are newer. git dates what
       it writes by the clock: after a pull, code may be newer than results that did not change. Results that differ from
       the commit, or are in none, keep their time.
@@ -39,13 +40,28 @@ def date_results(study: Study, sources: Iterable[str], fingerprints: Mapping[str
             os.utime(results, ns=(LONG_AGO, LONG_AGO))
         elif results.stat().st_mtime_ns == LONG_AGO:  # the study was changed, and changed back
             valid.add(results.absolute())
+        elif (weights := started_from(run, results)) and results.stat().st_mtime_ns < weights.stat().st_mtime_ns:
+            os.utime(results, ns=(weights.stat().st_atime_ns, weights.stat().st_mtime_ns))
     for path in valid:
         if path.stat().st_mtime_ns < newest:
             os.utime(path, ns=(newest, newest))
     return told
 
 
-def finished(study: Study) -> Iterator[tuple[RunParameters, Path]]:
+def started_from(run: PretrainParameters | FinetuneParameters, results: Path) -> Path | None:
+    """The weights that a finished fine-tuning started from, if they are those of its pre-training by what both recorded."""
+    before = results.parents[1] / "pretrain" / "provenance.json"
+    weights = Path(getattr(run, "weights", ""))
+    if weights.parent != before.parent or not weights.is_file():
+        return None
+    try:
+        told, expected = read_json(results.with_name("provenance.json")), read_json(before)["weights_sha256"]
+    except (OSError, ValueError, KeyError):  # missing or damaged
+        return None
+    return weights if told.get("initial_weights_sha256") == expected else None
+
+
+def finished(study: Study) -> Iterator[tuple[PretrainParameters | FinetuneParameters, Path]]:
     """The parameters that the study asks for, and the ``metrics.json``, of every finished run."""
     for case, seed in itertools.product(study.all_cases, study.all_seeds):
         for stage in study.stages(case):
@@ -54,7 +70,7 @@ def finished(study: Study) -> Iterator[tuple[RunParameters, Path]]:
                 yield study.run(case, seed, stage), results
 
 
-def other_images(run: RunParameters, results: Path, fingerprints: Mapping[str, str]) -> str:
+def other_images(run: PretrainParameters | FinetuneParameters, results: Path, fingerprints: Mapping[str, str]) -> str:
     """A sentence if a finished run read other images in a folder of one's own; empty if not, or if that is not known."""
     if run.dataset != "folder":
         return ""

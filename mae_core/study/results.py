@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from mae_core import locks
-from mae_core.errors import BusyError, OutputError
+from mae_core.errors import BusyError, OutputError, ParameterError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +71,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         synchronize(path.parent)
     except OSError as error:
-        if error.filename != str(temporary):
+        if error.errno is None or error.filename not in (None, str(temporary)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error  # the name that the user knows
     finally:
@@ -142,7 +142,16 @@ def write_csv(path: Path, rows: list[list[str]]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The content of a JSON file of a run; raises ParameterError if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> ParameterError:
+    """The error for a file of a run that cannot be read."""
+    return ParameterError(f"{path} is damaged ({error}): restore it, or delete its folder, and train that run again")
 
 
 def save_sheet(path: Path, rows: list["Tensor"]) -> None:
@@ -160,8 +169,8 @@ def save_sheet(path: Path, rows: list["Tensor"]) -> None:
 
 
 def load_sheet(path: Path, n_rows: int) -> np.ndarray:
-    """Read a sheet of ``n_rows`` rows of square tiles as images_RBHWC, uint8."""
-    pixels = np.asarray(Image.open(path).convert("RGB"))
+    """Read a sheet of ``n_rows`` rows of square tiles as images_RBHWC, uint8; raises ParameterError if it is damaged."""
+    pixels = read_png(path, "RGB")
     side = pixels.shape[0] // n_rows
     return pixels.reshape(n_rows, side, pixels.shape[1] // side, side, 3).swapaxes(1, 2)
 
@@ -175,8 +184,19 @@ def save_predictions(path: Path, predicted_n: "Tensor", true_n: "Tensor") -> Non
 
 
 def load_predictions(path: Path) -> np.ndarray:
-    """The classes that :func:`save_predictions` saved: predicted and true, classes_2n."""
-    return np.asarray(Image.open(path))
+    """The classes that :func:`save_predictions` saved: predicted and true, classes_2n; errors as :func:`load_sheet`."""
+    return read_png(path)
+
+
+def read_png(path: Path, mode: str = "") -> np.ndarray:
+    """The pixels of a PNG file of a run, in a mode of Pillow's or its own; raises ParameterError if it is damaged."""
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert(mode) if mode else picture)
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's for files that end early or are no pictures
+        raise damaged(path, error) from error
 
 
 def metric_name(key: str, holdout: int = 0) -> str:

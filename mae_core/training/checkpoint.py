@@ -7,6 +7,8 @@ rest of :class:`Position`, ``parameters``, ``made_of``, ``elapsed``, ``peak_memo
 both.
 """
 
+import atexit
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,6 +197,16 @@ def discard(folder: Path) -> None:
     if is_left_over(newest):
         for path in sorted(folder.glob("checkpoint*.safetensors"), key=lambda path: path == newest):  # last what tells so
             path.unlink(missing_ok=True)
+
+
+def discard_at_exit(folder: Path) -> None:
+    """Delete all checkpoints of a complete run when this process exits normally.
+
+    With MAE_KEEP_CHECKPOINTS in the environment they stay: Snakemake deletes the results of a notebook whose later cells
+    fail, and its rules delete the checkpoints where the whole notebook has ended well.
+    """
+    if not os.environ.get("MAE_KEEP_CHECKPOINTS"):
+        atexit.register(discard, folder.absolute())
 
 
 def is_left_over(newest: Path) -> bool:

@@ -3,7 +3,6 @@
 Shapes: B batch, C = 3 colours, H = W pixels, n images of a split.
 """
 
-import atexit
 import contextlib
 import dataclasses
 import time
@@ -27,7 +26,7 @@ from mae_core.study.foreign import Found, find_encoder, settings_sha256, weights
 from mae_core.study.parameters import OUTPUTS, FinetuneParameters, PretrainParameters, check_data_dir, unreadable
 from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
 from mae_core.training import objective, processes
-from mae_core.training.checkpoint import Position, discard, is_left_over
+from mae_core.training.checkpoint import Position, discard, discard_at_exit, is_left_over
 from mae_core.training.loop import Fitted, fit
 
 Watch = Callable[[Position, nn.Module, Split], None]
@@ -137,7 +136,7 @@ def trained_together(run: PretrainParameters | FinetuneParameters, stage: str, k
     more = {"n_classes": len(tensors["head.weight"])} if kind is Classifier else {}
     model = new_model(kind, run, devices.choose_device(run.device), **more)
     model.load_state_dict(tensors)
-    atexit.register(discard, (run.folder / stage).absolute())
+    discard_at_exit(run.folder / stage)
     return model
 
 
@@ -331,7 +330,7 @@ def recorded(run: PretrainParameters | FinetuneParameters, stage: str) -> Iterat
             f"permissions; the files that were there before are unchanged"
         ) from error
     # Checkpoints stay until this process exits normally, so that a kill while drawing figures costs no training.
-    atexit.register(discard, folder.absolute())
+    discard_at_exit(folder)
 
 
 def write_results(record: Record, run: PretrainParameters | FinetuneParameters, commit: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from fake_study import read, read_again, set_everywhere
 
 from mae_core.report.case import NOT_RUN
-from mae_core.report.summary import Summary, read_beside
+from mae_core.report.summary import Summary, planned_in, read_beside
 from mae_core.report.text import words
 from mae_core.study.parameters import ReportParameters
 
@@ -34,6 +34,20 @@ def test_a_study_of_additional_cases_alone_has_them_as_its_cases():
     assert (list(summary.cases), list(summary.sweep)) == (["random-50"], [])
     assert not summary.compared
     assert "(birds)" in words.dataset(summary)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("study,case,seed,accuracy\nfake,a,0,1.0\nfake,b,7,\n", [("a", 0), ("b", 7)]),
+        ("study;case;seed;accuracy\nfake;a;0;1,0\n", []),  # as a spreadsheet saves it
+        ("study,case,seed\nfake,a,none\n", []),
+        ("", []),
+    ],
+)
+def test_a_table_in_another_form_tells_no_plan(content, found):
+    Path("results.csv").write_text(content, encoding="utf-8")
+    assert planned_in(Path("results.csv")) == found
 
 
 def test_an_unfinished_seed_is_left_out():

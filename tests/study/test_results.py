@@ -1,7 +1,10 @@
+import errno
+
 import numpy as np
 import pytest
 import torch
 
+from mae_core.errors import ParameterError
 from mae_core.study.results import (
     METRICS,
     atomic_write,
@@ -119,3 +122,30 @@ def test_the_predictions_of_cifar10_take_less_than_20_kilobytes(tmp_path):
     )
     save_predictions(tmp_path / "p.png", predicted_n, true_n)
     assert (tmp_path / "p.png").stat().st_size < 20_000
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"<<<<<<< HEAD", b"\xff"])
+def test_a_damaged_file_of_a_run_is_named(tmp_path, content):
+    for name, read in (("metrics.json", read_json), ("pictures.png", lambda path: load_sheet(path, 1))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ParameterError, match=rf"{name} is damaged \(.*\): restore it, or delete its folder, and train"):
+            read(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        load_sheet(tmp_path / "none.png", 1)
+
+
+def test_a_picture_that_ends_early_is_named(tmp_path):
+    save_sheet(tmp_path / "pictures.png", [torch.rand(4, 3, 32, 32)])
+    (tmp_path / "pictures.png").write_bytes((tmp_path / "pictures.png").read_bytes()[:-200])
+    with pytest.raises(ParameterError, match=r"pictures.png is damaged"):
+        load_sheet(tmp_path / "pictures.png", 1)
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/metrics.json'"):
+        write_json(tmp_path / "metrics.json", {})
+    assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
@@ -228,6 +229,27 @@ def test_sources_follow_imports():
     assert {"mae_core/report/text/front.py", "mae_core/report/tables.py", "mae_core/report/claims.py"} <= report
     assert "mae_core/training/runs.py" not in report
     assert "mae_core/report/markup.py" in sources(ROOT / "mae_core" / "report" / "export.py")
+
+
+@pytest.mark.parametrize("line", ["run?", "??run", "  %time run", "!ls", "x = !ls"])
+def test_what_ipython_adds_to_python_does_not_hide_imports(tmp_path, line):
+    cells = [
+        f"from mae_core.model import vit\n{line}" if line[0] != " " else f"from mae_core.model import vit\nif True:\n{line}"
+    ]
+    write_notebook(tmp_path / "n.ipynb", cells)
+    assert "mae_core/model/vit.py" in sources(tmp_path / "n.ipynb")
+
+
+def test_a_cell_that_is_no_python_is_named(tmp_path):
+    write_notebook(tmp_path / "n.ipynb", ["import mae_core", "epochs ="])
+    with pytest.raises(
+        ParameterError, match=r"n.ipynb, cell 2: invalid syntax in line 1: complete that cell, or delete it"
+    ):
+        sources(tmp_path / "n.ipynb")
+
+
+def write_notebook(path, cells):
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]), path)
 
 
 def test_stages_have_their_own_parameters():

@@ -50,6 +50,18 @@ def test_a_complete_run_is_not_trained_again_but_on_request(train):
     assert dated("pretrain") > first
 
 
+def test_a_notebook_of_an_earlier_training_does_not_stay_beside_the_results_of_another(train):
+    train("pretrain")
+    notebook, log = (Path("outputs/mine/a/seed0/pretrain", name) for name in ("pretrain.ipynb", "log.txt"))
+    notebook.touch()
+    log.touch()
+    train("pretrain")  # nothing to train
+    assert notebook.exists()
+    train("pretrain", "--again")
+    assert not notebook.exists()
+    assert not log.exists()
+
+
 def test_what_would_give_other_results_is_trained(train):
     train("pretrain")
     train("finetune")

@@ -37,9 +37,9 @@ def main_notes(summary: Summary) -> str:
     models = "Student: ViT-T/2 on CIFAR-10. Paper: ViT-L on ImageNet-1k, [He et al.](#ref-he2021). "
     return (
         f"{either(summary, models)}*Best epoch* is chosen on the test images, so it can be too high. The probes "
-        f"(linear, and k nearest neighbours) read the mean patch token of the encoder before fine-tuning{random}. FLOPs: one "
-        "image's forward pass in pre-training (floating-point operations); minutes: both stages, with data and evaluation; "
-        f"{of_pretraining}{on_machines}{plus_minus(summary)}"
+        f"(linear, and k nearest neighbours) read the mean patch token of the encoder before fine-tuning{random}. FLOPs: "
+        "one image's forward pass in pre-training (floating-point operations); minutes: both stages, with data and "
+        f"evaluation; {of_pretraining}{on_machines}{plus_minus(summary)}"
     )
 
 

@@ -1,0 +1,44 @@
+"""Which finished runs Snakemake repeats: the dates of results."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mae_core.study.repeat import date_results
+from mae_core.study.results import write_json
+from mae_core.study.study import Study
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A study of one case that has run, whose files were copied: what was trained first is newest."""
+    monkeypatch.chdir(tmp_path)
+    content = {"study": "mine", "seeds": [0], "shared": {"dataset": "shapes"}, "cases": {"a": {}}}
+    Path("mine.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    study = Study.read("mine.yaml")
+    for stage, told in (("pretrain", {"weights_sha256": "5"}), ("finetune", {"initial_weights_sha256": "5"})):
+        folder = Path("outputs/mine/a/seed0") / stage
+        write_json(folder / "parameters.json", study.run("a", 0, stage).flat())
+        write_json(folder / "provenance.json", told)
+        write_json(folder / "metrics.json", {})
+        (folder / "weights.safetensors").touch()
+    for path in Path("outputs/mine/a/seed0/pretrain").iterdir():
+        os.utime(path, ns=(9 * 10**18, 9 * 10**18))
+    return study
+
+
+def test_a_copied_fine_tuning_becomes_as_new_as_its_weights(study):
+    results = Path("outputs/mine/a/seed0/finetune/metrics.json")
+    assert date_results(study, [], {}) == []
+    assert results.stat().st_mtime_ns == 9 * 10**18
+
+
+@pytest.mark.parametrize("told", [{}, {"initial_weights_sha256": "6"}])
+def test_a_fine_tuning_from_other_weights_keeps_its_time(study, told):
+    results = Path("outputs/mine/a/seed0/finetune/metrics.json")
+    write_json(results.with_name("provenance.json"), told)
+    before = results.stat().st_mtime_ns
+    assert date_results(study, [], {}) == []
+    assert results.stat().st_mtime_ns == before
