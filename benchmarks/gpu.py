@@ -34,6 +34,7 @@ from mae_core.data import folder_of
 from mae_core.errors import Explained, MissingDataError
 from mae_core.study import results
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
+from mae_core.study.repeat import started_from
 from mae_core.study.study import Study
 from mae_core.study.tensors import load_tensors, tensors_sha256
 
@@ -130,9 +131,11 @@ class Run(Part):
         metrics = read(folder / "metrics.json")
         if not metrics or self.run.change(folder / "parameters.json") or not has_weights(folder):
             return None
-        made = (folder / "metrics.json").stat().st_mtime_ns
-        if any(p.is_file() and p.stat().st_mtime_ns > made for p in (folder / "checkpoint.safetensors", before)):
-            return None  # it is being trained again, or its pre-training was
+        made, begun = (folder / "metrics.json").stat().st_mtime_ns, folder / "checkpoint.safetensors"
+        if begun.is_file() and begun.stat().st_mtime_ns > made:
+            return None  # it is being trained again
+        if before.is_file() and before.stat().st_mtime_ns > made and not started_from(self.run, folder / "metrics.json"):
+            return None  # its pre-training was
         key, unit = ("test_psnr", "dB") if self.stage == "pretrain" else ("last_epoch_accuracy", "%")
         return f"{metrics[key]:.2f} {unit}, {metrics['images_per_second']:,.0f} images/s, {metrics['wall_seconds']:.0f} s"
 
