@@ -28,10 +28,10 @@ WEB    := $(VENV)/.ready-web
 DEV    := $(VENV)/.ready-dev
 
 # An environment works only where it was made: in a folder that was moved or copied, it is made anew. So is one whose
-# installation was killed: it can look complete.
+# first installation was killed: it can look complete.
 BEGUN  := $(VENV)/.begun
 MADE   := $(shell cat '$(READY)' 2>/dev/null)
-STALE  := $(if $(MADE),$(if $(filter-out |$(MADE)|,|$(abspath $(VENV))|),moved))
+STALE  := $(if $(MADE),$(if $(filter-out |$(MADE)|,|$(CURDIR)|),moved))
 STALE  := $(STALE)$(shell test -f '$(BEGUN)' && ! kill -0 "$$(cat '$(BEGUN)')" 2>/dev/null && echo killed)
 
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -103,8 +103,9 @@ define install
 @$(BIN)/python -m pip install --quiet -c constraints.txt uv && \
   $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode $(if $(TORCH),--torch-backend $(TORCH)) $(1) || \
   { echo "uv could not install the environment; trying pip" >&2; \
-    $(BIN)/python -m pip install --quiet $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH)) $(1); }
-@echo '$(abspath $(VENV))' > $@
+    $(BIN)/python -m pip install --quiet $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH)) $(1); } || \
+  { rm -f $(BEGUN); exit 1; }
+@pwd -P > $@
 endef
 
 # JupyterLab saves outputs into notebooks. This git filter (.gitattributes) strips them, so that running one changes nothing.

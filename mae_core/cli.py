@@ -47,9 +47,11 @@ def train(words: argparse.Namespace) -> int:
     if not words.again and runs.is_complete(run, words.stage):
         print(f"{run.folder / words.stage} is complete: nothing to train; --again trains it anew")
         return 0
-    for name in (f"{words.stage}.ipynb", "log.txt"):  # of an earlier training: they do not show this one
-        (run.folder / words.stage / name).unlink(missing_ok=True)
     getattr(runs, words.stage)(run)
+    folder = run.folder / words.stage
+    page = Path("report", run.study, "notebooks", f"{run.case}-seed{run.seed}-{words.stage}.html")
+    for path in (folder / f"{words.stage}.ipynb", folder / "log.txt", page):  # of an earlier training, not of this one
+        path.unlink(missing_ok=True)
     return 0
 
 
@@ -196,8 +198,8 @@ def main(arguments: list[str] | None = None) -> None:
     except Explained as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except OSError as error:
-        if error.errno is None:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if error.filename is None and not is_full:
             raise
         place = f"{error.filename} ({error.strerror})" if error.filename else str(error.strerror)
-        advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check its name and permissions"
-        sys.exit(f"{type(error).__name__}: {place}: {advice}")
+        sys.exit(f"{type(error).__name__}: {place}: {'free some space' if is_full else 'check its name and permissions'}")

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -310,9 +311,11 @@ def test_an_environment_whose_installation_was_killed_is_made_anew(tmp_path):
     with subprocess.Popen(["true"]) as ended:
         pass
     (project.folder / ".venv").mkdir()
-    (project.folder / ".venv" / ".begun").write_text(f"{os.getpid()}\n", encoding="utf-8")  # another make is at work
-    assert venvs(project.make("-n")[1] if project.calls.exists() else []) == []
-    (project.folder / ".venv" / ".begun").write_text(f"{ended.pid}\n", encoding="utf-8")
+    begun = project.folder / ".venv" / ".begun"
+    project.calls.touch()
+    for pid, cleared in ((os.getpid(), False), (ended.pid, True)):  # of another make at work, and of one that was killed
+        begun.write_text(f"{pid}\n", encoding="utf-8")
+        assert ("--clear" in project.make("-n")[0].stdout) == cleared
     assert venvs(project.make()[1]) == [["--clear", ".venv"]]
     assert not (project.folder / ".venv" / ".begun").exists()
 
@@ -325,3 +328,20 @@ def test_packages_on_the_pythonpath_do_not_reach_the_environment(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", "/somewhere")
         assert {call for call in project.make()[1] if call.startswith("path")} == {"path "}
+
+
+def test_an_environment_that_a_failed_update_left_is_kept(tmp_path):
+    project = Installed(tmp_path / "project")
+    project.make()
+    (project.folder / ".venv" / "bin" / "uv").unlink()
+    project.write(".venv/bin/python", "#!/bin/sh\nexit 1\n")  # offline
+    later = time.time() + 10
+    os.utime(project.folder / "pyproject.toml", (later, later))
+    assert project.make()[0].returncode != 0
+    assert "--clear" not in project.make("-n")[0].stdout
+
+
+def test_a_folder_may_have_an_apostrophe_in_its_name(tmp_path):
+    project = Installed(tmp_path / "o'brien")
+    assert project.make()[0].returncode == 0
+    assert venvs(project.make()[1]) == [[".venv"]]  # made where it is

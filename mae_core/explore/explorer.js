@@ -32,6 +32,7 @@ function render({ model, el }) {
 
   // Every change of the page goes through here; the picture that answers it repeats the number.
   const change = (values) => {
+    local = "";
     say("");
     for (const [name, value] of Object.entries({ ...values, stroke: model.get("stroke") + 1 })) model.set(name, value);
     model.save_changes();
@@ -67,13 +68,17 @@ function render({ model, el }) {
     const n = hidden.filter(Boolean).length;
     count.textContent = `${n} of ${hidden.length} patches hidden (${Math.round((100 * n) / hidden.length)} %)`;
   };
-  const set = (places, value) => {
-    if (asking) return later.push([places, value]); // a new mask is on its way: paint on that
+  const paint = ({ places, value }) => {
     const hidden = [...model.get("hidden")];
-    if (places.every((i) => hidden[i] === value)) return;
-    for (const i of places) hidden[i] = value;
+    const wanted = value === "other" ? !hidden[places[0]] : value;
+    if (places.every((i) => hidden[i] === wanted)) return;
+    for (const i of places) hidden[i] = wanted;
     change({ hidden });
     showMask();
+  };
+  const set = (places, value) => {
+    queue.push({ places, value });
+    work();
   };
   const moveFocus = (to, really = true) => {
     cells[focus].tabIndex = -1;
@@ -118,7 +123,7 @@ function render({ model, el }) {
     if (move) {
       const within = (x) => Math.min(grid - 1, Math.max(0, x));
       moveFocus(within(Math.floor(focus / grid) + move[0]) * grid + within((focus % grid) + move[1]));
-    } else if (event.key === " " || event.key === "Enter") set([focus], !model.get("hidden")[focus]);
+    } else if (event.key === " " || event.key === "Enter") set([focus], "other");
     else return;
     event.preventDefault();
     event.stopPropagation(); // JupyterLab moves between cells with arrows
@@ -128,23 +133,36 @@ function render({ model, el }) {
   const ratioText = h("output", {}, "75 %");
   const ratio = h("input", { type: "range", min: 0.1, max: 0.9, step: 0.05, value: 0.75, "aria-label": "share of patches to hide" });
   let how = "random";
-  // One mask is asked for at a time: of several that are asked for meanwhile, only the last one.
+  // Strokes and new masks wait for each other: Python draws a mask when it has seen all strokes before it, and strokes go
+  // onto the mask that was asked for before them.
+  const queue = [];
   let asking = false;
-  let next = null;
-  const later = [];
-  const ask = (wanted) => {
-    if (wanted === "random" || wanted === "block") how = wanted;
-    if (asking) return (next = wanted);
-    asking = true;
-    say("");
-    model.send({ ask: "mask", how: wanted, ratio: Number(ratio.value) });
+  let failed = 0; // the stroke that Python could not answer with a picture
+  const work = () => {
+    while (queue.length && !asking) {
+      const [{ ask: wanted, ratio: share }] = queue;
+      const seen = Math.max(model.get("picture").stroke, failed);
+      if (wanted && seen < model.get("stroke")) return; // the picture that is on its way goes on
+      const task = queue.shift();
+      if (!wanted) paint(task);
+      else {
+        asking = true;
+        local = "";
+        say("");
+        model.send({ ask: "mask", how: wanted, ratio: share });
+      }
+    }
   };
-  const answered = () => {
-    asking = false;
-    for (const stroke of later.splice(0)) set(...stroke);
-    const wanted = next;
-    next = null;
-    if (wanted) ask(wanted);
+  const ask = (wanted, slides = false) => {
+    if (wanted === "random" || wanted === "block") how = wanted;
+    if (slides && queue.at(-1)?.slides) queue.pop(); // only where the slider is now
+    queue.push({ ask: wanted, ratio: Number(ratio.value), slides });
+    work();
+  };
+  const answered = (told) => {
+    if ("failed" in told) failed = told.failed;
+    else asking = false;
+    work();
   };
   const showRatio = () => {
     ratioText.textContent = `${Math.round(100 * ratio.value)} %`;
@@ -152,7 +170,7 @@ function render({ model, el }) {
   };
   ratio.addEventListener("input", () => {
     showRatio();
-    ask(how);
+    ask(how, true);
   });
   ratio.addEventListener("keydown", (event) => event.key.startsWith("Arrow") && event.stopPropagation()); // as above
   showRatio();
@@ -160,15 +178,17 @@ function render({ model, el }) {
   const title = h("strong", { class: "mae-title", "aria-live": "polite" });
   const message = h("p", { class: "mae-message", role: "status" });
   const say = (text) => (message.textContent = text);
+  let local = ""; // a sentence of the page itself, which stays until something is done or Python has one
+  const complain = (text) => say((local = text));
   const file = h("input", { type: "file", accept: "image/*", class: "mae-file" });
   const own = async (chosen) => {
     const size = chosen.size / 1e6;
-    if (size > LARGEST_MB) return say(`${chosen.name} has ${(Math.ceil(10 * size) / 10).toFixed(1)} MB: choose a picture of at most ${LARGEST_MB} MB.`);
-    say("");
+    if (size > LARGEST_MB) return complain(`${chosen.name} has ${(Math.ceil(10 * size) / 10).toFixed(1)} MB: choose a picture of at most ${LARGEST_MB} MB.`);
+    complain("");
     try {
       model.send({ ask: "own" }, undefined, [await chosen.arrayBuffer()]);
     } catch {
-      say(`${chosen.name} cannot be read: choose a picture.`); // a folder, say
+      complain(`${chosen.name} cannot be read: choose a picture.`); // a folder, say
     }
   };
   file.addEventListener("change", () => {
@@ -194,7 +214,7 @@ function render({ model, el }) {
   const cards = h("div", { class: "mae-cards" });
   const found = h("div", { class: "mae-found" });
   const search = button(`find the nearest training images (features of ${first})`, () => {
-    say("Looking for them among the training images …");
+    complain("Looking for them among the training images …");
     model.send({ ask: "neighbours" });
   });
 
@@ -231,8 +251,9 @@ function render({ model, el }) {
         ),
       ),
     );
-    say(model.get("message"));
+    if (!local) say(model.get("message"));
     root.dataset.stroke = now.stroke;
+    work();
   };
   const showChosen = () => {
     const chosen = model.get("chosen");
@@ -240,7 +261,10 @@ function render({ model, el }) {
   };
   const showFound = () => {
     found.replaceChildren(...model.get("neighbours").map(({ name, pixels }) => figure(shown(`a training image: ${name}`, pixels), name)));
-    if (found.children.length) say(model.get("message"));
+    if (found.children.length) {
+      local = "";
+      say(model.get("message"));
+    }
   };
 
   const root = h(
@@ -305,7 +329,10 @@ function render({ model, el }) {
     "change:picture": showPicture,
     "change:chosen": showChosen,
     "change:neighbours": showFound,
-    "change:message": () => say(model.get("message")),
+    "change:message": () => {
+      local = "";
+      say(model.get("message"));
+    },
     "msg:custom": answered,
   };
   for (const [event, act] of Object.entries(followed)) {

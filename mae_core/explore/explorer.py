@@ -115,6 +115,7 @@ class Explorer(anywidget.AnyWidget):
             yield
         except Exception as error:
             self.say(str(error) if isinstance(error, Explained) else f"this failed ({type(error).__name__}: {error})")
+            self.send({"failed": self.stroke})  # no picture will repeat this number
             raise
 
     def repaint(self, change: Any) -> None:
@@ -128,7 +129,7 @@ class Explorer(anywidget.AnyWidget):
             self.neighbours = []
         models = [trained for trained in self.models if trained.name in self.chosen] or self.models[:1]
         judge, image_CHW = pictures.judge(self.models), self.pixels_CHW
-        self.picture = {
+        picture = {
             "stroke": self.stroke,
             "title": self.title,
             "original": image_CHW.permute(1, 2, 0).cpu().numpy().tobytes(),
@@ -144,7 +145,9 @@ class Explorer(anywidget.AnyWidget):
         }  # fmt: skip
         normalized = next((trained.name for trained in models if trained.run.norm_pix), None)
         hint = HINTS.get(sum(self.hidden) / len(self.hidden), "")  # type: ignore[call-overload]
-        self.message = NORMALIZED.format(name=normalized) if normalized else hint
+        with self.hold_sync():  # the page hears of both at once
+            self.picture = picture
+            self.message = NORMALIZED.format(name=normalized) if normalized else hint
         if self.still_output:
             self.still_output.update(self.still(), raw=True)
 

@@ -156,7 +156,10 @@ def compiled(main: Path) -> bytes:
             )
         except typst.TypstError as error:
             source = main.read_text(encoding="utf-8")
-            scripts = {script(letter) for text in NO_GLYPH.findall(str(error)) for letter in text if letter in source}
+            named = {letter for text in NO_GLYPH.findall(str(error)) for letter in text if not letter.isascii()}
+            if not named:  # a letter that the fonts have, with a mark that they lack
+                named = {letter for letter in source if unicodedata.category(letter) in ("Mn", "Me", "Cf")}
+            scripts = {script(letter) for letter in named if letter in source}
             if not scripts:
                 raise
         shown = (f"U+{ord(letter):04X}" if script(letter) in scripts else letter for letter in source)
@@ -164,8 +167,10 @@ def compiled(main: Path) -> bytes:
 
 
 def script(letter: str) -> str:
-    """The first word of a letter's name in Unicode, such as THAI; of what has no name, and of ASCII, the letter itself."""
-    return letter if letter.isascii() else unicodedata.name(letter, letter).split()[0]
+    """The script of a letter or mark, such as THAI, by its name in Unicode; of those that the fonts have, itself."""
+    first = unicodedata.name(letter, letter).split()[0]
+    known = first in ("LATIN", "GREEK", "CYRILLIC") or unicodedata.category(letter)[0] not in "LM"
+    return letter if letter.isascii() or known else first
 
 
 def write_figures(notebook: Path, folder: Path) -> None:

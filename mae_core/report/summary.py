@@ -226,8 +226,11 @@ def planned_in(table: Path) -> list[tuple[str, int]]:
     """Case and seed of every row of a results.csv; empty if it is not there, or was saved in another form."""
     if not table.exists():
         return []
-    with open(table, encoding="utf-8", newline="") as file:
-        head, *rows = [*csv.reader(file)] or [[]]
+    try:
+        with open(table, encoding="utf-8-sig", newline="") as file:
+            head, *rows = [*csv.reader(file)] or [[]]
+    except (UnicodeDecodeError, csv.Error):
+        return []
     if head[:3] != ["study", "case", "seed"] or not all(len(row) > 2 and row[2].isdecimal() for row in rows):
         return []
     return [(row[1], int(row[2])) for row in rows]

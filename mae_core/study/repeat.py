@@ -23,7 +23,9 @@ def date_results(study: Study, sources: Iterable[str], fingerprints: Mapping[str
 
     * A run is out of date if its parameters are not the study's, or its own images are not those that are there. Its
       results become older than any source.
-    * A fine-tuning becomes as new as the weights that it started from: copies are dated by the clock.
+    * So is one whose checkpoint is still there: the cells after its training did not all run, and will now.
+    * A fine-tuning that is newer than the sources becomes as new as the weights that it started from: copies are dated by
+      the clock.
     * Committed results become as new as the newest of the sources that made them, unless they are newer. git dates what
       it writes by the clock: after a pull, code may be newer than results that did not change. Results that differ from
       the commit, or are in none, keep their time.
@@ -38,14 +40,29 @@ def date_results(study: Study, sources: Iterable[str], fingerprints: Mapping[str
             told.append(f"{results.parent} is out of date: {difference}")
             valid.discard(results.absolute())
             os.utime(results, ns=(LONG_AGO, LONG_AGO))
-        elif results.stat().st_mtime_ns == LONG_AGO:  # the study was changed, and changed back
+        elif dated(results) == LONG_AGO:  # the study was changed, and changed back
             valid.add(results.absolute())
-        elif (weights := started_from(run, results)) and results.stat().st_mtime_ns < weights.stat().st_mtime_ns:
+        elif unended(results):
+            told.append(f"{results.parent} is run again: its notebook did not end")
+            valid.discard(results.absolute())
+            os.utime(results, ns=(LONG_AGO, LONG_AGO))
+        elif (weights := started_from(run, results)) and newest <= dated(results) < dated(weights):
             os.utime(results, ns=(weights.stat().st_atime_ns, weights.stat().st_mtime_ns))
     for path in valid:
-        if path.stat().st_mtime_ns < newest:
+        if dated(path) < newest:
             os.utime(path, ns=(newest, newest))
     return told
+
+
+def dated(path: Path) -> int:
+    """When a file was changed, in nanoseconds."""
+    return path.stat().st_mtime_ns
+
+
+def unended(results: Path) -> bool:
+    """Whether a run's checkpoint is still there, and older than its results: a newer one is of a training begun since."""
+    checkpoint = results.with_name("checkpoint.safetensors")
+    return checkpoint.is_file() and dated(checkpoint) <= dated(results)
 
 
 def started_from(run: PretrainParameters | FinetuneParameters, results: Path) -> Path | None:

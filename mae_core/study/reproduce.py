@@ -57,6 +57,8 @@ class Published:
                 if ".." in Path(getattr(run, name, "")).parts:
                     raise ValueError(f"its {name} contains '..'")
             return cls(stage, parameters, run, told, read_json(path.with_name("metrics.json")))
+        except ParameterError:
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ParameterError(f"{path} cannot be used ({error!r}): it must be the provenance.json of a run") from error
 

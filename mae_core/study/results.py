@@ -193,7 +193,7 @@ def read_png(path: Path, mode: str = "") -> np.ndarray:
     try:
         with Image.open(path) as picture:
             return np.asarray(picture.convert(mode) if mode else picture)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         raise
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's for files that end early or are no pictures
         raise damaged(path, error) from error

@@ -42,6 +42,7 @@ def test_a_study_of_additional_cases_alone_has_them_as_its_cases():
         ("study,case,seed,accuracy\nfake,a,0,1.0\nfake,b,7,\n", [("a", 0), ("b", 7)]),
         ("study;case;seed;accuracy\nfake;a;0;1,0\n", []),  # as a spreadsheet saves it
         ("study,case,seed\nfake,a,none\n", []),
+        ("\ufeffstudy,case,seed\nfake,a,3\n", [("a", 3)]),
         ("", []),
     ],
 )

@@ -35,6 +35,25 @@ def test_a_copied_fine_tuning_becomes_as_new_as_its_weights(study):
     assert results.stat().st_mtime_ns == 9 * 10**18
 
 
+def test_a_copied_fine_tuning_that_is_older_than_its_sources_stays_so(study):
+    results, source = Path("outputs/mine/a/seed0/finetune/metrics.json"), Path("source.py")
+    source.touch()
+    os.utime(source, ns=(8 * 10**18, 8 * 10**18))
+    date_results(study, ["source.py"], {})
+    assert results.stat().st_mtime_ns < 8 * 10**18
+
+
+def test_a_run_whose_checkpoint_is_left_is_run_again(study):
+    """Its notebook did not end: the results are there, and the cells that show them have not run."""
+    folder = Path("outputs/mine/a/seed0/pretrain")
+    (folder / "checkpoint.safetensors").touch()
+    (told,) = date_results(study, [], {})
+    assert told == f"{folder} is run again: its notebook did not end"
+    assert (folder / "metrics.json").stat().st_mtime_ns < 10**15
+    os.utime(folder / "metrics.json", ns=(1, 1))  # a training begun since has a newer one
+    assert date_results(study, [], {}) == []
+
+
 @pytest.mark.parametrize("told", [{}, {"initial_weights_sha256": "6"}])
 def test_a_fine_tuning_from_other_weights_keeps_its_time(study, told):
     results = Path("outputs/mine/a/seed0/finetune/metrics.json")

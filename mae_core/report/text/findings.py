@@ -242,8 +242,7 @@ def ratio_and_work(summary: Summary) -> str:
         else "A comparison at equal\ncompute, with more epochs of random 75 %, has not run yet."
     )
     passages = {"tab-ratio": ratio, "tab-work": work}
-    missing = summary.whole and any(label in there for label in passages)  # the discussion says so where both are
-    shown = [label for label in passages if missing or label in there]
+    shown = [label for label in passages if summary.whole or label in there]
     heading = "Masking ratio and equal compute" if len(shown) > 1 else "".join(map(ON_REQUEST.__getitem__, shown))
     return f"## {heading}\n\n{' '.join(map(passages.__getitem__, shown))}" if shown else ""
 

@@ -177,7 +177,7 @@ def sensitivity(summary: Summary) -> str:
         zeros = f"With some seed, {listed(equal)} {have} exactly the accuracy of {default.label}." if equal else ""
         return f"{named}{signs}{zeros}".rstrip()
     n = len(repeated)
-    which = "the other case that has several" if n == 1 else "each of the other cases that have several"
+    which = "the other case that has several seeds" if n == 1 else "each of the other cases that have several seeds"
     return f"{named}The difference from {default.label} has the same sign with every seed in {which}."
 
 

@@ -39,7 +39,7 @@ def seeds(summary: Summary) -> str:
     numbers = {n for case in summary.cases.values() if (n := len(case.values(summary.last_quantity)))}
     if len(numbers) > 1:
         return f"{min(numbers)} to {max(numbers)} seeds a case"
-    return count(len(summary.seeds), "seed")
+    return count(max(numbers, default=len(summary.seeds)), "seed")
 
 
 def seeds_of(cases: list[Case]) -> str:
