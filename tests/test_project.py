@@ -333,8 +333,8 @@ def test_packages_on_the_pythonpath_do_not_reach_the_environment(tmp_path):
 def test_an_environment_that_a_failed_update_left_is_kept(tmp_path):
     project = Installed(tmp_path / "project")
     project.make()
-    (project.folder / ".venv" / "bin" / "uv").unlink()
-    project.write(".venv/bin/python", "#!/bin/sh\nexit 1\n")  # offline
+    for name in ("python", "uv"):
+        project.write(f"fakes/{name}", "#!/bin/sh\nexit 1\n")  # offline
     later = time.time() + 10
     os.utime(project.folder / "pyproject.toml", (later, later))
     assert project.make()[0].returncode != 0

@@ -160,7 +160,7 @@ function render({ model, el }) {
     work();
   };
   const answered = (told) => {
-    if ("failed" in told) failed = told.failed;
+    if (told && "failed" in told) failed = told.failed;
     else asking = false;
     work();
   };

@@ -47,7 +47,7 @@ class ExploreParameters(Parameters):
         [], description="cases to open; empty: all with weights, and with images and patches of the first one's size"
     )
     seed: Seed = Field(0, description="seed of the runs to open")
-    dataset: Shown = Field("auto", description="images to show; auto: those of the training, or saved with it")
+    dataset: Shown = Field("auto", description="images to show; auto: the training's, or saved with it")
     data_dir: UserPath = Field("", description="folder that contains the data set; empty: as in training")
     train: bool = Field(
         False, description="true: train and open a small model instead, on dataset (auto: cifar10), downloaded if missing"

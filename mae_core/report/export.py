@@ -168,9 +168,9 @@ def compiled(main: Path) -> bytes:
 
 def script(letter: str) -> str:
     """The script of a letter or mark, such as THAI, by its name in Unicode; of those that the fonts have, itself."""
-    first = unicodedata.name(letter, letter).split()[0]
-    known = first in ("LATIN", "GREEK", "CYRILLIC") or unicodedata.category(letter)[0] not in "LM"
-    return letter if letter.isascii() or known else first
+    first = unicodedata.name(letter, "-").split()[0]
+    known = first in ("LATIN", "GREEK", "CYRILLIC", "-") or unicodedata.category(letter)[0] not in "LM"
+    return letter if known else first
 
 
 def write_figures(notebook: Path, folder: Path) -> None:

@@ -61,14 +61,17 @@ def correction(summary: Summary) -> str:
         return f"None of the {len(tested)} claims with a p-value is supported or contradicted."
     lost = [f"“{claim.statement}”" for claim in decided if not claim.survives]
     n_kept = len(decided) - len(lost)
+    n_decided = f"all {len(tested)}" if len(decided) == len(tested) else f"{len(decided)} of the {len(tested)}"
     text = (
-        f"Judged one by one, {len(decided)} of the {len(tested)} claims with a p-value "
-        f"{'is' if len(decided) == 1 else 'are'} supported or contradicted. With Holm's correction for all {len(tested)}, "
+        f"Judged one by one, {n_decided} claims with a p-value {'is' if len(decided) == 1 else 'are'} supported or "
+        f"contradicted. With Holm's correction for all {len(tested)}, "
     )
     if len(decided) == 1:
         return f"{text}this verdict {'does not survive' if lost else 'survives'}."
+    if not lost:
+        return f"{text}all of these verdicts survive."
     text += f"{n_kept} of these verdicts {'survives' if n_kept == 1 else 'survive'}"
-    return f"{text}; {'this one does' if len(lost) == 1 else 'these do'} not: {', '.join(lost)}." if lost else f"{text}."
+    return f"{text}; {'this one does' if len(lost) == 1 else 'these do'} not: {', '.join(lost)}."
 
 
 def unlike(summary: Summary) -> str:
