@@ -32,7 +32,8 @@ DEV    := $(VENV)/.ready-dev
 BEGUN  := $(VENV)/.begun
 MADE   := $(shell cat '$(READY)' 2>/dev/null)
 STALE  := $(if $(MADE),$(if $(filter-out |$(MADE)|,|$(CURDIR)|),moved))
-STALE  := $(STALE)$(shell test -f '$(BEGUN)' && ! kill -0 "$$(cat '$(BEGUN)')" 2>/dev/null && echo killed)
+STALE  := $(STALE)$(shell test -f '$(BEGUN)' && { by=$$(cat '$(BEGUN)'); \
+  test "$$by" = "$$PPID" || ! kill -0 "$$by" 2>/dev/null; } && echo killed)
 
 export PATH := $(abspath $(BIN)):$(PATH)
 ifeq ($(filter gpu,$(MAKECMDGOALS)),)  # which runs with what the machine has
@@ -117,6 +118,7 @@ STRIP := '$(abspath $(BIN))/python' -m nbstripout -t --keep-id --extra-keys \
 $(READY): pyproject.toml constraints.txt $(if $(STALE),stale)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, but $(PYTHON) is older: use make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(if $(and $(STALE),$(filter /%,$(VENV))),echo "$(VENV) was made elsewhere or not to its end: delete it or name another VENV" >&2; exit 1)
 	$(PYTHON) -m venv $(if $(STALE),--clear) $(VENV)
 	@echo $$PPID > $(BEGUN)
 	$(call install,-c constraints.txt -e .)

@@ -233,6 +233,22 @@ def test_the_web_page_says_what_is_wrong_with_the_parameters(browser, voila, pro
         path.write_text(usual, encoding="utf-8")
 
 
+def test_a_new_mask_comes_after_strokes_that_undo_each_other(browser, voila):
+    """Python may see only the last of them, which changes nothing, and answers without a picture."""
+    with opened(browser, voila, 1280) as page:
+        page.wait_for_selector(".mae-card[data-case='random-75'] canvas")
+        for n in (6, 7):
+            masks = "() => [...document.querySelectorAll('.mae-patches [role=gridcell]')].map(c => c.className).join()"
+            page.locator(".mae-patches [tabindex='0']").focus()
+            for _ in range(n):
+                page.keyboard.press(" ")
+            before = page.evaluate(masks)
+            page.get_by_role("button", name="random", exact=True).click()
+            page.wait_for_function(f"before => ({masks})() !== before", arg=before)
+            assert hidden(page) == 48
+        assert not page.crashes
+
+
 def test_the_web_page_fits_a_phone_and_is_accessible(browser, voila):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     with opened(browser, voila, 390, color_scheme="light", has_touch=True) as page:

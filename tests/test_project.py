@@ -345,3 +345,13 @@ def test_a_folder_may_have_an_apostrophe_in_its_name(tmp_path):
     project = Installed(tmp_path / "o'brien")
     assert project.make()[0].returncode == 0
     assert venvs(project.make()[1]) == [[".venv"]]  # made where it is
+
+
+def test_an_environment_outside_the_project_is_never_emptied(tmp_path):
+    project, shared = Installed(tmp_path / "project"), tmp_path / "shared"
+    project.make(f"VENV={shared}")
+    (shared / ".ready").write_text("/another/clone\n", encoding="utf-8")
+    done, calls = project.make(f"VENV={shared}")
+    assert done.returncode != 0
+    assert f"{shared} was made elsewhere or not to its end: delete it or name another VENV" in done.stderr
+    assert venvs(calls) == [[str(shared)]]

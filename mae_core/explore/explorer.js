@@ -68,16 +68,16 @@ function render({ model, el }) {
     const n = hidden.filter(Boolean).length;
     count.textContent = `${n} of ${hidden.length} patches hidden (${Math.round((100 * n) / hidden.length)} %)`;
   };
-  const paint = ({ places, value }) => {
+  const paint = ({ places, stroke }) => {
     const hidden = [...model.get("hidden")];
-    const wanted = value === "other" ? !hidden[places[0]] : value;
+    const wanted = (stroke.value ??= !hidden[places[0]]);
     if (places.every((i) => hidden[i] === wanted)) return;
     for (const i of places) hidden[i] = wanted;
     change({ hidden });
     showMask();
   };
-  const set = (places, value) => {
-    queue.push({ places, value });
+  const set = (places, stroke) => {
+    queue.push({ places, stroke });
     work();
   };
   const moveFocus = (to, really = true) => {
@@ -98,10 +98,10 @@ function render({ model, el }) {
     event.preventDefault();
     const at = under(event);
     const i = at.row * grid + at.column;
-    stroke = { at, value: !model.get("hidden")[i] };
+    stroke = { at };
     patches.setPointerCapture(event.pointerId);
     moveFocus(i);
-    set([i], stroke.value);
+    set([i], stroke);
   });
   patches.addEventListener("pointermove", (event) => {
     if (!stroke) return;
@@ -113,7 +113,7 @@ function render({ model, el }) {
       const part = (k + 1) / steps;
       return (stroke.at.row + Math.round(part * down)) * grid + stroke.at.column + Math.round(part * right);
     });
-    set(between, stroke.value);
+    set(between, stroke);
     stroke.at = to;
   });
   for (const end of ["pointerup", "pointercancel"]) patches.addEventListener(end, () => (stroke = null));
@@ -123,7 +123,7 @@ function render({ model, el }) {
     if (move) {
       const within = (x) => Math.min(grid - 1, Math.max(0, x));
       moveFocus(within(Math.floor(focus / grid) + move[0]) * grid + within((focus % grid) + move[1]));
-    } else if (event.key === " " || event.key === "Enter") set([focus], "other");
+    } else if (event.key === " " || event.key === "Enter") set([focus], {});
     else return;
     event.preventDefault();
     event.stopPropagation(); // JupyterLab moves between cells with arrows
@@ -137,12 +137,11 @@ function render({ model, el }) {
   // onto the mask that was asked for before them.
   const queue = [];
   let asking = false;
-  let failed = 0; // the stroke that Python could not answer with a picture
+  let seen = 0; // the last stroke that Python answered without a picture
   const work = () => {
     while (queue.length && !asking) {
       const [{ ask: wanted, ratio: share }] = queue;
-      const seen = Math.max(model.get("picture").stroke, failed);
-      if (wanted && seen < model.get("stroke")) return; // the picture that is on its way goes on
+      if (wanted && Math.max(model.get("picture").stroke, seen) < model.get("stroke")) return; // an answer is on its way
       const task = queue.shift();
       if (!wanted) paint(task);
       else {
@@ -160,8 +159,10 @@ function render({ model, el }) {
     work();
   };
   const answered = (told) => {
-    if (told && "failed" in told) failed = told.failed;
-    else asking = false;
+    if (told && "seen" in told) {
+      seen = told.seen;
+      if (!local) say(model.get("message"));
+    } else asking = false;
     work();
   };
   const showRatio = () => {

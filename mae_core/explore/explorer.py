@@ -92,6 +92,7 @@ class Explorer(anywidget.AnyWidget):
         )  # fmt: skip
         self.paint()
         self.observe(self.repaint, ["hidden", "image", "chosen"])
+        self.observe(self.see, ["stroke"])
         self.on_msg(self.answer)
 
     @property
@@ -115,13 +116,18 @@ class Explorer(anywidget.AnyWidget):
             yield
         except Exception as error:
             self.say(str(error) if isinstance(error, Explained) else f"this failed ({type(error).__name__}: {error})")
-            self.send({"failed": self.stroke})  # no picture will repeat this number
+            self.send({"seen": self.stroke})  # no picture will repeat this number
             raise
 
     def repaint(self, change: Any) -> None:
         """Answer a change of the image, the mask or the cases."""
         with self.telling_errors():
             self.paint(change)
+
+    def see(self, change: Any) -> None:
+        """Tell the page that a change was seen which leaves the picture as it is, as two that undo each other."""
+        if self.picture["stroke"] != self.stroke:
+            self.send({"seen": self.stroke})
 
     def paint(self, change: Any = None) -> None:
         """Compute the pictures of the present image, mask and cases."""

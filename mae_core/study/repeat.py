@@ -23,7 +23,7 @@ def date_results(study: Study, sources: Iterable[str], fingerprints: Mapping[str
 
     * A run is out of date if its parameters are not the study's, or its own images are not those that are there. Its
       results become older than any source.
-    * So is one whose checkpoint is still there: the cells after its training did not all run, and will now.
+    * So is one whose notebook stopped after the training: its other cells run then, from the last checkpoint.
     * A fine-tuning that is newer than the sources becomes as new as the weights that it started from: copies are dated by
       the clock.
     * Committed results become as new as the newest of the sources that made them, unless they are newer. git dates what
@@ -40,12 +40,12 @@ def date_results(study: Study, sources: Iterable[str], fingerprints: Mapping[str
             told.append(f"{results.parent} is out of date: {difference}")
             valid.discard(results.absolute())
             os.utime(results, ns=(LONG_AGO, LONG_AGO))
-        elif dated(results) == LONG_AGO:  # the study was changed, and changed back
-            valid.add(results.absolute())
         elif unended(results):
-            told.append(f"{results.parent} is run again: its notebook did not end")
+            told.append(f"{results.parent} is out of date: its notebook did not end")
             valid.discard(results.absolute())
             os.utime(results, ns=(LONG_AGO, LONG_AGO))
+        elif dated(results) == LONG_AGO:  # the study was changed, and changed back
+            valid.add(results.absolute())
         elif (weights := started_from(run, results)) and newest <= dated(results) < dated(weights):
             os.utime(results, ns=(weights.stat().st_atime_ns, weights.stat().st_mtime_ns))
     for path in valid:
@@ -60,9 +60,23 @@ def dated(path: Path) -> int:
 
 
 def unended(results: Path) -> bool:
-    """Whether a run's checkpoint is still there, and older than its results: a newer one is of a training begun since."""
-    checkpoint = results.with_name("checkpoint.safetensors")
-    return checkpoint.is_file() and dated(checkpoint) <= dated(results)
+    """Whether the notebook of a finished run stopped after the training: its checkpoint and papermill's metadata tell.
+
+    Not so a pre-training from which a fine-tuning has started and finished: it would be repeated, too.
+    """
+    stage = results.parent.name
+    if not results.with_name("checkpoint.safetensors").is_file() or (stage == "pretrain" and tuned(results)):
+        return False
+    try:
+        told = read_json(results.with_name(f"{stage}.ipynb"))["metadata"]["papermill"]
+    except (OSError, ValueError, KeyError, TypeError):  # of mae-core train, or damaged
+        return False
+    return not told.get("end_time") or bool(told.get("exception"))
+
+
+def tuned(results: Path) -> bool:
+    """Whether a pre-training's case has a finished fine-tuning."""
+    return (results.parents[1] / "finetune" / "metrics.json").is_file()
 
 
 def started_from(run: PretrainParameters | FinetuneParameters, results: Path) -> Path | None:

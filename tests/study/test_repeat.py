@@ -43,15 +43,34 @@ def test_a_copied_fine_tuning_that_is_older_than_its_sources_stays_so(study):
     assert results.stat().st_mtime_ns < 8 * 10**18
 
 
-def test_a_run_whose_checkpoint_is_left_is_run_again(study):
-    """Its notebook did not end: the results are there, and the cells that show them have not run."""
-    folder = Path("outputs/mine/a/seed0/pretrain")
+@pytest.mark.parametrize(
+    ("papermill", "ended"),
+    [
+        ({"end_time": None, "exception": None}, False),
+        ({"end_time": "2026-11-30", "exception": True}, False),
+        ({"end_time": "2026-11-30", "exception": None}, True),
+        (None, True),  # of mae-core train
+    ],
+)
+def test_a_run_whose_notebook_stopped_after_the_training_is_out_of_date_until_it_runs(study, papermill, ended):
+    folder = Path("outputs/mine/a/seed0/finetune")
+    if papermill:
+        write_json(folder / "finetune.ipynb", {"metadata": {"papermill": papermill}})
+    assert date_results(study, [], {}) == []  # without a checkpoint, all is well
     (folder / "checkpoint.safetensors").touch()
-    (told,) = date_results(study, [], {})
-    assert told == f"{folder} is run again: its notebook did not end"
-    assert (folder / "metrics.json").stat().st_mtime_ns < 10**15
-    os.utime(folder / "metrics.json", ns=(1, 1))  # a training begun since has a newer one
+    for _ in range(2):  # a dry run changes nothing
+        told = [] if ended else [f"{folder} is out of date: its notebook did not end"]
+        assert date_results(study, [], {}) == told
+        assert ((folder / "metrics.json").stat().st_mtime_ns > 10**15) == ended
+
+
+def test_a_pre_training_is_not_repeated_where_its_fine_tuning_has_finished(study):
+    folder = Path("outputs/mine/a/seed0/pretrain")
+    write_json(folder / "pretrain.ipynb", {"metadata": {"papermill": {"end_time": None}}})
+    (folder / "checkpoint.safetensors").touch()
     assert date_results(study, [], {}) == []
+    Path("outputs/mine/a/seed0/finetune/metrics.json").unlink()
+    assert date_results(study, [], {}) == [f"{folder} is out of date: its notebook did not end"]
 
 
 @pytest.mark.parametrize("told", [{}, {"initial_weights_sha256": "6"}])
