@@ -234,6 +234,8 @@ def small_model(run: ExploreParameters) -> Path:
     if wanted.dataset == "folder":
         try:
             train, _ = list_images(Path(wanted.data_dir))
+        except MissingDataError:  # an OSError, too, and one that says what to change
+            raise
         except OSError as error:
             raise unreadable(wanted.data_dir, error) from error
         wanted = wanted.model_copy(update={"batch_size": min(wanted.batch_size, len(train.names))})

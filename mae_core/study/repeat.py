@@ -36,12 +36,9 @@ def date_results(study: Study, sources: Iterable[str], fingerprints: Mapping[str
     newest = max((Path(path).stat().st_mtime_ns for path in sources), default=0)
     valid, told = committed(OUTPUTS / study.name), []
     for run, results in finished(study):
-        if difference := run.change(results.with_name("parameters.json")) or other_images(run, results, fingerprints):
+        difference = run.change(results.with_name("parameters.json")) or other_images(run, results, fingerprints)
+        if difference := difference or ("its notebook did not end" if unended(results) else ""):
             told.append(f"{results.parent} is out of date: {difference}")
-            valid.discard(results.absolute())
-            os.utime(results, ns=(LONG_AGO, LONG_AGO))
-        elif unended(results):
-            told.append(f"{results.parent} is out of date: its notebook did not end")
             valid.discard(results.absolute())
             os.utime(results, ns=(LONG_AGO, LONG_AGO))
         elif dated(results) == LONG_AGO:  # the study was changed, and changed back
@@ -65,18 +62,14 @@ def unended(results: Path) -> bool:
     Not so a pre-training from which a fine-tuning has started and finished: it would be repeated, too.
     """
     stage = results.parent.name
-    if not results.with_name("checkpoint.safetensors").is_file() or (stage == "pretrain" and tuned(results)):
+    tuned = stage == "pretrain" and (results.parents[1] / "finetune" / "metrics.json").is_file()
+    if tuned or not results.with_name("checkpoint.safetensors").is_file():
         return False
     try:
         told = read_json(results.with_name(f"{stage}.ipynb"))["metadata"]["papermill"]
     except (OSError, ValueError, KeyError, TypeError):  # of mae-core train, or damaged
         return False
     return not told.get("end_time") or bool(told.get("exception"))
-
-
-def tuned(results: Path) -> bool:
-    """Whether a pre-training's case has a finished fine-tuning."""
-    return (results.parents[1] / "finetune" / "metrics.json").is_file()
 
 
 def started_from(run: PretrainParameters | FinetuneParameters, results: Path) -> Path | None:

@@ -255,10 +255,13 @@ def keys_of(data_dir: str) -> tuple[str, ...]:
     """Checksums of the names, sizes and modification times of a folder's training and test images.
 
     Raises:
-        ParameterError: if the folder cannot be read.
+        MissingDataError: if the folder is not laid out as it must be.
+        ParameterError: if it cannot be read.
     """
     try:
         return tuple(listing.key for listing in list_images(Path(data_dir)))
+    except MissingDataError:  # an OSError, too, and one that says what to change
+        raise
     except OSError as error:
         raise unreadable(data_dir, error) from error
 

@@ -7,8 +7,9 @@ import pytest
 from photos import write, write_cifar100
 
 from mae_core.data.layout import list_images
-from mae_core.errors import ParameterError
+from mae_core.errors import MissingDataError, ParameterError
 from mae_core.evaluation.flops import of_classifier
+from mae_core.explore.trained import ExploreParameters, small_model
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.results import load_sheet, read_json
 from mae_core.study.tensors import load_tensors
@@ -127,3 +128,18 @@ def test_images_that_change_while_they_are_read_stop_the_run(photos, monkeypatch
     with pytest.raises(ParameterError, match=r"the images in .* changed while they were read: run again"):
         runs.pretrain(run)
     assert not (run.folder / "pretrain" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("open_it", [runs.pretrain, lambda run: small_model(explored(run))])
+def test_a_folder_that_lacks_something_says_what(photos, open_it):
+    for path in (photos / "train" / "red sky").iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(
+        (ParameterError, MissingDataError), match=r"the class 'red sky' in .* has no images in train/"
+    ) as error:
+        open_it(PretrainParameters.check(RUN))
+    assert "cannot be read" not in str(error.value)
+
+
+def explored(run):
+    return ExploreParameters(train=True, dataset="folder", data_dir=run.data_dir, device="cpu")
