@@ -237,11 +237,12 @@ def test_a_new_mask_comes_after_strokes_that_undo_each_other(browser, voila):
     """Python may see only the last of them, which changes nothing, and answers without a picture."""
     with opened(browser, voila, 1280) as page:
         page.wait_for_selector(".mae-card[data-case='random-75'] canvas")
-        for n in (6, 7):
-            masks = "() => [...document.querySelectorAll('.mae-patches [role=gridcell]')].map(c => c.className).join()"
+        masks = "() => [...document.querySelectorAll('.mae-patches [role=gridcell]')].map(c => c.className).join()"
+        for n in (7, 6):
             page.locator(".mae-patches [tabindex='0']").focus()
             for _ in range(n):
                 page.keyboard.press(" ")
+            assert hidden(page) % 2 == n % 2  # else the strokes wait, and what changes next need not be the mask
             before = page.evaluate(masks)
             page.get_by_role("button", name="random", exact=True).click()
             page.wait_for_function(f"before => ({masks})() !== before", arg=before)
