@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,13 +57,33 @@ class Found:
         return hashlib.md5(os.fsencode(self.name.partition("/")[2] or self.name)).digest()
 
 
+@contextmanager
+def looking_into(data_dir: Path) -> Iterator[None]:
+    """Where the system does not let us look into a folder of data, raise MissingDataError with a sentence on it."""
+    try:
+        yield
+    except MissingDataError:  # an OSError, too, and one that says what to change
+        raise
+    except OSError as error:
+        why = error.strerror or error
+        raise MissingDataError(
+            f"data_dir is {str(data_dir)!r}: it cannot be read ({why}): check its name and permissions"
+        ) from error
+
+
 def list_images(data_dir: Path) -> tuple[Listing, Listing]:
     """The images for training and for testing.
 
     Raises:
-        MissingDataError: if the folder is not laid out as the head of this file says; says what to change.
+        MissingDataError: if the folder cannot be read, or is not laid out as above; says what to change.
     """
     check_layout(data_dir)
+    with looking_into(data_dir):
+        return splits(data_dir)
+
+
+def splits(data_dir: Path) -> tuple[Listing, Listing]:
+    """The images for training and for testing, in a folder of a good layout."""
     root = data_dir.resolve()
     train, test = root / "train", held_out(root)
     classes = class_names(train) if train.is_dir() else []
@@ -95,7 +116,7 @@ def fingerprint(data_dir: Path) -> str:
 
 
 def check_layout(data_dir: Path, needs_classes: bool = False) -> None:
-    """Check a folder's layout without looking at the images, in a moment.
+    """Check that a folder can be read, and its layout, without looking at the images, in a moment.
 
     Args:
         data_dir: the folder of the data.
@@ -104,6 +125,12 @@ def check_layout(data_dir: Path, needs_classes: bool = False) -> None:
     Raises:
         MissingDataError: says what to change.
     """
+    with looking_into(data_dir):
+        check_folders(data_dir, needs_classes)
+
+
+def check_folders(data_dir: Path, needs_classes: bool) -> None:
+    """Raise MissingDataError for what a folder's layout lacks."""
     if not data_dir.is_dir():
         raise MissingDataError(f"data_dir is {str(data_dir)!r}: there is no such folder; it must hold {LAYOUT}")
     root = data_dir.resolve()

@@ -18,15 +18,7 @@ from mae_core.errors import MissingDataError, ParameterError
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study.checked import Name, Seed, UserPath
 from mae_core.study.finished import read_beside
-from mae_core.study.parameters import (
-    OUTPUTS,
-    Device,
-    FinetuneParameters,
-    Parameters,
-    PretrainParameters,
-    check_data_dir,
-    unreadable,
-)
+from mae_core.study.parameters import OUTPUTS, Device, FinetuneParameters, Parameters, PretrainParameters, check_data_dir
 from mae_core.study.results import FULL, KEPT, explained_writing, load_sheet, read_json
 from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
 from mae_core.training.runs import is_complete, pretrain
@@ -232,12 +224,7 @@ def small_model(run: ExploreParameters) -> Path:
     )
     wanted = PretrainParameters(study="explore", width=64, decoder_width=64, **data)
     if wanted.dataset == "folder":
-        try:
-            train, _ = list_images(Path(wanted.data_dir))
-        except MissingDataError:  # an OSError, too, and one that says what to change
-            raise
-        except OSError as error:
-            raise unreadable(wanted.data_dir, error) from error
+        train, _ = list_images(Path(wanted.data_dir))
         wanted = wanted.model_copy(update={"batch_size": min(wanted.batch_size, len(train.names))})
     if not is_complete(wanted, "pretrain"):
         pretrain(wanted)
@@ -284,12 +271,7 @@ def at_hand(run: ExploreParameters, image_size: int) -> bool:
 def check_at_hand(run: ExploreParameters, image_size: int) -> None:
     """Raise MissingDataError, with what to do, if the data set's files are not in ``data_dir``."""
     if run.dataset == "folder":
-        try:
-            check_layout(Path(run.data_dir))
-        except MissingDataError:
-            raise
-        except OSError as error:
-            raise MissingDataError(f"data_dir is {run.data_dir!r}: it cannot be read ({error.strerror})") from error
+        check_layout(Path(run.data_dir))
     elif not (Path(run.data_dir) / (folder := folder_of(run.dataset, image_size))).is_dir():
         raise MissingDataError(
             f"dataset is {run.dataset!r}, and {run.data_dir!r} has no {folder}: name another folder, or set dataset to "

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from mae_core.data import Augmentation, Dataset, Place, folder_of
-from mae_core.data.layout import check_layout
+from mae_core.data.layout import check_layout, looking_into
 from mae_core.errors import MissingDataError, ParameterError
 from mae_core.model.config import Attention, ModelConfig, Pooling, Strategy, Variant, check_grid, count_kept
 from mae_core.study.checked import Checked, Name, Seed, UserPath
@@ -284,32 +284,22 @@ def check_data_dir(dataset: str, data_dir: str, image_size: int = 32, needs_clas
         ParameterError: if a data set outside the working folder is missing (it is never written there), or if a folder of
             images is not laid out as needed; see layout.check_layout.
     """
-    if dataset == "folder":
-        try:
-            check_layout(Path(data_dir), needs_classes)
-        except MissingDataError as error:
-            raise ParameterError(str(error)) from error
-        except OSError as error:
-            raise unreadable(data_dir, error) from error
-        return
-    inside = Path(os.path.abspath(data_dir)).is_relative_to(Path.cwd())  # a link inside may point elsewhere,
-    inside = inside and ".." not in Path(data_dir).parts  # but the path must not go up
     folder = folder_of(dataset, image_size)
     try:
-        there = (Path(data_dir) / folder).is_dir()
-    except OSError as error:
-        raise unreadable(data_dir, error) from error
+        if dataset == "folder":
+            check_layout(Path(data_dir), needs_classes)
+            return
+        with looking_into(Path(data_dir)):
+            there = (Path(data_dir) / folder).is_dir()
+    except MissingDataError as error:
+        raise ParameterError(str(error)) from error
+    inside = Path(os.path.abspath(data_dir)).is_relative_to(Path.cwd())  # a link inside may point elsewhere,
+    inside = inside and ".." not in Path(data_dir).parts  # but the path must not go up
     if not inside and not there:
         raise ParameterError(
             f"data_dir is {data_dir!r}: outside the project it must already contain {folder}/; to write it "
             f"there, make data a link to that folder"
         )
-
-
-def unreadable(data_dir: str, error: OSError) -> ParameterError:
-    """The error for a folder of data that the system does not let us look into."""
-    why = error.strerror or error
-    return ParameterError(f"data_dir is {data_dir!r}: it cannot be read ({why}): check its name and permissions")
 
 
 def assigned_last(sources: list[str], known: set[str]) -> list[str]:

@@ -23,7 +23,7 @@ from mae_core.evaluation import N_PICTURES, classification, flops, probes, recon
 from mae_core.model.mae import Classifier, Encoder, MaskedAutoencoder
 from mae_core.study import provenance, results
 from mae_core.study.foreign import Found, find_encoder, settings_sha256, weights_file
-from mae_core.study.parameters import OUTPUTS, FinetuneParameters, PretrainParameters, check_data_dir, unreadable
+from mae_core.study.parameters import OUTPUTS, FinetuneParameters, PretrainParameters, check_data_dir
 from mae_core.study.tensors import load_tensors, save_tensors, tensors_sha256
 from mae_core.training import objective, processes
 from mae_core.training.checkpoint import Position, discard, discard_at_exit, is_left_over
@@ -252,18 +252,8 @@ def load_both(run: PretrainParameters | FinetuneParameters, record: "Record") ->
 
 
 def keys_of(data_dir: str) -> tuple[str, ...]:
-    """Checksums of the names, sizes and modification times of a folder's training and test images.
-
-    Raises:
-        MissingDataError: if the folder is not laid out as it must be.
-        ParameterError: if it cannot be read.
-    """
-    try:
-        return tuple(listing.key for listing in list_images(Path(data_dir)))
-    except MissingDataError:  # an OSError, too, and one that says what to change
-        raise
-    except OSError as error:
-        raise unreadable(data_dir, error) from error
+    """Checksums of the names, sizes and modification times of a folder's training and test images."""
+    return tuple(listing.key for listing in list_images(Path(data_dir)))
 
 
 @dataclasses.dataclass
