@@ -49,6 +49,7 @@ def results(cases, seeds):
 
 
 FINISHED = results(study.cases, study.seeds)
+TRAINING = sources("mae_core/training/runs.py")  # not what the notebooks draw with: a new colour trains nothing again
 FIGURES = "mae_core/report/templates/mae/figures.mplstyle"
 
 # Runs on request and other studies are not inputs of the report, which shows those that exist. Only `sweep`, `lengths` and
@@ -61,7 +62,6 @@ MORE = {path: zlib.crc32(Path(path).read_bytes()) for path in SWEPT + LENGTHS + 
 # Runs of other parameters than the study's are repeated. A pull makes the code newer than committed results, which stay as
 # they are: `--forceall` (make report AGAIN=1) trains anew.
 try:
-    TRAINING = {*sources("notebooks/pretrain.ipynb"), *sources("notebooks/finetune.ipynb")}
     sentences = date_results(study, TRAINING, FINGERPRINTS) if workflow.is_main_process else []  # not in jobs
 except PermissionError as error:
     raise WorkflowError(f"{error.filename} is another user's, and cannot be dated: run this in a clone of your own") from None
@@ -178,7 +178,7 @@ rule all:
 
 rule pretrain:
     input:
-        sources("notebooks/pretrain.ipynb"),
+        TRAINING,
     output:
         f"{RUN}/pretrain/metrics.json",
         weights=f"{RUN}/pretrain/weights.safetensors",
@@ -200,7 +200,7 @@ rule pretrain:
 
 rule finetune:
     input:
-        sources("notebooks/finetune.ipynb"),
+        TRAINING,
         weights=pretrained,
     output:
         f"{RUN}/finetune/metrics.json",

@@ -152,7 +152,11 @@ COMMANDS: dict[Callable[[argparse.Namespace], int], dict[str, dict]] = {
         "results": {"help": "outputs/<study>, or outputs/<study>/report.ipynb", "type": Path},
         "folder": {"help": "folder for index.html and report.pdf, such as report/<study>", "type": Path},
     },
-    table: {"parameters": {"help": "the study, and what of it, as YAML, such as '{study: laptop, seeds: [0, 1]}'"}},
+    table: {
+        "parameters": {
+            "help": "the study and, if you like, its cases and seeds, as YAML, such as '{study: laptop, seeds: [0, 1]}'"
+        }
+    },
     reproduce: {"provenance": {"help": "outputs/<study>/<case>/seed<k>/<stage>/provenance.json", "type": Path}},
     keep: {"folder": {"help": "outputs/<study>/<case>/seed<k>/<stage>, with weights.safetensors", "type": Path}},
     export: {
@@ -161,7 +165,7 @@ COMMANDS: dict[Callable[[argparse.Namespace], int], dict[str, dict]] = {
     },
     features: {
         "weights": {"help": "a file or folder of weights: of this package, timm or transformers"},
-        "images": {"help": "a folder of images, or of a folder for each class", "type": Path},
+        "images": {"help": "a folder of images, or with a folder for each class", "type": Path},
         "out": {"help": "the file to write: .npz or .parquet", "type": Path},
         "--pool": {
             "help": "mean of the patches' tokens (default), or the class token",

@@ -158,7 +158,7 @@ def judged(values, small):
     values = list(values.values())
     middle = math.fsum(values) / len(values)
     if len(values) == 1:
-        return f"undecided (one seed; points {'for' if middle > 0 else 'against'} it)"
+        return f"undecided (one seed, which speaks {'for' if middle > 0 else 'against'} it)"
     low, high = middle - half_width(values), middle + half_width(values)
     within = small is not None and -small < low <= high < small
     if low > 0 or high < 0:
@@ -350,8 +350,19 @@ def check_sensitivity(report, raw, accuracy):
         assert deviation == (f"{scipy.stats.tstd(list(differences.values())):.2f}" if several else "–")
 
 
+def on_one_machine(raw, values, case, other):
+    """The values of a case from the seeds that both cases pre-trained on the same machine, with as many threads."""
+    machines = [
+        {seed: (told["device"], told["precision"]) for seed, told in raw.read(name, "pretrain", "provenance.json").items()}
+        for name in (case, other)
+    ]
+    return {seed: value for seed, value in values.items() if machines[0][seed] == machines[1].get(seed)}
+
+
 def check_claims(report, raw, accuracy, linear, flops, loss, psnr, memory):
     default, mib = "random-75", {"digits": 0, "scale": 2**-20, "unit": " MiB"}
+    ran = memory["mask-tokens"] and memory[default]
+    memory = memory | {"mask-tokens": on_one_machine(raw, memory["mask-tokens"], "mask-tokens", default)}
     others = ("random-25", "random-50", "random-90")
     claimed = {
         "Pre-training beats": (accuracy, {}, (default, "scratch")),
@@ -377,6 +388,7 @@ def check_claims(report, raw, accuracy, linear, flops, loss, psnr, memory):
         (name,) = [start] if start in rows else [name for name in rows if name.startswith(start)]
         differences = [paired(values.get(one, {}), values.get(other, {})) for one, other in pairs]
         k, decided = verdict(*differences, small=None if how else 0.5)
+        decided = "undecided (not on one machine)" if values is memory and k is None and ran else decided
         told, least, p_values[name] = "–", "–", None
         if k is not None:
             one, other = pairs[k]

@@ -218,6 +218,8 @@ def test_a_change_of_how_to_compute_runs_nothing_again(checkout):
     ("module", "rules"),
     [
         ("report/markup", {"render", "all"}),
+        ("report/figures", {"ablations", "report", "render", "all"}),
+        ("training/live", set()),  # draws the curve beside a training
         ("report/text/words", {"ablations", "report", "render", "all"}),
         ("model/masking", {"pretrain", "finetune", "table", "ablations", "report", "render", "all"}),
     ],

@@ -36,10 +36,10 @@ class ExploreParameters(Parameters):
 
     study: Name = Field("laptop", description="study whose trained models to open, from outputs/<study>/")
     cases: list[Name] = Field(
-        [], description="cases to open; empty: all with weights, and with images and patches of the first one's size"
+        [], description="cases to open; empty: all that have weights, and the first one's sizes of image and patch"
     )
     seed: Seed = Field(0, description="seed of the runs to open")
-    dataset: Shown = Field("auto", description="images to show; auto: the training's, or saved with it")
+    dataset: Shown = Field("auto", description="images to show; auto: as in training, or pictures")
     data_dir: UserPath = Field("", description="folder that contains the data set; empty: as in training")
     train: bool = Field(
         False, description="true: train and open a small model instead, on dataset (auto: cifar10), downloaded if missing"

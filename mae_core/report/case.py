@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ QUANTITIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "finetune_memory": ("finetune", ("peak_memory_bytes",)),
     "finetune_wall": ("finetune", ("wall_seconds",)),
 }
+MEMORY = {"memory", "finetune_memory"}  # depend on the machine, its threads and the precision, too
 DEFAULTS = {"pretrain": PretrainParameters().flat(), "finetune": FinetuneParameters().flat()}
 
 
@@ -50,7 +51,7 @@ class Case:
         """The content of a stage's JSON file, for every seed that finished the stage."""
         paths = {seed: folder / stage for seed, folder in self.folders.items()}
         finished = {seed: path for seed, path in sorted(paths.items()) if (path / "metrics.json").exists()}
-        return {seed: read_json(path / f"{file}.json") for seed, path in finished.items()}
+        return {seed: read_again(path / f"{file}.json") for seed, path in finished.items()}
 
     def values(self, quantity: str) -> dict[int, float]:
         """One of QUANTITIES by seed; empty if it was not run or not measured."""
@@ -114,13 +115,25 @@ class Case:
         return replace(self, folders={k: folder for k, folder in self.folders.items() if k in seeds})
 
     def beats(self, other: "Case", quantity: str) -> Estimate | None:
-        """The difference of a quantity from another case, paired by seed; None without a shared seed."""
-        return paired_difference(self.values(quantity), other.values(quantity))
+        """The difference of a quantity from another case, paired by seed; None without a seed to compare."""
+        return paired_difference(self.comparable(other, quantity), other.values(quantity))
 
     def differences(self, other: "Case", quantity: str) -> dict[int, float]:
-        """The difference of a quantity from another case with each seed that both have."""
-        ours, theirs = self.values(quantity), other.values(quantity)
-        return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
+        """The difference of a quantity from another case by seed."""
+        ours, theirs = self.comparable(other, quantity), other.values(quantity)
+        return {seed: ours[seed] - theirs[seed] for seed in sorted(ours)}
+
+    def comparable(self, other: "Case", quantity: str) -> dict[int, float]:
+        """A quantity by seed, with the seeds that another case has, too; memory only of runs on the same machine."""
+        values, shared = self.values(quantity), set(other.values(quantity))
+        if quantity in MEMORY:
+            ours, theirs = (case.computed(QUANTITIES[quantity][0]) for case in (self, other))
+            shared = {seed for seed in shared if ours.get(seed) == theirs[seed]}
+        return {seed: values[seed] for seed in sorted(values.keys() & shared)}
+
+    def computed(self, stage: str) -> dict[int, tuple[str, str]]:
+        """The device, with its threads, and the precision of each run of a stage by seed."""
+        return {seed: (told["device"], told["precision"]) for seed, told in self.read(stage, "provenance").items()}
 
     def ratio(self, other: "Case", quantity: str) -> float | None:
         """The mean of a quantity divided by that of another case; None if one of them has not run."""
@@ -169,6 +182,18 @@ class Case:
         """FLOPs per image times epochs of pre-training; None if it has not run."""
         flops = self.estimate("flops")
         return flops.mean * self.pretrained.epochs if flops and self.pretrained else None
+
+
+def read_again(path: Path) -> Any:
+    """The content of a JSON file, which is read again only if it has changed. Callers must not change it."""
+    state = path.stat()
+    return read_once(path, (state.st_ino, state.st_size, state.st_mtime_ns))
+
+
+@cache
+def read_once(path: Path, state: tuple[int, int, int]) -> Any:
+    """The content of a JSON file in a state of its inode, size and modification time."""
+    return read_json(path)
 
 
 NOT_RUN = Case("not run", None, False, {})

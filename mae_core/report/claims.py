@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mae_core.report import published
-from mae_core.report.case import Case
+from mae_core.report.case import MEMORY, Case
 from mae_core.report.statistics import LEVEL, Estimate, detectable, estimate, holm, p_value, same, signed_estimate
 from mae_core.report.summary import Summary
 
@@ -70,7 +70,8 @@ def claims(summary: Summary) -> list[Claim]:
         differences = [difference for difference in found.values() if difference]
         if len(differences) < len(pairs):
             ran = all(case.values(quantity) for pair in pairs for case in pair)
-            return Claim(statement, source, "–", "undecided (no shared seed)" if ran else "not run", key=key)
+            why = "not on one machine" if quantity in MEMORY else "no shared seed"
+            return Claim(statement, source, "–", f"undecided ({why})" if ran else "not run", key=key)
         decisive, verdict, p = decide(differences, matters(quantity))
         against = next(name for name, difference in found.items() if difference is decisive) if len(pairs) > 1 else ""
         least = amount(findable(differences, decisive, verdict), quantity)
@@ -218,8 +219,8 @@ def judge(difference: Estimate, bound: float | None = None) -> str:
         bound: the difference from which on it matters, if there is one.
     """
     if difference.half_width is None:
-        points = "for it" if difference.mean > 0 else "against it" if difference.mean < 0 else "neither way"
-        return f"undecided (one seed; points {points})"
+        side = "for" if difference.mean > 0 else "against" if difference.mean < 0 else "neither for nor against"
+        return f"undecided (one seed, which speaks {side} it)"
     if bound is not None and same(difference.values):
         return "undecided (the seeds do not differ)"
     small = bound is not None and abs(difference.mean) + difference.half_width < bound

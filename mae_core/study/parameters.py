@@ -186,6 +186,19 @@ class PretrainParameters(RunParameters):
             )
         check_warmup(self)
 
+    @classmethod
+    def from_namespace(cls, namespace: MutableMapping[str, Any]) -> Self:
+        """As for all runs; says so where other masks than the default's would get the default's name."""
+        run, usual = super().from_namespace(namespace), cls()
+        named = ("mask_strategy", "mask_ratio", "mask_tokens_in_encoder")
+        differs = next((name for name in named if getattr(run, name) != getattr(usual, name)), "")
+        if run.case == usual.case and differs:
+            print(
+                f"note: {differs} is {getattr(run, differs)!r} and case is {run.case!r}: set case, too, unless this run "
+                "may replace the usual one"
+            )
+        return run
+
 
 class FinetuneParameters(RunParameters):
     """Parameters of one fine-tuning run, or of the same recipe from scratch."""

@@ -8,6 +8,8 @@ from mae_core.study.checked import NAME
 from mae_core.study.parameters import FinetuneParameters, Parameters, PretrainParameters
 from mae_core.study.study import GIVEN, Study
 
+ABOUT = "A study: its cases, its seeds, and the parameters of their runs."
+
 
 def schema() -> dict[str, Any]:
     """The schema: a study file's keys, and every parameter with its type, range, choices and description."""
@@ -22,7 +24,7 @@ def schema() -> dict[str, Any]:
     for name, part in content["properties"].items():
         if name not in content["required"]:  # an optional key may be empty
             content["properties"][name] = {"anyOf": [part, {"type": "null"}], "description": part["description"]}
-    return {"$schema": GenerateJsonSchema.schema_dialect, **content, "title": "A study of mae_core"}
+    return {"$schema": GenerateJsonSchema.schema_dialect, **content, "title": "A study of mae_core", "description": ABOUT}
 
 
 def settings(kind: type[Parameters]) -> dict[str, Any]:

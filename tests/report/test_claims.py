@@ -1,10 +1,11 @@
 """Claims and their verdicts, also where a difference is near zero."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import fake_study
 import pytest
-from fake_study import read, verdict_of
+from fake_study import read, read_again, verdict_of
 from scipy import stats
 
 from mae_core.report import published
@@ -13,6 +14,7 @@ from mae_core.report.claims import MATTERS, Claim, claims, decide, flops_ratio, 
 from mae_core.report.statistics import Estimate, detectable, estimate, holm, p_value
 from mae_core.report.summary import Summary
 from mae_core.study.parameters import PretrainParameters
+from mae_core.study.results import read_json, write_json
 
 
 def around(mean, half_width=0.3, n=3):
@@ -63,7 +65,7 @@ def test_an_interval_that_ends_at_the_bound_reaches_it():
         assert judge(Estimate((0.3, 0.5), sign * 0.4, 0.1), MATTERS) == verdict
         assert judge(Estimate((0.3, 0.5), sign * 0.4, 0.09), MATTERS) == f"{verdict} (smaller than matters)"
     assert judge(Estimate((-0.1, 0.1), 0.0, 0.5), MATTERS) == "undecided (2 seeds)"
-    assert judge(estimate([0.1]), MATTERS) == "undecided (one seed; points for it)"
+    assert judge(estimate([0.1]), MATTERS) == "undecided (one seed, which speaks for it)"
 
 
 @pytest.mark.parametrize("value", [3.0, 0.0, -3.0])
@@ -135,9 +137,9 @@ def test_an_interval_is_told_in_the_same_unit():
     assert measured(estimate([value * 2**20 for value in (1.0, 2.0, 3.0)]), "memory") == "+2 ± 2 MiB"
 
 
-@pytest.mark.parametrize(("value", "side"), [(0.4, "for it"), (-0.4, "against it"), (0.0, "neither way")])
-def test_one_seed_points_to_a_side_and_decides_nothing(value, side):
-    assert judge(estimate([value])) == f"undecided (one seed; points {side})"
+@pytest.mark.parametrize(("value", "side"), [(0.4, "for"), (-0.4, "against"), (0.0, "neither for nor against")])
+def test_one_seed_speaks_for_a_side_and_decides_nothing(value, side):
+    assert judge(estimate([value])) == f"undecided (one seed, which speaks {side} it)"
 
 
 # Claims on chosen numbers -------------------------------------------------------------------------------------------
@@ -153,7 +155,7 @@ class Told(Case):
         return self.files.get((stage, file), {})
 
 
-def told(accuracy, masks=None, curves=None, epochs=4, flops=1000):
+def told(accuracy, masks=None, curves=None, epochs=4, flops=1000, device="cpu, 1 thread"):
     """A case of these accuracies by seed; its other quantities are multiples of them."""
     pretrained = {
         seed: {"test_loss": value / 1000, "test_psnr": value / 5, "peak_memory_bytes": value * 2**20,
@@ -166,7 +168,9 @@ def told(accuracy, masks=None, curves=None, epochs=4, flops=1000):
     if masks is None:
         return Told("scratch", None, True, {}, files=files)
     run = PretrainParameters(epochs=epochs, **masks)
-    return Told("case", run, False, {}, PretrainParameters(epochs=4), files=files | {("pretrain", "metrics"): pretrained})
+    computed = {seed: {"device": device, "precision": "float32"} for seed in accuracy}
+    files |= {("pretrain", "metrics"): pretrained, ("pretrain", "provenance"): computed}
+    return Told("case", run, False, {}, PretrainParameters(epochs=4), files=files)
 
 
 MASKS = {
@@ -216,6 +220,23 @@ def test_every_claim_compares_the_cases_that_it_names():
     sides = {"+": "supported", "2": "supported", "−": "contradicted", "e": "undecided (the seeds do not differ)"}
     for claim in found.values():
         assert claim.verdict == sides[claim.measured.removeprefix("block 75 %: ").removeprefix("random 50 %: ")[0]]
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize(
+    ("moved", "verdict"), [((), "supported"), ((0,), "undecided (one seed"), ((0, 1), "undecided (not on")]
+)
+def test_memory_is_compared_on_one_machine_only(moved, verdict):
+    fake_study.write(seeds=(0, 1))
+    for seed in (0, 1):
+        folder = Path(f"outputs/fake/mask-tokens/seed{seed}/pretrain")
+        metrics = read_json(folder / "metrics.json")
+        write_json(folder / "metrics.json", metrics | {"peak_memory_bytes": 2**32 + seed})
+        if seed in moved:
+            told = read_json(folder / "provenance.json")
+            write_json(folder / "provenance.json", told | {"device": told["device"] + "s"})
+    (claim,) = [claim for claim in claims(read_again()) if claim.statement == "Skipping mask tokens saves memory"]
+    assert claim.verdict.startswith(verdict)
 
 
 @pytest.mark.parametrize(
@@ -400,8 +421,8 @@ def test_equal_accuracies_are_called_so():
 @pytest.mark.usefixtures("elsewhere")
 def test_one_seed_decides_nothing_that_is_sampled():
     told = verdict_of(read())
-    assert told["Pre-training beats training from scratch"] == "undecided (one seed; points for it)"
+    assert told["Pre-training beats training from scratch"] == "undecided (one seed, which speaks for it)"
     assert told["Pre-training is ahead after every epoch"] == "undecided (one seed)"
     assert told["Mask tokens in the encoder cost more FLOPs (student's model: 2.4×; paper's: 3.3×)"] == "supported"
-    assert judge(estimate([-1.0])) == "undecided (one seed; points against it)"
-    assert judge(estimate([0.0])) == "undecided (one seed; points neither way)"
+    assert judge(estimate([-1.0])) == "undecided (one seed, which speaks against it)"
+    assert judge(estimate([0.0])) == "undecided (one seed, which speaks neither for nor against it)"

@@ -187,6 +187,22 @@ def test_a_value_set_later_changes_that_value_alone():
         PretrainParameters.from_namespace(executed(full(), "sead = 1", "check = print"))
 
 
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("seed = 3", ""),
+        ("case = 'mine'; mask_ratio = 0.5", ""),
+        ("mask_ratio = 0.5", "note: mask_ratio is 0.5 and case is 'random-75': set case, too"),
+        ("mask_tokens_in_encoder = True", "note: mask_tokens_in_encoder is True and case"),
+    ],
+)
+def test_other_masks_under_the_usual_name_are_told(capsys, lines, told):
+    PretrainParameters.from_namespace(executed(lines))
+    printed = capsys.readouterr().out
+    assert printed.startswith(told)
+    assert bool(printed) == bool(told)
+
+
 def test_fine_tuning_takes_the_weights_that_are_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "shapes-2-batches-py").mkdir(parents=True)

@@ -129,6 +129,7 @@ def resized(summary: Summary) -> str:
     )
 
 
+STUDENTS = {"random", "block", "grid"}  # kinds of masks, which a report beside the student's always explains
 MASKS = {
     "random": "*Random* masks are drawn uniformly without replacement.",
     "block": "*Block* masks are unions of rectangles as in BEiT ([Bao et al.](#ref-bao2022)); the last rectangle is "
@@ -143,7 +144,8 @@ def masks(summary: Summary) -> str:
     runs = [case.pretrained for case in summary.all_cases.values() if case.pretrained]
     if not runs and not summary.whole:
         return ""
-    sentences = [text for kind, text in MASKS.items() if summary.whole or any(run.mask_strategy == kind for run in runs)]
+    used = {run.mask_strategy for run in runs} | (STUDENTS if summary.whole else set())
+    sentences = [text for kind, text in MASKS.items() if kind in used]
     sentences.append("Every mask of a kind hides the same number of patches.")
     if summary.whole or any(run.mask_tokens_in_encoder for run in runs):
         sentences.append(

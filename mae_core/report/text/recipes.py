@@ -50,12 +50,25 @@ def reproduce(summary: Summary) -> str:
         return "Nothing has run yet."
     versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
     return (
-        f"`make report STUDY={summary.name}` runs what is missing and writes this report; with `AGAIN=1`, it trains "
-        f"all cases again. The parameters are in `params/{summary.name}.yaml`; the files of each run are in "
-        f"`outputs/{summary.name}/<case>/seed<k>/`. The last run used {last['device']} ({last['platform']}, "
-        f"{last['precision']} matrix products) and {versions}. {machines(summary)}MD5 of the data: `{last['data_md5']}`."
-        f"{left_out(summary)}"
+        f"`make report STUDY={summary.name}` runs what is missing and writes this report; with `AGAIN=1`, it trains the "
+        "cases that it always trains again; other seeds and sweeps are trained on request. The parameters are in "
+        f"`params/{summary.name}.yaml`; the files of each run are in `outputs/{summary.name}/<case>/seed<k>/`. The last "
+        f"run used {last['device']} ({last['platform']}, {last['precision']} matrix products) and {versions}. "
+        f"{others_versions(summary)}{machines(summary)}MD5 of the data: `{last['data_md5']}`.{left_out(summary)}"
     )
+
+
+def others_versions(summary: Summary) -> str:
+    """The versions of other runs that differ from the last run's; empty if none do."""
+    last = newest(summary)["versions"]
+    found = Counter(
+        f"{name} {version}"
+        for run in summary.records("provenance")
+        for name, version in run["versions"].items()
+        if last.get(name, version) != version
+    )
+    told = ", ".join(f"{what} in {count(n, 'training')}" for what, n in sorted(found.items()))
+    return f"Other versions: {told}. " if told else ""
 
 
 def machines(summary: Summary) -> str:

@@ -8,8 +8,9 @@ from mae_core.report.text.words import either, listed, t_distribution
 
 CLAIMS = """\
 A claim about several cases, or about every epoch, needs all its comparisons, and one can contradict it;
-[Table 6](#tab-claims) shows the comparison that decides. A *measured* difference is positive if it points for the claim.
-FLOPs are counted, so they need no interval.
+[Table 6](#tab-claims) shows the weakest one: of equal verdicts, the smallest difference. A *measured* difference is
+positive if it supports the claim. Memory is compared between runs with the same machine, threads and precision. FLOPs are
+counted, so they need no interval.
 
 **Smallest detectable difference.** *Detectable* is the smallest true difference that the paired t test at 5 % finds with
 a probability of 80 %, if the seeds scatter as these do, in the unit of the measured difference (noncentral t
@@ -17,8 +18,9 @@ distribution, [Cohen](#ref-cohen1988), [Faul et al.](#ref-faul2007)); of several
 one that contradicts the claim. An undecided claim says nothing about smaller differences.
 
 **Correction for the number of claims.** *p* is the p-value of the paired t test. For a claim that needs several
-comparisons, it is the largest of their p-values (intersection–union rule, [Berger](#ref-berger1982)). If a comparison by
-itself contradicts the claim, it is the smallest p-value of those that point against it, times the number of comparisons:
+comparisons, it is the largest of their p-values (intersection–union rule, [Berger](#ref-berger1982)), which may belong to
+another comparison than the one shown. If a comparison by
+itself contradicts the claim, it is the smallest p-value of those that speak against it, times the number of comparisons:
 below 5 %, the claim is contradicted, and otherwise undecided. *Holm* is p corrected for the number of claims
 ([Holm](#ref-holm1979)): if we accept every verdict with a corrected p below 5 %, the probability that at least one of them
 is wrong is at most 5 %. *No difference that matters* rests on its interval alone: p and Holm ask there, too, whether the

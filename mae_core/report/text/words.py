@@ -103,6 +103,12 @@ def dataset(summary: Summary, markdown: bool = True) -> str:
     return " and ".join(DATASETS.get(name, own) for name in sorted(summary.data)) or "nothing yet"
 
 
+def cost_of_blocks(summary: Summary) -> str:
+    """What an epoch of block-wise 50 % costs beside the default, for tables that compare them; empty if it has not run."""
+    flops = summary.find("block", 0.5).ratio(summary.default, "flops")
+    return f"An epoch of block-wise 50 % costs {flops:.2f} times the FLOPs of one of random 75 %." if flops else ""
+
+
 def either(summary: Summary, compared: str, alone: str = "") -> str:
     """The first text where the study is compared with the student's report and the paper; otherwise the second."""
     return compared if summary.compared else alone

@@ -13,6 +13,16 @@ from mae_core.study.results import read_json, write_json
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
+def test_other_versions_than_the_last_are_told():
+    fake_study.write(seeds=(0, 1))
+    assert "Other versions" not in recipes.reproduce(read_again())
+    for seed in (0, 1):
+        path = Path(f"outputs/fake/block-50/seed{seed}/pretrain/provenance.json")
+        told = read_json(path)
+        write_json(path, told | {"finished": "2000-01-01", "versions": told["versions"] | {"torch": "1.0"}})
+    assert "Other versions: torch 1.0 in 2 trainings. " in recipes.reproduce(read_again())
+
+
 def test_other_machines_than_the_last_are_told():
     fake_study.write(seeds=(0, 1))
     assert "Trainings by machine" not in recipes.reproduce(read_again())
