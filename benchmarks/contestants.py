@@ -141,7 +141,7 @@ def help_out(who: str) -> None:
 def ours(contestant: Contestant, data: Split, device: torch.device) -> Callable[[], object]:
     run = parameters(contestant)
     together = join_others(contestant) if contestant.processes > 1 and not dist.is_initialized() else team()
-    devices.set_up(run.threads, run.deterministic)
+    devices.set_up(run.threads, deterministic=run.deterministic and device.type == "cuda")
     batch = contestant.shape.batch_size
     if contestant.task == "evaluate":
         classifier = runs.new_model(Classifier, run, device)

@@ -289,4 +289,5 @@ class Race:
         """End all processes."""
         for child in self.children.values():
             child.kill()
+        for child in self.children.values():
             child.join()  # frees its memory for the next part

@@ -17,6 +17,8 @@ from torch import nn
 
 from mae_core.errors import DeviceMemoryError, Explained, ParameterError
 
+# torch reads this once, at the process's first matrix product on CUDA: a later run may want the same bits again.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice for this machine, if nobody has set another yet
 
 
@@ -102,8 +104,8 @@ def explained_shortage(images_at_once: int = 0) -> Iterator[None]:
 def set_up(threads: int = 0, deterministic: bool = False) -> None:
     """Set the number of CPU threads (0: torch's default), and keep freed memory for the next step.
 
-    With ``deterministic``, torch uses the same order of additions every time, where it can, and warns where it cannot: a
-    CUDA device then gives the same bits again. A CPU does so anyway.
+    With ``deterministic``, for CUDA devices, torch uses the same order of additions every time, and raises an error where
+    it has none: fused attention heeds only this strict form. A CPU gives the same bits anyway.
 
     By default, glibc returns the memory of large tensors to the system, and the next step has to fetch it again, which
     costs a fifth of the speed (LOG.md has the timings); higher thresholds prevent this. On other systems nothing changes.
@@ -114,9 +116,8 @@ def set_up(threads: int = 0, deterministic: bool = False) -> None:
     if (threads or DEFAULT_THREADS) != torch.get_num_threads():  # an earlier run in this process may have set its own
         torch.set_num_threads(threads or DEFAULT_THREADS)
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first matrix product
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it unwritten
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.use_deterministic_algorithms(deterministic)
     if platform.libc_ver()[0] == "glibc":
         mmap_threshold, trim_threshold, top_pad = -3, -1, -2  # parameters' numbers in malloc.h
         mallopt = ctypes.CDLL(None).mallopt

@@ -90,10 +90,23 @@ def test_missing_images_are_told_before_anything_runs(project, monkeypatch):
     monkeypatch.setattr(gpu, "machine_name", lambda: "a-gpu")
     monkeypatch.setattr(gpu, "work", lambda *parts: 0)
     study("speedrun", {"scratch": None}, shared={**TINY, "dataset": "cifar10"})
-    told = "MissingDataError: data/cifar-10-batches-py/ is missing, and make gpu downloads nothing: put the folder"
-    assert told in main()
+    told = "data/cifar-10-batches-py/ is missing, and make gpu downloads nothing: put the folder"
+    assert main("--study", "speedrun").startswith(f"MissingDataError: {told}")
+    assert main() == 0  # the tests and the races need no images
+    (run,) = gpu.runs("speedrun", project, 1.0, False)
+    assert run.obstacle(1e6).startswith(f"not started: {told}")
     study("mine", {"scratch": None})
     assert main("--study", "mine") == 0
+
+
+def test_a_package_that_is_missing_is_named(project):
+    (project / "without" / "sitecustomize.py").write_text(WITHOUT.replace("'papermill'", "'pydantic'"), encoding="utf-8")
+    path = f"{project / 'without'}{os.pathsep}{ROOT}"
+    told = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu"], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert (told.returncode, told.stdout) == (1, "")
+    assert told.stderr == "pydantic is missing here: install it, or name a folder that holds it in PYTHONPATH\n"
 
 
 def test_tests_that_are_cut_short_have_named_their_failures(tmp_path, monkeypatch):
@@ -112,6 +125,20 @@ def test_tests_that_are_cut_short_have_named_their_failures(tmp_path, monkeypatc
     state, result = gpu.attempt(tests, 30.0, Path("log.txt"))
     assert state == "failed"
     assert re.fullmatch(r"tests/test_some.py::test_wrong FAILED +\[ 33%\]; tests/test_some.py::test_ended", result)
+
+
+@pytest.mark.parametrize(
+    ("printed", "told"),
+    [
+        ("a.py::b PASSED  [ 33%]\na.py::c[1-2] SKIPPED [ 60%]\na.py::d PASSED [ 66%]\na.py::e ", "2 tests passed"),
+        ("a.py::b PASSED  [ 33%]\na.py::d FAILED [ 66%]\n", None),
+        ("a.py::b PASSED  [ 33%]\na.py::d ERROR [ 66%]\n", None),
+        ("epoch 1\n", None),
+    ],
+)
+def test_tests_whose_time_ran_out_have_failed_only_if_one_had(printed, told):
+    found = gpu.passed(printed)
+    assert found is None if told is None else found.startswith(told)
 
 
 @pytest.mark.parametrize(("seconds", "limit"), [(550, 107), (3000, 695), (100, 19)])

@@ -30,6 +30,7 @@ from mae_core.training.plan import Plan, choose_plan
 from mae_core.training.processes import ALONE, Team, team
 from mae_core.training.replicas import Replicas
 
+RECOMPILATIONS = 64  # of one function in a process: its runs share the loss's code, and torch stops compiling after eight
 SHOWN = ("train_loss", "test_accuracy")  # next to the progress bar
 
 
@@ -279,6 +280,7 @@ def new_step(
 
 def compile_loss(loss_of: Callable[..., Tensor], graphs: bool) -> Callable[..., Tensor]:
     """Compile ``loss_of``; with CUDA ``graphs``, each call overwrites the loss and the gradients of the call before."""
+    torch._dynamo.config.recompile_limit = RECOMPILATIONS
     if not graphs:
         return torch.compile(loss_of)
     recorded_loss = torch.compile(loss_of, mode="reduce-overhead")

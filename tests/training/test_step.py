@@ -129,7 +129,9 @@ def test_cuda_gives_the_same_bits_again_on_request(case, compiled):
     try:
         found = []
         for _ in range(2):
-            model, take_step = start(case, "cuda", compiled=compiled, batch_size=16)
+            # so many patches that fused attention adds up several blocks of them
+            shape = {"patch_size": 2, "width": 128, "heads": 2, "decoder_width": 128, "decoder_heads": 2}
+            model, take_step = start(case, "cuda", compiled=compiled, batch_size=16, **shape)
             losses_S = [take_step(number).clone() for number in range(3)][-1]
             found.append([losses_S, *(weight.detach().clone() for weight in model.parameters())])
     finally:
@@ -201,3 +203,16 @@ def test_a_compiled_step_is_one_graph_compiled_once(monkeypatch, case, attention
     torch.testing.assert_close(found, expected)
     for name, weight in plain.named_parameters():
         torch.testing.assert_close(model.get_parameter(name), weight, rtol=0, atol=1e-4)
+
+
+def test_many_runs_of_a_process_are_compiled(monkeypatch):
+    """They share the code of their loss, of which torch compiles eight kinds unless told otherwise."""
+    torch._dynamo.reset()
+    compiler = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=compiler))
+    for n in range(10):
+        _, take_step = start(
+            "random", compiled=True, precision="float32", threads=1, width=8 + 8 * n, decoder_width=8 + 8 * n
+        )
+        take_step(0)
+    assert compiler.frame_count >= 10
