@@ -192,8 +192,9 @@ def details(content: dict[str, Any]) -> list[str]:
     for timing in racers(part):
         rows.append(f"| {timing['task']} | {timing['median']:,.1f} | {spread(timing)} | {share(timing, part):.0%} |")
     shares = ", ".join(
-        f"{name} {masks[name] * 1e3:.0f} ms ({masks[name] * rate['pretrain'] / masks['batch']:.1%})"
-        for name in ("random", "block", "grid")
+        f"{name} {seconds * 1e3:.0f} ms ({seconds * rate['pretrain'] / masks['batch']:.1%})"
+        for name, seconds in masks.items()
+        if name != "batch"
     )
     return [
         *rows,
