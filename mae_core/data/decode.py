@@ -62,6 +62,8 @@ def as_rgb(picture: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
         raise ValueError("its pixels are floating-point numbers of unknown scale: save it with 8 or 16 bits")
     if picture.mode.startswith("I"):
         return deep_grey(picture, tags).convert("RGB")
+    if isinstance(key := picture.info.get("transparency"), tuple) and max(key) > 255:  # of 16 bits, unlike its pixels
+        picture.info["transparency"] = tuple(value >> 8 for value in key)
     if picture.has_transparency_data:
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA")).convert("RGB")
     return picture.convert("RGB")

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 from mae_core.errors import MissingDataError
 
@@ -31,7 +32,7 @@ class Listing:
         names: path of each image within ``root``.
         labels: index of its class; -1 without classes.
         classes: their names, made printable; empty without classes.
-        key: of names, sizes and modification times.
+        key: of names, sizes and times of modification and of change.
         fingerprint: of names and sizes, so that a copy has the same.
     """
 
@@ -45,11 +46,12 @@ class Listing:
 
 @dataclass(frozen=True)
 class Found:
-    """One image file: its path within the root, size in bytes, modification time."""
+    """One image file: its path within the root, size in bytes, and when its content, and anything of it, changed."""
 
     name: str
     size: int
     mtime_ns: int
+    ctime_ns: int  # also a rename, and a copy that keeps the modification time
 
     @property
     def place(self) -> bytes:
@@ -153,6 +155,12 @@ def check_folders(data_dir: Path, needs_classes: bool) -> None:
     if classes and test is not None and classes != (others := class_names(test)):
         odd = sorted(set(classes) ^ set(others))[0]
         there, lacking = ("train", test.name) if odd in classes else (test.name, "train")
+        alike = [name for name in (*classes, *others) if name != odd and normalize("NFC", name) == normalize("NFC", odd)]
+        if alike:
+            raise MissingDataError(
+                f"data_dir is {str(data_dir)!r}: the class {printable(odd)!r} is written with other characters in {there}/ "
+                f"than in {lacking}/, though both look the same: rename one folder as the other"
+            )
         raise MissingDataError(
             f"data_dir is {str(data_dir)!r}: the class {printable(odd)!r} is in {there}/ and not in {lacking}/; both must "
             f"have the same folders"
@@ -207,7 +215,7 @@ def images(root: Path, folder: Path, deep: bool = True, above: tuple[Path, ...] 
             raise MissingDataError(f"{printable(entry.path)} is no file: remove it, for it would be read as an image")
         else:
             told = entry.stat()
-            yield Found(os.path.relpath(entry.path, root), told.st_size, told.st_mtime_ns)
+            yield Found(os.path.relpath(entry.path, root), told.st_size, told.st_mtime_ns, told.st_ctime_ns)
 
 
 def inside(root: Path, path: Path) -> None:
@@ -236,7 +244,7 @@ def listing(root: Path, files: dict[int, list[Found]], classes: list[str]) -> Li
         tuple(file.name for file, _ in pairs),
         tuple(label for _, label in pairs),
         tuple(printable(name) for name in classes),
-        digest(os.fsencode(f.name) + f"\0{f.size}\0{f.mtime_ns}".encode() for f, _ in pairs),
+        digest(os.fsencode(f.name) + f"\0{f.size}\0{f.mtime_ns}\0{f.ctime_ns}".encode() for f, _ in pairs),
         digest(os.fsencode(f.name) + f"\0{f.size}".encode() for f, _ in pairs),
     )
 

@@ -25,6 +25,9 @@ def class_scores(model: nn.Module, split: Split, run: RunParameters, device: tor
     return torch.cat([model(scale_pixels(images_BCHW)).float() for images_BCHW in split.stream(parts)])
 
 
+MOST_CLASSES = 200  # in the confusion matrix of metrics.json
+
+
 def accuracy(scores_nC: Tensor, labels_n: Tensor) -> float:
     """Per cent of images whose highest score is that of their label."""
     return 100 * int((scores_nC.argmax(dim=1) == labels_n).sum()) / len(labels_n)
@@ -36,17 +39,22 @@ def top5_accuracy(scores_nC: Tensor, labels_n: Tensor) -> float:
 
 
 def predictions(scores_nC: Tensor, test: Split) -> dict[str, Any]:
-    """Labels and predictions of the first test images, and the confusion matrix of all (row: true class)."""
+    """Labels and predictions of the first test images, and the confusion matrix of all (row: true class).
+
+    There is no matrix of more than MOST_CLASSES: ``predictions.png`` tells the same in less space.
+    """
     probability_nC = scores_nC.softmax(dim=1)
     n_classes = len(test.classes)
-    confusion = torch.bincount(test.labels_n * n_classes + scores_nC.argmax(1), minlength=n_classes**2)
-    return {
+    told = {
         "classes": list(test.classes),
         "true": test.labels_n[:N_PICTURES].tolist(),
         "predicted": scores_nC[:N_PICTURES].argmax(1).tolist(),
         "confidence": [round(p, 4) for p in probability_nC[:N_PICTURES].amax(1).tolist()],
-        "confusion": confusion.reshape(n_classes, n_classes).tolist(),
     }
+    if n_classes <= MOST_CLASSES:
+        confusion = torch.bincount(test.labels_n * n_classes + scores_nC.argmax(1), minlength=n_classes**2)
+        told["confusion"] = confusion.reshape(n_classes, n_classes).tolist()
+    return told
 
 
 def confident_mistakes(scores_nC: Tensor, test: Split) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Shapes: B batch, n images, D width, C = 3 colours, H = W pixels.
 
 import importlib.util
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -86,9 +87,24 @@ def features(weights: str, folder: Path, pool: Pool, device: torch.device) -> Fe
     vectors = []
     for part in batches(len(names), device, encoder.config.n_patches):
         pixels_BHWC = np.stack([decoded(root / name, encoder.config.image_size) for name in names[part]])
-        images_BCHW = scale_pixels(torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).to(device))
-        vectors.append(pooled(encoder, images_BCHW, pool, found.pools_mean).cpu())
+        images_BCHW = torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2)
+        with devices.explained_shortage():
+            vectors.append(
+                in_parts(lambda part_BCHW: pooled(encoder, part_BCHW, pool, found.pools_mean), images_BCHW, device)
+            )
     return Features(names, labels_of(names), torch.cat(vectors).numpy())
+
+
+def in_parts(vectors_of: Callable[[Tensor], Tensor], images_BCHW: Tensor, device: torch.device) -> Tensor:
+    """The vectors of images; of half as many at a time, and so on, while memory runs out."""
+    try:
+        return vectors_of(scale_pixels(images_BCHW.to(device))).cpu()
+    except torch.OutOfMemoryError:
+        if len(images_BCHW) == 1:
+            raise
+    torch.cuda.empty_cache()
+    halves = images_BCHW.split((len(images_BCHW) + 1) // 2)
+    return torch.cat([in_parts(vectors_of, half_BCHW, device) for half_BCHW in halves])
 
 
 def labels_of(names: list[str]) -> list[str]:

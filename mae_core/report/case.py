@@ -72,7 +72,9 @@ class Case:
     @property
     def n_test(self) -> int | None:
         """The number of test images; None if fine-tuning has not run."""
-        told = next(iter(self.read("finetune", "metrics").values()), None)
+        seed, told = next(iter(self.read("finetune", "metrics").items()), (0, None))
+        if told and "confusion" not in told["predictions"]:  # of many classes
+            return self.predictions()[seed].shape[1]
         return sum(map(sum, told["predictions"]["confusion"])) if told else None
 
     def estimate(self, quantity: str) -> Estimate | None:

@@ -15,7 +15,7 @@ from matplotlib.patheffects import withStroke
 from mae_core.model.config import count_kept
 from mae_core.report.statistics import Estimate
 from mae_core.study.parameters import PretrainParameters
-from mae_core.study.results import load_sheet, read_json
+from mae_core.study.results import load_predictions, load_sheet, read_json
 
 INK, GREY, ACCENT = "#222222", "#8a8a8a", "#7a1f1f"
 COLOURS = ("#7a1f1f", "#00635a", "#94541b", "#3b528b", "#8a4f9e", "#5b6b1f", "#2f7fb5", "#b05a7a")
@@ -233,9 +233,13 @@ def confusion(folder: Path | None) -> Figure:
     if folder is None:
         return not_run(4.2)
     told = read_json(folder / "metrics.json")["predictions"]
-    counts, classes = np.array(told["confusion"]), told["classes"]
+    classes = told["classes"]
+    if "confusion" not in told:
+        predicted_n, true_n = load_predictions(folder / "predictions.png")
+        return confused_pairs(*np.unique(np.stack([true_n, predicted_n], 1), axis=0, return_counts=True), classes)
+    counts = np.array(told["confusion"])
     if len(classes) > MOST_CLASSES:
-        return confused_pairs(counts, classes)
+        return confused_pairs(np.argwhere(counts), counts[counts > 0], classes)
     share = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
     classes = [short(name) for name in classes]
     figure = new_figure(4.2, 3.6)
@@ -250,15 +254,20 @@ def confusion(folder: Path | None) -> Figure:
     return figure
 
 
-def confused_pairs(counts: np.ndarray, classes: Sequence[str], n_pairs: int = 15) -> Figure:
-    """The pairs of classes that are confused most often, as per cent of the true class's images."""
-    share = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
-    np.fill_diagonal(share, 0)
-    most = [divmod(int(place), len(classes)) for place in np.argsort(-share, axis=None, kind="stable")[:n_pairs]]
-    pairs = [(true, predicted) for true, predicted in most if share[true, predicted] > 0]
+def confused_pairs(pairs_m2: np.ndarray, counts_m: np.ndarray, classes: Sequence[str], n_pairs: int = 15) -> Figure:
+    """The pairs of classes that are confused most often, as per cent of the true class's images.
+
+    Args:
+        pairs_m2: true and predicted class of each pair that occurs, in order.
+        counts_m: how often it occurs.
+    """
+    of_class_C = np.bincount(pairs_m2[:, 0], weights=counts_m, minlength=len(classes))
+    share_m = np.where(pairs_m2[:, 0] == pairs_m2[:, 1], 0, 100 * counts_m / of_class_C[pairs_m2[:, 0]])
+    most = [k for k in np.argsort(-share_m, kind="stable")[:n_pairs] if share_m[k] > 0]
+    pairs = pairs_m2[most].tolist()
     figure = new_figure(5.4, 0.24 * max(1, len(pairs)) + 0.7)
     axes = figure.add_subplot(xlabel="predicted so (% of the true class)")
-    axes.barh(range(len(pairs)), [share[pair] for pair in pairs], color=ACCENT, height=0.6)
+    axes.barh(range(len(pairs)), share_m[most], color=ACCENT, height=0.6)
     names = [f"{short(classes[true])} → {short(classes[predicted])}" for true, predicted in pairs]
     axes.set_yticks(range(len(pairs)), names, fontsize=8)
     axes.invert_yaxis()

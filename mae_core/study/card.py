@@ -116,7 +116,7 @@ def source(model: Model) -> str:
 
 def pretraining(model: Model) -> PretrainParameters | None:
     """The parameters of the pre-training that a fine-tuned run started from, if its results are beside the run's."""
-    run, beside = model.run, model.path.absolute().parents[1] / "pretrain" / "parameters.json"
+    run, beside = model.run, model.path.absolute().parent.parent / "pretrain" / "parameters.json"
     if isinstance(run, PretrainParameters) or not beside.is_file():
         return None
     return PretrainParameters.check(read_beside(beside)) if run.from_own else None

@@ -35,7 +35,9 @@ SHAPE = ("patch_size", "width", "depth", "heads", "mlp_ratio", "norm_eps")  # wh
 HALF = (0.5, 0.5, 0.5)  # the mean and deviation of images scaled to [-1, 1]
 ASSUMED = "no {} beside the weights, so images are scaled to [-1, 1]"
 EMBED = "encoder.embed"
+LFS, PICKLES = b"version https://git-lfs", (b"PK\3\4", b"\x80")  # how other files begin
 TELLING = ("positions", "embed.weight", "embed.bias", "blocks.0.mlp.0.weight")  # without them there is no shape to check
+WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
 KNOWN = "this package, timm (VisionTransformer) or transformers (ViT, ViTMAE)"
 
 
@@ -74,8 +76,9 @@ class Found:
 
     def config(self) -> ModelConfig:
         """The shape of a model with this encoder; raises ParameterError if its files do not tell all of it."""
-        if "heads" not in self.shape or "norm_eps" not in self.shape:
-            raise ParameterError(f"{self.path} does not tell its number of heads: put its config.json beside it")
+        for name, words in (("heads", "its number of heads"), ("norm_eps", "the epsilon of its LayerNorm")):
+            if name not in self.shape:
+                raise ParameterError(f"{self.path} does not tell {words}: put its config.json beside it, complete")
         side = self.grid_size * self.shape["patch_size"]
         decoder = {
             "decoder_width": self.shape["width"],
@@ -120,7 +123,7 @@ def weights_file(given: str) -> Path:
         return path
     if not path.is_dir():
         raise ParameterError(f"weights is {given!r}: there is no such file or folder")
-    config = read_beside(path / "config.json")
+    config = given_in(read_beside(path / "config.json"))
     named = "model.safetensors" if "architecture" in config else config.get("transformers_weights", "model.safetensors")
     for name in (FULL, KEPT, Path(named).name):
         if (path / name).is_file():
@@ -166,18 +169,40 @@ def find_encoder(given: str) -> Found:
     Raises:
         ParameterError: if it is missing or damaged, or not equal to a model of this package.
     """
-    path = weights_file(given)
+    path = Path(given)
     try:
+        path = weights_file(given)
+        with open(path, "rb") as opened:  # safetensors calls a file missing whatever keeps it from opening it
+            start = opened.read(len(LFS))
         with safe_open(path, framework="pt") as file:
             ours = "mae_core" in (file.metadata() or {})
             tensors = {} if ours else {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return own(given, path) if ours else foreign(given, path, tensors)
-    except (SafetensorError, UnicodeDecodeError, OSError) as error:
-        raise ParameterError(f"weights: {path} is damaged, or no safetensors file ({error})") from error
+        found = own(given, path) if ours else foreign(given, path, tensors)
+        if odd := next((name for name, tensor in found.tensors.items() if not tensor.isfinite().all()), ""):
+            raise ValueError(f"{path} has values in {odd} that are infinite or no numbers: choose other weights")
+        return found
+    except (SafetensorError, UnicodeDecodeError) as error:
+        raise ParameterError(f"weights: {path} {no_safetensors(start, error)}") from error
     except ParameterError:
         raise
     except ValueError as error:
         raise ParameterError(f"weights: {error}") from error
+    except OSError as error:
+        named, why = error.filename or path, error.strerror or error
+        raise ParameterError(f"weights: {named} cannot be read ({why}): check its name and permissions") from error
+    except (TypeError, AttributeError, RuntimeError) as error:
+        raise ParameterError(
+            f"weights: {path}, or a file beside it, has a value of another kind than usual: {error}"
+        ) from error
+
+
+def no_safetensors(start: bytes, error: Exception) -> str:
+    """What a file is that begins with these bytes and is not safetensors, to complete a sentence."""
+    if start == LFS:
+        return "is a pointer of Git LFS: fetch the file itself (git lfs pull)"
+    if start.startswith(PICKLES):
+        return "is a pickle, which can run code: save the model again as one safetensors file"
+    return f"is damaged, or no safetensors file ({error})"
 
 
 def own(given: str, path: Path) -> Found:
@@ -193,8 +218,14 @@ def own(given: str, path: Path) -> Found:
 
 def foreign(given: str, path: Path, theirs: dict[str, Tensor]) -> Found:
     """An encoder of another library, from its tensors and the files beside it; raises ValueError for one unlike ours."""
+    theirs = unwrapped(theirs)
     layout = layout_of(theirs)
     if layout is None:
+        first = next(iter(theirs), "").partition(".")[0] + "."
+        if layout_of(without(first, theirs)):
+            raise ValueError(
+                f"{path} has {first!r} before the name of each tensor: save the model alone, without what wraps it"
+            )
         raise ValueError(f"{path} holds no model of {KNOWN}")
     beside = READERS[layout.library](path.parent)
     pools_mean = layout is TIMM_MEAN
@@ -252,6 +283,25 @@ def is_one_side(image_size: Any) -> bool:
     return not isinstance(image_size, list) or len(set(image_size)) <= 1
 
 
+def without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors without the prefix that all their names have; empty if one lacks it."""
+    shared = all(name.startswith(prefix) for name in tensors)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()} if shared else {}
+
+
+def unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors without the prefixes that torch's wrappers give to all names."""
+    for prefix in WRAPPERS:
+        if inner := without(prefix, tensors):
+            return unwrapped(inner)
+    return tensors
+
+
+def given_in(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings that have a value: a null counts as left out."""
+    return {name: value for name, value in (values or {}).items() if value is not None}
+
+
 def layout_of(tensors: Mapping[str, Tensor]) -> Layout | None:
     """The library that names tensors so; None if it is none that we know."""
     if {"cls_token", "patch_embed.proj.weight"} <= tensors.keys():
@@ -283,8 +333,8 @@ class Beside(NamedTuple):
 
 def beside_timm(folder: Path) -> Beside:
     """Read ``config.json`` as timm writes it; raises ValueError for a model that differs from this package's."""
-    config = read_beside(folder / "config.json")
-    arguments, images = config.get("model_args", {}), config.get("pretrained_cfg", config)
+    config = given_in(read_beside(folder / "config.json"))
+    arguments, images = given_in(config.get("model_args")), given_in(config.get("pretrained_cfg", config))
     shape: dict[str, Any] = {"norm_eps": EPS_OF_TIMM}
     if name := config.get("architecture"):
         size = re.fullmatch(r"vit_([a-z]+)_patch\d+_\d+", name)
@@ -310,7 +360,7 @@ def beside_timm(folder: Path) -> Beside:
 
 def beside_transformers(folder: Path) -> Beside:
     """As :func:`beside_timm`, from ``config.json`` and ``preprocessor_config.json`` of transformers."""
-    config, images = read_beside(folder / "config.json"), read_beside(folder / "preprocessor_config.json")
+    config, images = (given_in(read_beside(folder / name)) for name in SETTINGS)
     for key, ours in (("model_type", ("vit", "vit_mae")), ("hidden_act", ("gelu",))):
         if config.get(key, ours[0]) not in ours:
             raise ValueError(f"{folder} has {key} {config[key]}: it must be {' or '.join(ours)}")

@@ -169,8 +169,9 @@ def written(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``folder`` once it is complete; raises as :func:`export`."""
     check_replaceable(folder)
     with explained_writing(folder):
+        folder = folder.resolve()  # where a link leads
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}.") as place:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
             unfinished = Path(place) / "new"
             unfinished.mkdir()
             yield unfinished
@@ -187,7 +188,7 @@ def written(folder: Path) -> Iterator[Path]:
                 if old.exists() and not folder.exists():
                     old.rename(folder)
                 raise
-            synchronize(folder.absolute().parent)
+            synchronize(folder.parent)
 
 
 def check_replaceable(folder: Path) -> None:

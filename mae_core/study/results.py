@@ -11,6 +11,7 @@ Its path is ``outputs/<study>/<case>/seed<k>/<stage>/`` with stage ``pretrain`` 
 
 import contextlib
 import csv
+import errno
 import json
 import os
 import shutil
@@ -97,10 +98,13 @@ def atomic_replace(folder: Path, last: str) -> Iterator[Path]:
 
 
 def synchronize(folder: Path) -> None:
-    """Flush renames in a folder to disk, so that they survive a power failure."""
+    """Flush renames in a folder to disk, so that they survive a power failure, where the file system can do that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
     finally:
         os.close(descriptor)
 

@@ -207,8 +207,9 @@ def load_encoder(model: Classifier, run: FinetuneParameters) -> Found:
     Raises:
         ParameterError: if the file is missing or damaged, or its model differs; names the parameter that differs.
     """
-    if not Path(run.weights).exists():
-        raise ParameterError(f"weights is {run.weights!r}: there is no such file; pre-train first, or leave it empty")
+    with contextlib.suppress(PermissionError):  # find_encoder explains it
+        if not Path(run.weights).exists():
+            raise ParameterError(f"weights is {run.weights!r}: there is no such file; pre-train first, or leave it empty")
     found = find_encoder(run.weights)
     found.check(run.model)
     try:

@@ -6,7 +6,7 @@ import pytest
 from photos import BLUE, RED, animated, halves, held, pictures, quarters, sixteen_bits, transparent
 from PIL import Image, ImageOps, features
 
-from mae_core.data.decode import decode
+from mae_core.data.decode import as_rgb, decode
 
 
 def content(picture, form="PNG", **how):
@@ -50,6 +50,16 @@ def test_transparent_pixels_become_white(mode):
     pixels = decode(content(picture), 16)
     assert (pixels[9:] > 250).all()
     assert pixels[2:6].mean() < 130
+
+
+def test_a_transparent_colour_of_sixteen_bits_becomes_white():
+    """Pillow tells the key with 16 bits, and gives pixels of eight."""
+    keyed = Image.new("RGB", (16, 16), (200, 10, 10))
+    keyed.paste((10, 10, 200), (0, 0, 16, 8))
+    keyed.info["transparency"] = tuple(value * 257 for value in (200, 10, 10))
+    pixels = np.asarray(as_rgb(keyed, {}))
+    assert (pixels[8:] == 255).all()
+    assert (pixels[:8] == (10, 10, 200)).all()
 
 
 def test_grey_is_grey_in_all_colours_and_an_animation_shows_its_first_picture():

@@ -90,6 +90,21 @@ def touched(photos):
     os.utime(photos / "train" / "red sky" / "small.png", ns=(1, 1))
 
 
+def test_images_that_change_places_are_decoded_again_though_sizes_and_times_stay(photos, decoded):
+    paths = [photos / "train" / name for name in ("red sky/a.bmp", "red sky/b.bmp")]
+    for path, colour in zip(paths, ("red", "blue"), strict=True):
+        save(path, halves((24, 30), colour, colour))
+        os.utime(path, ns=(1, 1))
+    before, md5 = load("folder", photos, image_size=16), checksum("folder", photos, 16)
+    first, second = (path.read_bytes() for path in paths)
+    for path, content in zip(paths, (second, first), strict=True):
+        path.write_bytes(content)
+        os.utime(path, ns=(1, 1))
+    after = load("folder", photos, image_size=16)
+    assert not after.images_nCHW.equal(before.images_nCHW)
+    assert checksum("folder", photos, 16) != md5
+
+
 @pytest.mark.parametrize("change", [added, removed, renamed, changed, touched])
 def test_a_changed_folder_is_decoded_again_and_the_old_file_deleted(photos, decoded, change):
     before, md5 = load("folder", photos, image_size=16), checksum("folder", photos, 16)
@@ -325,6 +340,12 @@ def images_beside_a_folder_without_any(photos):
     return r"train holds both images and folders, such as notes/"
 
 
+def accents_of_another_kind(photos):
+    (photos / "train" / "red sky").rename(photos / "train" / "caf\u00e9")
+    (photos / "test" / "red sky").rename(photos / "test" / "cafe\u0301")
+    return r"is written with other characters in test/ than in train/, though both look the same: rename"
+
+
 def a_link_to_itself(photos):
     (photos / "train" / "red sky" / "link.png").symlink_to("link.png")
     return r"red sky/link\.png is a link that leads out of .*, or nowhere"
@@ -355,7 +376,7 @@ def a_link_nowhere(photos):
 BROKEN = (
     truncated, many_broken, from_a_phone, a_bomb, an_empty_class, no_images, nothing_at_all, no_test, another_class_in_test,
     a_class_less_in_test, images_among_classes, images_among_classes_in_test, images_beside_a_folder_without_any,
-    flat_test_images, a_link_out, a_folder_out, a_link_nowhere, a_link_to_itself, a_pipe,
+    flat_test_images, accents_of_another_kind, a_link_out, a_folder_out, a_link_nowhere, a_link_to_itself, a_pipe,
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from mae_core import cli
 from mae_core.data.images import scale_pixels
 from mae_core.errors import MissingDataError, OutputError, ParameterError
-from mae_core.evaluation.features import Features, labels_of, write_features, write_parquet
+from mae_core.evaluation.features import Features, in_parts, labels_of, write_features, write_parquet
 from mae_core.model.mae import Classifier, MaskedAutoencoder
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.tensors import save_tensors
@@ -60,6 +60,23 @@ def test_every_image_has_its_name_its_class_and_its_vector(weights, pictures, tm
         assert found["label"].tolist() == ["a", "a", "a", "b", "b", "b"]
         np.testing.assert_allclose(found["vector"], expected(encoder, pixels, pool), rtol=1e-5, atol=1e-5)
         assert found["vector"].dtype == np.float32
+
+
+def test_images_are_taken_in_parts_where_memory_is_short():
+    taken = []
+
+    def vectors_of(images_BCHW):
+        if len(images_BCHW) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        taken.append(len(images_BCHW))
+        return images_BCHW.flatten(1)
+
+    pixels_BCHW = torch.arange(7 * 12).reshape(7, 3, 2, 2).byte()
+    found = in_parts(vectors_of, pixels_BCHW, torch.device("cpu"))
+    assert found.equal(scale_pixels(pixels_BCHW).flatten(1))
+    assert taken == [2, 2, 2, 1]
+    with pytest.raises(torch.OutOfMemoryError):
+        in_parts(lambda images_BCHW: vectors_of(torch.zeros(3)), pixels_BCHW, torch.device("cpu"))
 
 
 def test_the_mean_is_what_the_head_of_a_classifier_reads(pictures, tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from fake_study import read
 
 from mae_core.evaluation import reconstruction
 from mae_core.model.masking import sample_mask
@@ -12,6 +13,7 @@ from mae_core.report.case import Case
 from mae_core.report.statistics import estimate
 from mae_core.report.summary import Summary
 from mae_core.report.text.words import dataset
+from mae_core.study.results import read_json, save_predictions, write_json
 
 THREE = estimate([80.0, 82.0, 84.0])
 
@@ -36,6 +38,25 @@ def test_the_psnr_in_a_picture_is_that_of_the_metrics():
     told = figures.psnr(reconstruction.to_pixels(painted), reconstruction.to_pixels(images), 0.75)
     assert told == pytest.approx(20 * np.log10(255 / steps_B.numpy()))
     assert told == pytest.approx(reconstruction.psnr(painted, images, mask).numpy(), abs=1e-4)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_the_most_confused_of_many_classes_come_from_the_predictions():
+    """Of more than 200 classes, metrics.json holds no matrix."""
+    case = read().find("random", 0.75)
+    folder = case.folder("finetune")
+    metrics = read_json(folder / "metrics.json")
+    n, true_n = case.n_test, torch.arange(1000) % 250
+    predicted_n = torch.where(torch.arange(1000) < 10, (true_n + 3) % 250, true_n)
+    save_predictions(folder / "predictions.png", predicted_n, true_n)
+    told = metrics["predictions"] | {"classes": [f"c{k}" for k in range(250)]}
+    told.pop("confusion")
+    write_json(folder / "metrics.json", metrics | {"predictions": told})
+    assert n == 100
+    assert case.n_test == 1000
+    axes = figures.confusion(folder).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [f"c{k} → c{k + 3}" for k in range(10)]
+    assert {bar.get_width() for bar in axes.patches} == {25.0}
 
 
 def test_accuracies_are_drawn_with_their_seeds_intervals_and_published_numbers():

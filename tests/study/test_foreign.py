@@ -1,6 +1,8 @@
 """Encoders of timm and transformers give their outputs here, to 1e-5 in float32, or are refused."""
 
+import errno
 import json
+import os
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from mae_core.errors import ParameterError
 from mae_core.evaluation.features import pooled
 from mae_core.model.mae import Encoder
 from mae_core.model.vit import sincos_positions
-from mae_core.study import hub
+from mae_core.study import foreign, hub
 from mae_core.study.foreign import find_encoder, settings_sha256
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 from mae_core.study.tensors import save_tensors
@@ -270,9 +272,80 @@ def test_other_kinds_of_model_and_file_are_refused(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "b.safetensors")
     with pytest.raises(ParameterError, match=r"weights: .*b.safetensors holds no model of this package, timm"):
         find_encoder(str(tmp_path / "b.safetensors"))
-    (tmp_path / "c.pth").write_bytes(b"\x80\x02}q\x00.")
-    with pytest.raises(ParameterError, match=r"weights: .*c.pth is damaged, or no safetensors file"):
-        find_encoder(str(tmp_path / "c.pth"))
+    told = {
+        b"\x80\x02}q\x00.": "is a pickle, which can run code: save the model again as one safetensors file",
+        b"PK\3\4 and more": "is a pickle",
+        b"version https://git-lfs.github.com/spec/v1\noid": "is a pointer of Git LFS: fetch the file itself",
+        b"": "is damaged, or no safetensors file",
+        b"no weights at all": "is damaged, or no safetensors file",
+    }
+    for content, words in told.items():
+        (tmp_path / "c.pth").write_bytes(content)
+        with pytest.raises(ParameterError, match=rf"weights: .*c.pth {words}"):
+            find_encoder(str(tmp_path / "c.pth"))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("save", [of_timm, lambda folder: of_transformers(folder, "ViTModel")])
+def test_what_torch_puts_before_all_names_is_taken_away(tmp_path, save, prefix):
+    save(tmp_path)
+    expected = find_encoder(str(tmp_path)).tensors
+    path = tmp_path / "model.safetensors"
+    save_file({prefix + name: tensor for name, tensor in load_file(path).items()}, path)
+    found = find_encoder(str(tmp_path)).tensors
+    assert all(found[name].equal(expected[name]) for name in found | expected)
+
+
+def test_another_prefix_is_named(tmp_path):
+    of_timm(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file({"backbone." + name: tensor for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(ParameterError, match=r"has 'backbone\.' before the name of each tensor: save the model alone"):
+        find_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_without_a_value_are_refused(tmp_path, value):
+    of_timm(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors["blocks.1.mlp.fc1.bias"][3] = value
+    save_file(tensors, path)
+    with pytest.raises(ParameterError, match=r"values in blocks\.1\.mlp\.0\.bias that are infinite or no numbers"):
+        find_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("change", [{"model_args": None}, {"pretrained_cfg": None}, {"pretrained_cfg": {"mean": None}}])
+def test_a_setting_without_a_value_counts_as_left_out(tmp_path, change):
+    of_timm(tmp_path)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**content, **change}), encoding="utf-8")
+    assert find_encoder(str(tmp_path)).shape["width"] == 48
+
+
+def test_a_setting_of_another_kind_is_told(tmp_path):
+    of_timm(tmp_path)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**content, "pretrained_cfg": 3}), encoding="utf-8")
+    with pytest.raises(ParameterError, match=r"model.safetensors, or a file beside it, has a value of another kind"):
+        find_encoder(str(tmp_path))
+
+
+def test_a_file_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    def refuse(path, mode):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    of_timm(tmp_path)
+    monkeypatch.setattr(foreign, "open", refuse, raising=False)
+    with pytest.raises(ParameterError, match=r"model.safetensors cannot be read \(Permission denied\): check its name"):
+        find_encoder(str(tmp_path))
+
+
+def test_a_name_that_is_too_long_is_told():
+    with pytest.raises(ParameterError, match=r"cannot be read \(File name too long\)"):
+        find_encoder(5000 * "x")
 
 
 @pytest.mark.parametrize(

@@ -423,6 +423,19 @@ def test_an_earlier_export_is_replaced_as_a_whole(finished, tmp_path):
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_to_a_folder_stays_and_the_export_is_where_it_leads(finished, tmp_path, there):
+    place, link = tmp_path / "disk" / "scratch", tmp_path / "my-model"
+    place.parent.mkdir()
+    if there:
+        hub.export(finished, place)
+    link.symlink_to(place)
+    hub.export(finished, link)
+    assert link.is_symlink()
+    assert {path.name for path in place.iterdir()} == hub.FILES
+    assert "my-model" in (place / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("failing", ["write_tensors", "write_json", "card"])
 def test_a_failed_export_leaves_what_was_there(finished, tmp_path, monkeypatch, failing):
     out = tmp_path / "out"

@@ -1,4 +1,7 @@
+import contextlib
 import errno
+import os
+import stat
 
 import numpy as np
 import pytest
@@ -36,6 +39,17 @@ def test_equal_content_gives_equal_bytes(tmp_path):
     for name in ("a", "b"):
         write_json(tmp_path / name, {"x": [1.5, "é"], "y": None})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize(("number", "passes"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_a_file_system_that_flushes_no_folders_can_be_written(tmp_path, monkeypatch, number, passes):
+    def flush(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", flush)
+    with contextlib.nullcontext() if passes else pytest.raises(OSError, match=os.strerror(number)):
+        write_json(tmp_path / "a.json", {"a": 1})
 
 
 def test_others_may_read_weights_as_any_new_file(tmp_path):
