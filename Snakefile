@@ -158,13 +158,15 @@ localrules:
     render,
 
 
-# Images of one's own are decoded before the first run: one that cannot be read starts nothing.
+# CIFAR is downloaded, and images of one's own are decoded, before the first run: what is missing or cannot be read starts
+# nothing. Where nothing trains, the images are not needed.
 onstart:
-    if FINGERPRINTS:
+    jobs = [job for job in workflow.dag.needrun_jobs() if job.rule.name in ("pretrain", "finetune")]
+    if any(run_of(job.wildcards, job.rule.name).dataset != "shapes" for job in jobs):
         from mae_core.study.prepare import prepare_images  # imports torch
 
         try:
-            prepare_images(study)
+            prepare_images(study, {(job.wildcards.case, job.rule.name) for job in jobs})
         except ParameterError as error:
             raise WorkflowError(str(error)) from None
 

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import json
 import os
 import re
 import shutil
@@ -320,6 +321,29 @@ def test_the_report_follows_the_results_of_the_study_beside_it(checkout):
     shutil.rmtree(other)
     assert set(plan) == {"table", "ablations", "report", "render", "all"}
     assert checkout.planned() == {}
+
+
+def test_a_missing_data_set_stops_before_any_job_but_not_where_nothing_trains(checkout, tmp_path, monkeypatch):
+    """As in a fresh clone on a machine without a network: results are there, the data are not."""
+    copied = copy.copy(checkout)
+    copied.folder = tmp_path / "clone"
+    shutil.copytree(checkout.folder, copied.folder, symlinks=True, ignore=shutil.ignore_patterns(".snakemake"))
+    place = {"dataset": "cifar10", "data_dir": "missing"}
+    copied.write(STUDY | {"shared": SHARED | place})
+    results = copied.folder / "outputs" / "tiny"
+    for path in results.glob("*/seed0/*/parameters.json"):
+        path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | place), encoding="utf-8")
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    (results / "results.csv").unlink()
+    copied.snakemake("outputs/tiny/results.csv")
+    assert (results / "results.csv").exists()
+    assert not (copied.folder / "missing").exists()
+    (results / "scratch" / "seed0" / "finetune" / "metrics.json").unlink()
+    told = copied.snakemake("train", check=False)
+    assert told.count("CIFAR-10 is not in data_dir (missing) and could not be downloaded") == 1
+    assert "rule finetune" not in told
+    assert "Traceback" not in told
 
 
 def test_a_study_that_cannot_run_stops_before_any_job(checkout):

@@ -21,25 +21,29 @@ from mae_core.locks import held
 def open_cifar(kind: type["Checked"], data_dir: Path, train: bool) -> "Checked":
     """Open CIFAR-10 or CIFAR-100; torchvision downloads it if its folder is missing."""
     folder = data_dir / kind.base_folder
-    if folder.exists():
-        return kind(data_dir, train)
-    try:
-        with held(data_dir / ".download.lock"):
-            if not folder.exists():
-                download(kind, data_dir)
-            return kind(data_dir, train)
-    except (OSError, RuntimeError, tarfile.TarError) as error:
-        raise MissingDataError(
-            f"{kind.title} is not in data_dir ({data_dir}) and could not be downloaded ({error}): put its folder "
-            f"{kind.base_folder}/ there, or use dataset: shapes"
-        ) from error
+    if not folder.exists():
+        try:
+            with held(data_dir / ".download.lock"):
+                if not folder.exists():
+                    download(kind, data_dir)
+        except (OSError, RuntimeError, tarfile.TarError) as error:
+            raise MissingDataError(
+                f"{kind.title} is not in data_dir ({data_dir}) and could not be downloaded ({error}): put its folder "
+                f"{kind.base_folder}/ there, or use dataset: shapes"
+            ) from error
+    return kind(data_dir, train)
 
 
 def download(kind: type["Checked"], data_dir: Path) -> None:
     """Download and check a data set with torchvision; ``data_dir`` gets the complete folder or nothing."""
+    folder = data_dir / kind.base_folder
     with tempfile.TemporaryDirectory(dir=data_dir) as unfinished:
         download_and_extract_archive(kind.url, unfinished, filename=kind.filename, md5=kind.tgz_md5)
-        os.rename(Path(unfinished) / kind.base_folder, data_dir / kind.base_folder)
+        try:
+            os.rename(Path(unfinished) / kind.base_folder, folder)
+        except OSError:
+            if not folder.exists():  # otherwise another process has put the same files there
+                raise
 
 
 class Checked(CIFAR10):

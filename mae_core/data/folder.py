@@ -19,8 +19,8 @@ VERSION = 2  # of what decode makes of a picture; another one prepares all image
 AT_ONCE = 16  # images that a thread decodes between two updates of the progress bar
 
 
-def prepare(listing: Listing, split: str, side: int) -> Stored:
-    """Decode the images of a split once, by all cores; see store.py for where they are kept.
+def prepare(listing: Listing, split: str, side: int, check: bool = True) -> Stored:
+    """Decode the images of a split once, by all cores; see store.py for where they are kept, and for ``check``.
 
     Raises:
         MissingDataError: if an image cannot be decoded; names it, and nothing is kept.
@@ -62,7 +62,7 @@ def prepare(listing: Listing, split: str, side: int) -> Stored:
             )
         return {"md5": digest_of(listing.names, digests)}
 
-    return prepared(listing.root, f"{split}-{side}", f"{listing.key}-{VERSION}", len(listing.names), side, fill)
+    return prepared(listing.root, f"{split}-{side}", f"{listing.key}-{VERSION}", len(listing.names), side, fill, check)
 
 
 def content_md5(data_dir: Path, side: int) -> str:

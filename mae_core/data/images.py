@@ -132,7 +132,13 @@ def place(splits: Sequence[Split], data_on: str, device: torch.device) -> list[S
 
 
 def load(
-    dataset: str, data_dir: str | Path = "data", train: bool = True, limit: int = 0, image_size: int = 32, holdout: int = 0
+    dataset: str,
+    data_dir: str | Path = "data",
+    train: bool = True,
+    limit: int = 0,
+    image_size: int = 32,
+    holdout: int = 0,
+    check: bool = True,
 ) -> Split:
     """Load a split onto the host; images of one's own, and resized ones, are memory-mapped.
 
@@ -144,6 +150,7 @@ def load(
         limit: load only the first ``limit`` images; 0: all.
         image_size: side in pixels; shapes are drawn at this size, images of another size are resized.
         holdout: number of training images that are held out to choose a recipe with (validation images).
+        check: whether to compare the checksum of decoded or resized images, for which their whole file is read.
 
     Raises:
         ValueError: for an unknown data set.
@@ -153,7 +160,7 @@ def load(
     if dataset not in DATASETS:
         raise ValueError(f"dataset is {dataset!r}, not one of {', '.join(DATASETS)}")
     try:
-        split = load_whole(dataset, Path(data_dir), train or holdout > 0, image_size)
+        split = load_whole(dataset, Path(data_dir), train or holdout > 0, image_size, check)
     except MissingDataError:
         raise
     except OSError as error:
@@ -172,17 +179,17 @@ def load(
     return replace(split, images_nCHW=split.images_nCHW.contiguous())
 
 
-def load_whole(dataset: str, data_dir: Path, train: bool, image_size: int) -> Split:
+def load_whole(dataset: str, data_dir: Path, train: bool, image_size: int, check: bool) -> Split:
     """All images of a split; those of CIFAR and shapes are views in another order of memory."""
     if dataset == "folder":
         listing = layout.list_images(data_dir)[0 if train else 1]
-        file = folder.prepare(listing, "train" if train else "test", image_size)
+        file = folder.prepare(listing, "train" if train else "test", image_size, check)
         return Split(file.images_nCHW, torch.tensor(listing.labels), listing.classes, file)
     source = READERS[dataset](data_dir, train, image_size)
     images_nCHW, resized = torch.from_numpy(source.data).permute(0, 3, 1, 2), None
     if source.side != image_size:
-        key = checksum(dataset, data_dir, image_size)
-        resized = resize_once(images_nCHW, data_dir, f"{dataset}-{'train' if train else 'test'}", key, image_size)
+        name, key = f"{dataset}-{'train' if train else 'test'}", checksum(dataset, data_dir, image_size)
+        resized = resize_once(images_nCHW, data_dir, name, key, image_size, check)
         images_nCHW = resized.images_nCHW
     return Split(images_nCHW, torch.tensor(source.targets), tuple(source.classes), resized)
 
@@ -199,15 +206,15 @@ def held_out(n_images: int, holdout: int) -> tuple[Tensor, Tensor]:
     return order_n[:holdout].sort().values, order_n[holdout:].sort().values
 
 
-def resize_once(images_nCHW: Tensor, data_dir: Path, name: str, key: str, image_size: int) -> Stored:
-    """The images at another size, resized on first use."""
+def resize_once(images_nCHW: Tensor, data_dir: Path, name: str, key: str, image_size: int, check: bool) -> Stored:
+    """The images at another size, resized on first use; see store.py for ``check``."""
 
     def fill(write: Write) -> dict[str, Any]:
         for start in range(0, len(images_nCHW), 1000):
             write(start, resize(images_nCHW[start : start + 1000], image_size).numpy())
         return {}
 
-    return prepared(data_dir, f"{name}-{image_size}", key, len(images_nCHW), image_size, fill)
+    return prepared(data_dir, f"{name}-{image_size}", key, len(images_nCHW), image_size, fill, check)
 
 
 def resize(images_nCHW: Tensor, image_size: int) -> Tensor:

@@ -3,6 +3,7 @@
 The files are in the hidden folder ``.mae-cache`` beside the data; where that cannot be written, in ``data/.mae-cache`` of
 the working folder. They can be deleted at any time. A file's name has a key of all that it is made of, so a file that was
 added, removed or changed leads to a new one, and the old one is deleted. A lock keeps two runs from preparing the same.
+Beside it is a JSON file with what was noted about the images, and a checksum of the pixels and of this note.
 
 Shapes: n images of a split, C = 3 colours, H = W pixels.
 """
@@ -14,6 +15,7 @@ import os
 import platform
 import shutil
 import warnings
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,19 +57,27 @@ class Stored:
             self.pixels_nCHW._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
-def stored(data_dir: Path, name: str, key: str) -> Stored | None:
-    """Images that were prepared before; None if there are none, or if they are damaged."""
+def stored(data_dir: Path, name: str, key: str, check: bool = False) -> Stored | None:
+    """Images that were prepared before; None if there are none, or if they are damaged or have no checksum.
+
+    Args:
+        check: whether to compare the checksum, for which the whole file is read.
+    """
     for folder in places(data_dir):
         path = folder / f"{name}-{key}.npy"
         try:
             about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            return Stored(np.load(path, mmap_mode="r"), about)
-        except (OSError, ValueError):
+            crc32, pixels_nCHW = about.pop("crc32"), np.load(path, mmap_mode="r")
+            if not check or crc32 == checksum(path, about):
+                return Stored(pixels_nCHW, about)
+        except (OSError, ValueError, KeyError):
             continue
     return None
 
 
-def prepared(data_dir: Path, name: str, key: str, n: int, side: int, fill: Callable[[Write], dict[str, Any]]) -> Stored:
+def prepared(
+    data_dir: Path, name: str, key: str, n: int, side: int, fill: Callable[[Write], dict[str, Any]], check: bool = True
+) -> Stored:
     """The prepared images of a split; they are prepared now unless they are there.
 
     Args:
@@ -77,16 +87,20 @@ def prepared(data_dir: Path, name: str, key: str, n: int, side: int, fill: Calla
         n: number of images.
         side: of an image, in pixels.
         fill: writes all images, and returns what to note about them; it may raise.
+        check: see :func:`stored`.
 
     Raises:
         MissingDataError: if no folder can be written, or the disk is too small.
     """
-    if found := stored(data_dir, name, key):
+    if found := stored(data_dir, name, key, check):
         return found
     folder = writable(data_dir)
     with held(folder / "lock") as alone:
-        if found := stored(data_dir, name, key):  # another process was faster
+        if found := stored(data_dir, name, key, check):  # another process was faster
             return found
+        for path in (place / f"{name}-{key}.npy" for place in places(data_dir)):
+            if path.exists():
+                print(f"{path} is damaged, or has no checksum: its images are prepared anew")
         for path in folder.glob(".unfinished-*") if alone else ():  # of a process that was killed
             path.unlink()
         path, unfinished = folder / f"{name}-{key}.npy", folder / f".unfinished-{platform.node()}-{os.getpid()}"
@@ -98,6 +112,7 @@ def prepared(data_dir: Path, name: str, key: str, n: int, side: int, fill: Calla
             )
         try:
             about = write_images(unfinished, n, side, fill)
+            about["crc32"] = checksum(unfinished, about)
             unfinished.replace(path)
             unfinished.write_text(json.dumps(about), encoding="utf-8")
             unfinished.replace(path.with_suffix(".json"))
@@ -137,6 +152,15 @@ def write_images(path: Path, n: int, side: int, fill: Callable[[Write], dict[str
         about = fill(write)
         os.fsync(file.fileno())
     return about
+
+
+def checksum(path: Path, about: dict[str, Any]) -> int:
+    """CRC-32 of a note and of a file, which is read in parts and not mapped: its pages count as no process's memory."""
+    crc = zlib.crc32(json.dumps(about).encode())
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            crc = zlib.crc32(part, crc)
+    return crc
 
 
 def places(data_dir: Path) -> tuple[Path, Path]:

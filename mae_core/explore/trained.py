@@ -237,7 +237,7 @@ def images_to_show(run: ExploreParameters, first: Trained) -> Split:
     Without the data set, labels are those that the first model's classifier recorded with its pictures, or -1.
     """
     if at_hand(run, first.run.image_size):
-        return load(run.dataset, run.data_dir, train=False, image_size=first.run.image_size)
+        return load(run.dataset, run.data_dir, train=False, image_size=first.run.image_size, check=False)
     tuned = first.folder / "finetune"
     if first.classifier and (tuned / "pictures.png").is_file():
         images_nHWC = load_sheet(tuned / "pictures.png", 1)[0]
@@ -256,7 +256,7 @@ def images_to_show(run: ExploreParameters, first: Trained) -> Split:
 def training_images(run: ExploreParameters, limit: int, image_size: int) -> Split | None:
     """The first training images, to look for neighbours among; None if the data set is not at hand."""
     at_all = at_hand(run, image_size)
-    return load(run.dataset, run.data_dir, limit=limit, image_size=image_size) if at_all else None
+    return load(run.dataset, run.data_dir, limit=limit, image_size=image_size, check=False) if at_all else None
 
 
 def at_hand(run: ExploreParameters, image_size: int) -> bool:

@@ -21,7 +21,7 @@ from mae_core.errors import ParameterError
 from mae_core.study.parameters import FREE, RunParameters
 from mae_core.study.results import read_json
 from mae_core.study.tensors import load_tensors, save_tensors
-from mae_core.training.processes import team
+from mae_core.training.processes import Saved, team
 
 PLAIN = ("epoch", "step", "spent", "history", "seconds")  # the fields of Position that are not tensors
 
@@ -120,7 +120,7 @@ class Checkpoint:
         tensors, about = found
         return self.load(tensors, about, start.losses_S.device)
 
-    def newest_usable(self) -> tuple[dict[str, Tensor], dict] | None:
+    def newest_usable(self) -> Saved | None:
         """The tensors and the note of the newest checkpoint that is whole and belongs to this run; None without one."""
         for path in (self.newest, self.before):
             if not path.exists():

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -38,6 +39,8 @@ from mae_core.study.parameters import FinetuneParameters, PretrainParameters
 BEAT = 2.0  # seconds between two signs of life of a process
 SILENCE = 20.0  # seconds without one, after which it counts as hung
 PATIENCE = datetime.timedelta(days=30)  # with a process that gives signs of life: the first one alone evaluates
+
+Saved = tuple[dict[str, Tensor], dict[str, Any]]  # tensors on the CPU, and a JSON note
 
 
 @dataclass(frozen=True)
@@ -65,16 +68,28 @@ class Team:
         parts = message.split([tensor.numel() for tensor in tensors])
         torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
 
-    def share(self, content: Any) -> Any:
-        """The first process's ``content``, in every process."""
+    def share(self, found: Saved | None) -> Saved | None:
+        """What the first process has ``found``, in every process; sent as JSON and safetensors, so nothing is unpickled."""
         if self.size == 1:
-            return content
-        box = [content]
-        dist.broadcast_object_list(box)
-        return box[0]
+            return found
+        tensors, about = found or ({}, None)
+        about = json.loads(broadcast(json.dumps(about).encode()))
+        return None if about is None else (safetensors.torch.load(broadcast(safetensors.torch.save(tensors))), about)
 
 
 ALONE = Team()
+
+
+def broadcast(content: bytes) -> bytes:
+    """The first process's ``content``, in every process."""
+    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    length = torch.tensor([len(content)], device=device)
+    dist.broadcast(length, 0)
+    message = torch.zeros(int(length), dtype=torch.uint8, device=device)
+    if dist.get_rank() == 0:
+        message.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    dist.broadcast(message, 0)
+    return message.cpu().numpy().tobytes()
 
 
 def team() -> Team:

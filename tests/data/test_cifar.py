@@ -96,6 +96,28 @@ def test_what_another_process_downloaded_meanwhile_is_taken(small, tmp_path, mon
     assert len(load("cifar10", tmp_path)) == 50
 
 
+def test_without_locks_the_slower_of_two_downloads_takes_what_the_other_has_put_there(small, tmp_path, monkeypatch):
+    def download(url, root, filename, md5):
+        small(root)
+        small(tmp_path)  # the other process ends first
+
+    monkeypatch.setattr("mae_core.locks.acquire", lambda file, wait: False)
+    monkeypatch.setattr(cifar, "download_and_extract_archive", download)
+    assert len(load("cifar10", tmp_path)) == 50
+    assert {path.name for path in tmp_path.iterdir()} == {CIFAR10.base_folder, ".download.lock"}
+
+
+def test_a_download_that_cannot_be_put_in_place_is_told_and_leaves_nothing(small, tmp_path, monkeypatch):
+    def fails(source, target):
+        raise OSError(1, "forbidden")
+
+    monkeypatch.setattr(cifar, "download_and_extract_archive", lambda url, root, filename, md5: small(root))
+    monkeypatch.setattr(cifar.os, "rename", fails)
+    with pytest.raises(MissingDataError, match=r"CIFAR-10 is not in data_dir .*forbidden"):
+        load("cifar10", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".download.lock"}
+
+
 def test_images_labels_and_classes_keep_the_order_of_the_files(small, tmp_path):
     small(tmp_path)
     assert CheckedCIFAR10(tmp_path).targets == [n for n in range(1, 6) for _ in range(10)]

@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -134,6 +135,49 @@ def test_a_damaged_file_of_decoded_images_is_made_again(photos, decoded):
     path.write_bytes(path.read_bytes()[:1000])
     assert load("folder", photos, image_size=16).images_nCHW.equal(first)
     assert len(decoded) == 44
+
+
+@pytest.mark.parametrize("place", [0, -1])  # in the header, in the last image
+def test_one_changed_byte_of_the_decoded_images_is_noticed_and_told_once(photos, decoded, capsys, place):
+    first = load("folder", photos, image_size=16).images_nCHW.clone()
+    path = next((photos / store.CACHE).glob("*.npy"))
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    for _ in range(2):
+        assert load("folder", photos, image_size=16).images_nCHW.equal(first)
+    assert len(decoded) == 44
+    assert capsys.readouterr().out == f"{path} is damaged, or has no checksum: its images are prepared anew\n"
+
+
+def test_a_changed_note_on_the_decoded_images_is_noticed(photos, decoded):
+    """It holds the MD5 that a run's provenance tells."""
+    before = checksum("folder", photos, 16)
+    for part in (True, False):
+        load("folder", photos, part, image_size=16)
+    path = next((photos / store.CACHE).glob("train-*.json"))
+    path.write_text(path.read_text("utf-8").replace('"md5": "', '"md5": "0'), encoding="utf-8")
+    assert checksum("folder", photos, 16) != before
+    load("folder", photos, image_size=16)
+    assert len(decoded) == 66
+    assert checksum("folder", photos, 16) == before
+
+
+def test_images_that_were_decoded_before_there_were_checksums_are_decoded_again_once(photos, decoded):
+    load("folder", photos, image_size=16)
+    path = next((photos / store.CACHE).glob("*.json"))
+    about = json.loads(path.read_text("utf-8"))
+    del about["crc32"]
+    path.write_text(json.dumps(about), encoding="utf-8")
+    for _ in range(2):
+        load("folder", photos, image_size=16)
+    assert len(decoded) == 44
+
+
+def test_to_look_at_images_their_file_is_not_read_as_a_whole(photos, monkeypatch):
+    first = load("folder", photos, image_size=16).images_nCHW.clone()
+    monkeypatch.setattr(store, "checksum", lambda path, about: pytest.fail("it reads the whole file"))
+    assert load("folder", photos, image_size=16, check=False).images_nCHW.equal(first)
 
 
 def test_two_runs_at_once_decode_once(photos, decoded):

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from photos import write_cifar100
 from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import crop, hflip, pad
@@ -69,6 +70,16 @@ def test_cifar10_is_resized(cifar10_dir):
     whole = load("cifar10", cifar10_dir, train=False, limit=8)
     large = load("cifar10", cifar10_dir, train=False, limit=8, image_size=64)
     assert large.images_nCHW.equal(resize(whole.images_nCHW, 64))
+
+
+def test_one_changed_byte_of_resized_images_is_noticed(tmp_path, monkeypatch):
+    write_cifar100(tmp_path, monkeypatch)
+    first = load("cifar100", tmp_path, image_size=16).images_nCHW.clone()
+    path = next((tmp_path / ".mae-cache").glob("cifar100-train-16-*.npy"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert load("cifar100", tmp_path, image_size=16).images_nCHW.equal(first)
 
 
 def test_pixels_are_scaled_to_minus_one_and_one():

@@ -1,7 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+from photos import write_cifar100
 from PIL import Image
 
+from mae_core.data import cifar
 from mae_core.errors import ParameterError
 from mae_core.study.prepare import prepare_images
 from mae_core.study.study import Study
@@ -48,6 +52,38 @@ def test_an_empty_class_and_a_link_that_leads_out_start_nothing(study, tmp_path)
 def test_a_batch_larger_than_the_data_starts_nothing(study):
     with pytest.raises(ParameterError, match="batch_size is 7: there are only 6 training images in pets"):
         prepare_images(study(batch_size=7))
+
+
+def test_cifar_is_there_before_the_first_run(study, tmp_path, monkeypatch):
+    asked = []
+
+    def download(url, root, filename, md5):
+        asked.append(filename)
+        write_cifar100(Path(root), monkeypatch)
+
+    monkeypatch.setattr(cifar, "download_and_extract_archive", download)
+    cifar100 = study(dataset="cifar100", data_dir="data")
+    prepare_images(cifar100, [])
+    assert not asked
+    prepare_images(cifar100, [("scratch", "finetune")])
+    prepare_images(cifar100)
+    assert asked == ["cifar-100-python.tar.gz"]
+    assert len(list((tmp_path / "data" / ".mae-cache").glob("cifar100-*-16-*.npy"))) == 2
+    path = tmp_path / "data" / "cifar-100-python" / "test"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ParameterError, match=r"cifar-100-python/test is damaged"):
+        prepare_images(cifar100)
+
+
+def test_a_data_set_that_cannot_be_downloaded_starts_nothing(study, monkeypatch):
+    def no_network(*words, **more):
+        raise OSError("no network")
+
+    monkeypatch.setattr(cifar, "download_and_extract_archive", no_network)
+    with pytest.raises(
+        ParameterError, match=r"CIFAR-10 is not in data_dir \(data\) and could not be downloaded \(no network\)"
+    ):
+        prepare_images(study(dataset="cifar10", data_dir="data"))
 
 
 def test_a_study_of_other_images_needs_no_preparation(study, tmp_path):

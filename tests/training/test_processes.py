@@ -147,6 +147,59 @@ def test_however_it_ends_one_process_goes_on(tiny, how):
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)  # rounding grows over 200 steps
 
 
+SHARE = """
+import sys
+import torch
+import torch.distributed as dist
+from mae_core.training.processes import Team
+
+def refuse(event, words):
+    if event == "pickle.find_class":
+        raise RuntimeError(f"it unpickles {words}")
+
+rank, place = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+sys.addaudithook(refuse)
+values = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+sent = {"float32": values, "bfloat16": values.bfloat16(), "uint8": values.byte()}
+sent |= {"number": torch.tensor(7), "empty": torch.zeros(0, dtype=torch.int64)}
+note = {"epoch": 3, "history": {"train_loss": [0.1, 1e-9]}, "made_of": {"code": "ü"}}
+team = Team(rank, 2)
+assert team.share(None) is None
+tensors, about = team.share(None if rank else (sent, note))
+assert about == note
+assert {name: tensor.dtype for name, tensor in tensors.items()} == {name: tensor.dtype for name, tensor in sent.items()}
+assert all(tensor.equal(sent[name]) for name, tensor in tensors.items())
+dist.destroy_process_group()
+"""
+
+
+def test_a_checkpoint_is_sent_to_the_other_processes_and_nothing_is_unpickled(tmp_path):
+    words = [sys.executable, "-c", SHARE]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    children = [
+        subprocess.Popen([*words, str(rank), tmp_path / "store"], stderr=subprocess.PIPE, encoding="utf-8", env=environment)
+        for rank in range(2)
+    ]
+    told = [child.communicate(timeout=120)[1] for child in children]
+    assert [child.returncode for child in children] == [0, 0], told
+
+
+def test_a_run_of_one_process_goes_on_with_two(tiny):
+    def stop(at, model, test):
+        if at.epoch == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    whole, cut = (PretrainParameters.check({**tiny, **ONE_STEP, "case": case, "epochs": 6}) for case in ("whole", "cut"))
+    pretrain(whole)
+    with pytest.raises(StoppedError, match="stopped after epoch"):
+        pretrain(cut, watch=stop)
+    pretrain(cut.model_copy(update={"processes": 2}))
+    first, then = (read_json(run.folder / "pretrain" / "history.json")["train_loss"] for run in (whole, cut))
+    assert then[:3] == first[:3]
+    assert then == pytest.approx(first, rel=1e-5)
+
+
 def test_their_errors_are_told_as_of_one_process(tiny):
     run = PretrainParameters.check({**tiny, **ONE_STEP, "processes": 2, "train_images": 32})
     with pytest.raises(ParameterError, match="batch_size is 64: there are only 32 training images"):
