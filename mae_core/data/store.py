@@ -8,6 +8,7 @@ Beside it is a JSON file with what was noted about the images, and a checksum of
 Shapes: n images of a split, C = 3 colours, H = W pixels.
 """
 
+import errno
 import hashlib
 import json
 import mmap
@@ -67,12 +68,27 @@ def stored(data_dir: Path, name: str, key: str, check: bool = False) -> Stored |
         path = folder / f"{name}-{key}.npy"
         try:
             about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            crc32, pixels_nCHW = about.pop("crc32"), np.load(path, mmap_mode="r")
+            crc32, pixels_nCHW = about.pop("crc32"), mapped(path)
             if not check or crc32 == checksum(path, about):
                 return Stored(pixels_nCHW, about)
+        except MissingDataError:
+            raise
         except (OSError, ValueError, KeyError):
             continue
     return None
+
+
+def mapped(path: Path) -> np.memmap:
+    """A .npy file as an array that memory maps; raises MissingDataError where the system refuses to map it."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except OSError as error:
+        if error.errno not in (errno.ENOMEM, errno.ENODEV, errno.EINVAL, errno.EAGAIN):
+            raise
+        raise MissingDataError(
+            f"{path} cannot be mapped into memory ({error.strerror}): raise the limit of memory, or put the images on "
+            "another disk"
+        ) from error
 
 
 def prepared(

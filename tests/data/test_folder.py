@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import os
@@ -178,6 +179,16 @@ def test_to_look_at_images_their_file_is_not_read_as_a_whole(photos, monkeypatch
     first = load("folder", photos, image_size=16).images_nCHW.clone()
     monkeypatch.setattr(store, "checksum", lambda path, about: pytest.fail("it reads the whole file"))
     assert load("folder", photos, image_size=16, check=False).images_nCHW.equal(first)
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.ENODEV])
+def test_a_system_that_maps_no_file_is_told(photos, monkeypatch, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(store.np, "load", refuse)
+    with pytest.raises(MissingDataError, match=r"\.npy cannot be mapped into memory \(.*\): raise the limit of memory"):
+        load("folder", photos, image_size=16)
 
 
 def test_two_runs_at_once_decode_once(photos, decoded):
