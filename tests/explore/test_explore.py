@@ -28,7 +28,8 @@ from mae_core.study.results import load_sheet, read_json
 from mae_core.study.tensors import load_tensors
 from mae_core.training.runs import finetune, pretrain
 
-NOTEBOOK = on_disk.Path(__file__).parents[1] / "notebooks" / "explore.ipynb"
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "notebooks" / "explore.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_kept_weights_give_the_same_pictures(study, run, tmp_path):
 
 def test_the_published_weights_are_those_of_the_published_pictures():
     """They reconstruct the study's own ten pictures nearly as those show them: bfloat16, and a repetition (LOG.md)."""
-    found = sorted((on_disk.Path(__file__).parents[1] / "outputs" / "laptop").glob(f"*/seed0/pretrain/{KEPT}"))
+    found = sorted((ROOT / "outputs" / "laptop").glob(f"*/seed0/pretrain/{KEPT}"))
     assert found
     for path in found:
         model, about = on_disk.open_autoencoder(path, torch.device("cpu"))
@@ -484,7 +485,7 @@ def test_a_still_picture_follows_the_widget(view, monkeypatch):
 def test_hundreds_of_cells_with_a_widget_end(study, monkeypatch):
     """nbclient can wait forever for output widgets (LOG.md); these cells show the explorer, or change it."""
     monkeypatch.chdir(study)
-    monkeypatch.setenv("PYTHONPATH", str(on_disk.Path(__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     opening = (
         "from mae_core.explore.explorer import explorer\nfrom mae_core.explore.trained import ExploreParameters\n"
         "view = explorer(ExploreParameters(study='mine', cases=['random-75'], data_dir='nowhere', device='cpu'))"
