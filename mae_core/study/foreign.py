@@ -182,7 +182,8 @@ def find_encoder(given: str) -> Found:
             raise ValueError(f"{path} has values in {odd} that are infinite or no numbers: choose other weights")
         return found
     except (SafetensorError, UnicodeDecodeError) as error:
-        raise ParameterError(f"weights: {path} {no_safetensors(start, error)}") from error
+        why = other_kind(start) or str(error)
+        raise ParameterError(f"weights: {path} is damaged, or no safetensors file ({why})") from error
     except ParameterError:
         raise
     except ValueError as error:
@@ -196,13 +197,11 @@ def find_encoder(given: str) -> Found:
         ) from error
 
 
-def no_safetensors(start: bytes, error: Exception) -> str:
-    """What a file is that begins with these bytes and is not safetensors, to complete a sentence."""
+def other_kind(start: bytes) -> str:
+    """What a file that begins with these bytes and is not safetensors is, and what to do; empty if it is not known."""
     if start == LFS:
-        return "is a pointer of Git LFS: fetch the file itself (git lfs pull)"
-    if start.startswith(PICKLES):
-        return "is a pickle, which can run code: save the model again as one safetensors file"
-    return f"is damaged, or no safetensors file ({error})"
+        return "it is a pointer of Git LFS: fetch the file itself with git lfs pull"
+    return "it is a pickle, which can run code: save the model again as safetensors" if start.startswith(PICKLES) else ""
 
 
 def own(given: str, path: Path) -> Found:
