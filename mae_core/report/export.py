@@ -62,6 +62,7 @@ class ReportTypstExporter(TemplateExporter):
     """A Typst source; its images are written into the folder ``resources["folder"]``."""
 
     file_extension = ".typ"
+    without = AnyTrait(frozenset(), help="sources without a page to link to").tag(config=True)
 
     def __init__(self, **options):
         super().__init__(template_name="mae", extra_template_basedirs=[str(TEMPLATES)], **options)
@@ -80,6 +81,7 @@ class ReportTypstExporter(TemplateExporter):
 
         self.register_filter("markdown", lambda text: markup.to_typst(text, document, folder))
         self.register_filter("literal", markup.literal)
+        self.register_filter("linked", lambda source: linked(source, "" if source in self.without else page(source)))
         self.register_filter("image", image)
         return super().from_notebook_node(nb, {**(resources or {}), "document": document}, **more)
 
@@ -98,6 +100,11 @@ def open_notebook(path: Path) -> NotebookNode:
 def page(source: str) -> str:
     """The page of a run ``case/seed0/stage``, or of ``ablations``, relative to the report."""
     return f"notebooks/{source.replace('/', '-')}.html"
+
+
+def linked(name: str, url: str) -> str:
+    """The name of a source as Typst, with a link to its page if there is one; PDF readers resolve it beside the PDF."""
+    return f"link({markup.literal(url)})[#{markup.literal(name)};]" if url else markup.literal(name)
 
 
 def style(with_code: bool, italics: bool = True) -> str:
@@ -132,14 +139,17 @@ def write_html(notebook: Path | NotebookNode, target: Path, **options) -> None:
         temporary.write_text(body, encoding="utf-8")
 
 
-def write_pdf(notebook: Path, target: Path) -> None:
+def write_pdf(notebook: Path, target: Path, **options) -> None:
     """Print a notebook as tagged PDF (PDF/UA-1); the same notebook gives the same bytes.
+
+    Args:
+        options: of :class:`ReportTypstExporter`.
 
     Raises:
         ExportError: as :func:`~mae_core.report.document.read`, or if Typst refuses the notebook's text or pictures.
     """
     with tempfile.TemporaryDirectory() as folder:
-        source, _ = ReportTypstExporter().from_notebook_node(open_notebook(notebook), {"folder": folder})
+        source, _ = ReportTypstExporter(**options).from_notebook_node(open_notebook(notebook), {"folder": folder})
         main = Path(folder) / "report.typ"
         main.write_text(source, encoding="utf-8")
         try:
@@ -219,7 +229,7 @@ def write_report(report: Path, folder: Path, results: Path | None = None) -> Non
         write_page(notebook, folder / page(source))
     write_figures(report, folder / "figures")
     write_html(report, folder / "index.html", without=frozenset(without))
-    write_pdf(report, folder / "report.pdf")
+    write_pdf(report, folder / "report.pdf", without=frozenset(without))
 
 
 def write_page(notebook: Path, target: Path) -> None:

@@ -82,6 +82,8 @@ def test_the_report_links_every_run(results, tmp_path, copied):
     assert len(pages) == 3 + (not copied)
     assert all((tmp_path / "printed" / page).is_file() for page in pages)
     assert '<a href="notebooks/scratch-seed0-finetune.html">scratch/seed0/finetune</a>' in index
+    in_pdf = re.findall(rb"/URI/URI\((.*?)\)", (tmp_path / "printed" / "report.pdf").read_bytes())
+    assert [link.decode() for link in in_pdf] == pages  # relative to the PDF
 
 
 def test_the_same_files_give_the_same_bytes_and_other_results_another_page(results, tmp_path):
