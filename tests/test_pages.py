@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 REPORT = Path(__file__).parents[1] / "report" / "laptop"
-PAGES = ("index", "notebooks/random-75-seed0-pretrain", "notebooks/ablations")
+PAGES = (
+    "index",
+    "notebooks/random-75-seed0-pretrain",
+    "notebooks/ablations",
+    "../night/notebooks/random-75-seed0-finetune",
+)
 QUIET = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 PLAIN = "* { background-image: none !important; transition: none !important }"  # axe skips text on gradients
 

@@ -84,7 +84,10 @@ def test_it_prints_a_report_from_a_copy_of_results(installed, locale, tmp_path):
     assert re.findall(r"\d+\.\d+ ± \d+\.\d+", page) == numbers
     assert 'id="tab-beside"' not in page
     assert "font/woff2;base64," in page
-    assert not re.search(r'href="notebooks/', page)  # there are no notebooks to link to
+    links = set(re.findall(r'href="(notebooks/.*?)"', page))  # there are no notebooks: the pages are made from files
+    assert links == {f"notebooks/{path.name}" for path in (report / "notebooks").iterdir()}
+    assert len(links) == len(list(results.glob("*/seed*/*/metrics.json")))
+    assert "notebooks/random-75-seed0-pretrain.html" in links
 
 
 def test_a_folder_without_results_is_told(installed, tmp_path):

@@ -5,11 +5,13 @@ shows the HTML beside them: the same figure or table, with its number and captio
 """
 
 import base64
+import contextlib
 import html
 import io
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import mistune
@@ -21,7 +23,28 @@ from mae_core.report.figures import STYLE
 PNG_DPI = 220
 TABLE = "application/vnd.mae.table+json"
 NAMES: dict[str, str] = {}  # "Figure 3", "Table 1" or "[2]": the name of each label that this kernel has shown
+Output = tuple[dict[str, Any], dict[str, Any]]  # its data by type, its metadata
+COLLECTING: list[list[Output]] = []  # where outputs go while they are collected, the innermost last
 SMALL = "margin: .6em 0; max-width: 48em; line-height: 1.4"
+
+
+@contextlib.contextmanager
+def collected() -> Iterator[list[Output]]:
+    """Collect what this module's functions show instead of showing it: for pages that no kernel makes."""
+    outputs: list[Output] = []
+    COLLECTING.append(outputs)
+    try:
+        yield outputs
+    finally:
+        COLLECTING.pop()
+
+
+def show(data: dict[str, Any], metadata: dict[str, Any] | None = None) -> None:
+    """Show an output in all its forms."""
+    if COLLECTING:
+        COLLECTING[-1].append((data, metadata or {}))
+    else:
+        display(data, metadata=metadata, raw=True)
 
 
 def show_figure(
@@ -57,7 +80,7 @@ def show_figure(
         size = {"image/png": {"width": shown_width(panel)}}
         whole = "" if index else figure_html(label, caption, shown, sources, columns, choices)  # the first has all panels
         data = drawn[index] | {"text/html": whole, "text/plain": text}
-        display(data, metadata=size | {"report": about}, raw=True)
+        show(data, size | {"report": about})
 
 
 def show_table(
@@ -86,12 +109,12 @@ def show_table(
     runs = () if set(sources) <= {cell for row in cells for cell in row} else sources
     whole = f"{caption_html('Table', label, caption, runs)}{table_html(header, cells, sides)}{below}"
     shown = f'<figure id="{html.escape(label)}" style="margin: 0">{whole}</figure>'
-    display({TABLE: content, "text/html": shown, "text/plain": plain}, metadata={"report": about}, raw=True)
+    show({TABLE: content, "text/html": shown, "text/plain": plain}, {"report": about})
 
 
 def show_text(markdown: str) -> None:
     """Show text generated from results, as Markdown."""
-    display({"text/markdown": markdown, "text/html": as_html(markdown), "text/plain": markdown}, raw=True)
+    show({"text/markdown": markdown, "text/html": as_html(markdown), "text/plain": markdown})
 
 
 def show_references(entries: dict[str, str]) -> None:
@@ -100,7 +123,7 @@ def show_references(entries: dict[str, str]) -> None:
     about = {"kind": "references", "entries": list(entries.items())}
     NAMES.update({label: f"[{number}]" for number, label in enumerate(entries, 1)})
     items = "".join(f'<li id="{html.escape(label)}">{inline(text)}</li>' for label, text in entries.items())
-    display({"text/plain": plain, "text/html": f"<ol>{items}</ol>"}, metadata={"report": about}, raw=True)
+    show({"text/plain": plain, "text/html": f"<ol>{items}</ol>"}, {"report": about})
 
 
 class LinkedRenderer(mistune.HTMLRenderer):

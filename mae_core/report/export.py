@@ -22,6 +22,7 @@ from mae_core.errors import ExportError
 from mae_core.report import markup
 from mae_core.report.display import unwrapped
 from mae_core.report.document import floats, read
+from mae_core.report.runpage import is_made, run_notebook
 from mae_core.report.summary import found_in
 from mae_core.study.parameters import OUTPUTS
 from mae_core.study.results import atomic_write
@@ -38,6 +39,7 @@ class ReportHtmlExporter(HTMLExporter):
     """One HTML file without scripts or remote references, with embedded fonts."""
 
     show_code = Bool(False, help="show source code and printed text too").tag(config=True)
+    plain = Bool(False, help="neither code nor italics are there, and need no style").tag(config=True)
     back = Unicode("", help="a link back to the report").tag(config=True)
     without = AnyTrait(frozenset(), help="sources without a page to link to").tag(config=True)
 
@@ -51,7 +53,8 @@ class ReportHtmlExporter(HTMLExporter):
         self.register_filter("data_uri", lambda panel: markup.data_uri(panel.kind, panel.content))
         self.register_filter("highlight", Highlight2HTML(pygments_lexer="python", parent=self))
         self.register_filter("links", lambda sources: [(s, "" if s in self.without else page(s)) for s in sources])
-        about = {"document": document, "style": style(self.show_code), "show_code": self.show_code, "back": self.back}
+        about = {"document": document, "show_code": self.show_code, "back": self.back}
+        about["style"] = style(self.show_code and not self.plain, italics=not self.plain)
         return super().from_notebook_node(nb, {**(resources or {}), **about}, **more)
 
 
@@ -59,6 +62,7 @@ class ReportTypstExporter(TemplateExporter):
     """A Typst source; its images are written into the folder ``resources["folder"]``."""
 
     file_extension = ".typ"
+    without = AnyTrait(frozenset(), help="sources without a page to link to").tag(config=True)
 
     def __init__(self, **options):
         super().__init__(template_name="mae", extra_template_basedirs=[str(TEMPLATES)], **options)
@@ -77,6 +81,7 @@ class ReportTypstExporter(TemplateExporter):
 
         self.register_filter("markdown", lambda text: markup.to_typst(text, document, folder))
         self.register_filter("literal", markup.literal)
+        self.register_filter("linked", lambda source: linked(source, "" if source in self.without else page(source)))
         self.register_filter("image", image)
         return super().from_notebook_node(nb, {**(resources or {}), "document": document}, **more)
 
@@ -97,14 +102,21 @@ def page(source: str) -> str:
     return f"notebooks/{source.replace('/', '-')}.html"
 
 
-def style(with_code: bool) -> str:
-    """The style sheet with embedded fonts; pages with code also get syntax colours."""
+def linked(name: str, url: str) -> str:
+    """The name of a source as Typst, with a link to its page if there is one; PDF readers resolve it beside the PDF."""
+    return f"link({markup.literal(url)})[#{markup.literal(name)};]" if url else markup.literal(name)
+
+
+def style(with_code: bool, italics: bool = True) -> str:
+    """The style sheet with embedded fonts, those of italics on request; pages with code also get syntax colours."""
 
     def embed(found: re.Match) -> str:
         font = (FONTS / found[1]).read_bytes()
         return f"url(data:font/woff2;base64,{base64.b64encode(font).decode()})"
 
     css = STYLE.read_text(encoding="utf-8")
+    if not italics:
+        css = re.sub(r"@font-face \{[^}]*italic[^}]*\}\n", "", css)
     if with_code:
         light, dark = (HtmlFormatter(style=name, nobackground=True).get_style_defs("pre.source") for name in CODE_STYLES)
         css += f"{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}"
@@ -119,21 +131,25 @@ def restyle(path: Path) -> None:
         temporary.write_text(after, encoding="utf-8")
 
 
-def write_html(notebook: Path, target: Path, **options) -> None:
-    """Print a notebook as HTML."""
-    body, _ = html_exporter(**options).from_notebook_node(open_notebook(notebook))
+def write_html(notebook: Path | NotebookNode, target: Path, **options) -> None:
+    """Print a notebook, or the file of one, as HTML."""
+    opened = open_notebook(notebook) if isinstance(notebook, Path) else notebook
+    body, _ = html_exporter(**options).from_notebook_node(opened)
     with atomic_write(target) as temporary:
         temporary.write_text(body, encoding="utf-8")
 
 
-def write_pdf(notebook: Path, target: Path) -> None:
+def write_pdf(notebook: Path, target: Path, **options) -> None:
     """Print a notebook as tagged PDF (PDF/UA-1); the same notebook gives the same bytes.
+
+    Args:
+        options: of :class:`ReportTypstExporter`.
 
     Raises:
         ExportError: as :func:`~mae_core.report.document.read`, or if Typst refuses the notebook's text or pictures.
     """
     with tempfile.TemporaryDirectory() as folder:
-        source, _ = ReportTypstExporter().from_notebook_node(open_notebook(notebook), {"folder": folder})
+        source, _ = ReportTypstExporter(**options).from_notebook_node(open_notebook(notebook), {"folder": folder})
         main = Path(folder) / "report.typ"
         main.write_text(source, encoding="utf-8")
         try:
@@ -191,12 +207,12 @@ def write_figures(notebook: Path, folder: Path) -> None:
 
 
 def write_report(report: Path, folder: Path, results: Path | None = None) -> None:
-    """Write the report as HTML and PDF, with a page for the executed notebook of every run that it names and that has one.
+    """Write the report as HTML and PDF, with a page for every run that it names, see :func:`write_page`.
 
     Args:
         report: the executed report notebook, ``outputs/<study>/report.ipynb``.
         folder: gets ``index.html``, ``report.pdf``, ``figures/`` and ``notebooks/``.
-        results: folder of the runs, if it is not the report's own; what has no notebook there gets no link.
+        results: folder of the runs, if it is not the report's own; the report and the ablations then have no page.
 
     Raises:
         ExportError: if a notebook contains an error, or something that is not allowed in a report.
@@ -207,19 +223,31 @@ def write_report(report: Path, folder: Path, results: Path | None = None) -> Non
     for source in sorted(named | ({report.stem} if results is None else set())):
         *run, name = source.split("/")
         notebook = (results or report.parent).joinpath(*run, *([name] if run else []), f"{name}.ipynb")
-        if not notebook.exists() and (folder / page(source)).exists():
-            restyle(folder / page(source))  # a published study keeps its executed notebooks as pages only
+        if results and not (run or notebook.exists() or (folder / page(source)).exists()):
+            without.add(source)
             continue
-        if not notebook.exists() and (results or (run and notebook.with_name("metrics.json").exists())):
-            without.add(source)  # mae-core train has no notebook
-            continue
-        try:
-            write_html(notebook, folder / page(source), show_code=True, back="../index.html")
-        except (ExportError, OSError) as error:
-            raise ExportError(f"{notebook}: {error}") from error
+        write_page(notebook, folder / page(source))
     write_figures(report, folder / "figures")
     write_html(report, folder / "index.html", without=frozenset(without))
-    write_pdf(report, folder / "report.pdf")
+    write_pdf(report, folder / "report.pdf", without=frozenset(without))
+
+
+def write_page(notebook: Path, target: Path) -> None:
+    """Print the executed notebook of a run; where there is none, keep its page of before, or make one from the run's files.
+
+    Raises:
+        ExportError: as :func:`write_report`, or if there is neither a notebook, nor a page, nor a finished run.
+    """
+    finished = notebook.with_name("metrics.json").exists()
+    try:
+        if notebook.exists() or not (finished or target.exists()):
+            write_html(notebook, target, show_code=True, back="../index.html")
+        elif target.exists() and not (finished and is_made(target)):
+            restyle(target)  # a published study keeps its executed notebooks as pages only
+        else:
+            write_html(run_notebook(notebook.parent), target, show_code=True, plain=True, back="../index.html")
+    except (ExportError, OSError) as error:
+        raise ExportError(f"{notebook}: {error}") from error
 
 
 def write_report_of_results(results: Path, folder: Path) -> None:

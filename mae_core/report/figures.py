@@ -26,6 +26,7 @@ PUBLISHED_MARKS = {  # source -> its name in the legend, marker, colour
 STYLE_FILE = Path(__file__).parent / "templates" / "mae" / "figures.mplstyle"
 STYLE: Any = matplotlib.rc_params_from_file(STYLE_FILE, use_default_template=False)
 
+TILE = 128 / 220  # inches: each of the 32 pixels of an image is then 4 dots of a PNG wide, which keeps the file small
 MOST_CLASSES = 20  # in a confusion matrix; of more, the most confused pairs are drawn
 styled = matplotlib.rc_context(STYLE)  # decorator: draws in the report's style, whatever the notebook has set
 
@@ -131,6 +132,30 @@ def image_rows(
                     0.97, 0.04, notes[i][j], transform=axes.transAxes, ha="right", va="bottom", color="white",
                     fontsize=7.5, path_effects=outlined,
                 )  # fmt: skip
+    return figure
+
+
+@styled
+def strips(rows: Sequence[tuple[str, np.ndarray]], notes: Mapping[int, Sequence[str]] = MappingProxyType({})) -> Figure:
+    """Rows of images without gaps, each with its name on the left: drawn faster than :func:`image_rows`, in a smaller file.
+
+    Args:
+        rows: name and images_nHWC (uint8) of each row.
+        notes: short texts below a row's images, by row number.
+    """
+    side, n = 1.0, max(len(images) for _, images in rows)  # inches for the names, images in a row
+    below = {i: 0.03 + 0.13 * max(1 + note.count("\n") for note in row) for i, row in notes.items()}  # inches for the notes
+    width, height = side + n * TILE, len(rows) * TILE + sum(below.values())
+    figure, top = Figure(figsize=(width, height)), height
+    for i, (name, images) in enumerate(rows):
+        top -= TILE
+        axes = figure.add_axes((side / width, top / height, len(images) * TILE / width, TILE / height))
+        bare_image(axes, np.concatenate(images, axis=1), "auto")
+        axes.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=5)
+        for j, note in enumerate(notes.get(i, ())):
+            place: Any = {"ha": "center", "va": "top", "linespacing": 1.0}
+            axes.text((j + 0.5) / len(images), -0.03, note, transform=axes.transAxes, fontsize=8, color=INK, **place)
+        top -= below.get(i, 0)
     return figure
 
 
@@ -404,9 +429,9 @@ def not_run(width: float, why: str = "not run") -> Figure:
     return figure
 
 
-def bare_image(axes: Axes, image: np.ndarray) -> None:
+def bare_image(axes: Axes, image: np.ndarray, interpolation: str = "nearest") -> None:
     """Show an image without ticks, grid or frame."""
-    axes.imshow(image, interpolation="nearest")
+    axes.imshow(image, interpolation=interpolation)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(visible=False)

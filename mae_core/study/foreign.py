@@ -189,8 +189,8 @@ def find_encoder(given: str) -> Found:
     except ValueError as error:
         raise ParameterError(f"weights: {error}") from error
     except OSError as error:
-        named, why = error.filename or path, error.strerror or error
-        raise ParameterError(f"weights: {named} cannot be read ({why}): check its name and permissions") from error
+        said = f"{error.filename or path} cannot be read ({error.strerror or error})"
+        raise ParameterError(f"weights: {said}: check its name and permissions") from error
     except (TypeError, AttributeError, RuntimeError) as error:
         raise ParameterError(
             f"weights: {path}, or a file beside it, has a value of another kind than usual: {error}"

@@ -183,6 +183,17 @@ def test_links_name_what_they_lead_to(notebook):
     assert {attrs["href"][1:] for attrs in Page(source).all("a") if attrs["href"].startswith("#")} <= set(ids)
 
 
+def test_the_pdf_links_the_pages_that_there_are(notebook, tmp_path):
+    link = '#link("notebooks/c-seed0-pretrain.html")[#"c/seed0/pretrain";];#".";'
+    assert f'#source-note[#"From ";{link}]' in as_typst(notebook, tmp_path)
+    without = ReportTypstExporter(without=frozenset({"c/seed0/pretrain"}))
+    source, _ = without.from_notebook_node(notebook, {"folder": str(tmp_path)})
+    assert '#source-note[#"From ";#"c/seed0/pretrain";#".";]' in source
+    nbformat.write(notebook, tmp_path / "report.ipynb")
+    write_pdf(tmp_path / "report.ipynb", tmp_path / "report.pdf")
+    assert b"/URI/URI(notebooks/c-seed0-pretrain.html)" in (tmp_path / "report.pdf").read_bytes()
+
+
 def test_neither_code_nor_prints_reach_the_report(notebook, tmp_path):
     for source in (as_html(notebook), as_typst(notebook, tmp_path)):
         assert "secret" not in source
