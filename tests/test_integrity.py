@@ -158,7 +158,7 @@ def judged(values, small):
     values = list(values.values())
     middle = math.fsum(values) / len(values)
     if len(values) == 1:
-        return f"undecided (one seed, which speaks {'for' if middle > 0 else 'against'} it)"
+        return f"undecided (one seed: {'for' if middle > 0 else 'against'} it)"
     low, high = middle - half_width(values), middle + half_width(values)
     within = small is not None and -small < low <= high < small
     if low > 0 or high < 0:

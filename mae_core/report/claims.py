@@ -220,7 +220,7 @@ def judge(difference: Estimate, bound: float | None = None) -> str:
     """
     if difference.half_width is None:
         side = "for" if difference.mean > 0 else "against" if difference.mean < 0 else "neither for nor against"
-        return f"undecided (one seed, which speaks {side} it)"
+        return f"undecided (one seed: {side} it)"
     if bound is not None and same(difference.values):
         return "undecided (the seeds do not differ)"
     small = bound is not None and abs(difference.mean) + difference.half_width < bound

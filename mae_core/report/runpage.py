@@ -43,7 +43,6 @@ PROVENANCE = {  # what provenance.json may hold, in words
     "data_md5": "MD5 of the data",
     "weights_sha256": "SHA-256 of the weights",
     "initial_weights_sha256": "SHA-256 of the weights at the start",
-    "wall_seconds": "total time (s)",
 }
 PICTURES = {  # what fine-tuning may record beside its predictions, in words
     "attention": "the attention of the class token in the last block",
@@ -185,6 +184,7 @@ def show_provenance(provenance: dict[str, Any]) -> None:
     """All that ``provenance.json`` holds."""
     clean = {True: "yes", False: "no, changed"}.get(provenance["clean"])
     told = provenance | {"clean": clean, "finished": provenance["finished"].replace("T", " ").removesuffix("+00:00")}
+    told.pop("wall_seconds", None)  # it is among the results
     rows = [[PROVENANCE.get(name, name), in_words(value)] for name, value in told.items()]
     show_table("tab-provenance", "Where this run's numbers come from.", ["what", "value"], rows, align="ll")
 

@@ -65,7 +65,7 @@ def test_an_interval_that_ends_at_the_bound_reaches_it():
         assert judge(Estimate((0.3, 0.5), sign * 0.4, 0.1), MATTERS) == verdict
         assert judge(Estimate((0.3, 0.5), sign * 0.4, 0.09), MATTERS) == f"{verdict} (smaller than matters)"
     assert judge(Estimate((-0.1, 0.1), 0.0, 0.5), MATTERS) == "undecided (2 seeds)"
-    assert judge(estimate([0.1]), MATTERS) == "undecided (one seed, which speaks for it)"
+    assert judge(estimate([0.1]), MATTERS) == "undecided (one seed: for it)"
 
 
 @pytest.mark.parametrize("value", [3.0, 0.0, -3.0])
@@ -139,7 +139,7 @@ def test_an_interval_is_told_in_the_same_unit():
 
 @pytest.mark.parametrize(("value", "side"), [(0.4, "for"), (-0.4, "against"), (0.0, "neither for nor against")])
 def test_one_seed_speaks_for_a_side_and_decides_nothing(value, side):
-    assert judge(estimate([value])) == f"undecided (one seed, which speaks {side} it)"
+    assert judge(estimate([value])) == f"undecided (one seed: {side} it)"
 
 
 # Claims on chosen numbers -------------------------------------------------------------------------------------------
@@ -421,8 +421,8 @@ def test_equal_accuracies_are_called_so():
 @pytest.mark.usefixtures("elsewhere")
 def test_one_seed_decides_nothing_that_is_sampled():
     told = verdict_of(read())
-    assert told["Pre-training beats training from scratch"] == "undecided (one seed, which speaks for it)"
+    assert told["Pre-training beats training from scratch"] == "undecided (one seed: for it)"
     assert told["Pre-training is ahead after every epoch"] == "undecided (one seed)"
     assert told["Mask tokens in the encoder cost more FLOPs (student's model: 2.4×; paper's: 3.3×)"] == "supported"
-    assert judge(estimate([-1.0])) == "undecided (one seed, which speaks against it)"
-    assert judge(estimate([0.0])) == "undecided (one seed, which speaks neither for nor against it)"
+    assert judge(estimate([-1.0])) == "undecided (one seed: against it)"
+    assert judge(estimate([0.0])) == "undecided (one seed: neither for nor against it)"
