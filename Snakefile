@@ -162,7 +162,7 @@ localrules:
 # nothing. Where nothing trains, the images are not needed.
 onstart:
     jobs = [job for job in workflow.dag.needrun_jobs() if job.rule.name in ("pretrain", "finetune")]
-    if any(run_of(job.wildcards, job.rule.name).dataset != "shapes" for job in jobs):
+    if not workflow.touch and any(run_of(job.wildcards, job.rule.name).dataset != "shapes" for job in jobs):
         from mae_core.study.prepare import prepare_images  # imports torch
 
         try:

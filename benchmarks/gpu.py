@@ -228,7 +228,7 @@ def work(parts: list[Part], folder: Path, title: str, seconds: float) -> int:
         seconds: for all parts together.
 
     Returns:
-        The exit code: 1 if a part failed, else 0.
+        The exit code: 1 if a part failed or its tests were cut short, else 0.
     """
     end, rows, path = time.monotonic() + seconds, {}, folder / "parts.json"
     for part in parts:
@@ -250,7 +250,7 @@ def work(parts: list[Part], folder: Path, title: str, seconds: float) -> int:
     states = {row["state"] for row in rows.values()}
     if states & {"unfinished", "waits"}:
         print("Some work is left: give the same command again to continue.")
-    return int("failed" in states)
+    return int(bool(states & {"failed", "cut short"}))
 
 
 def attempt(part: Part, limit: float, log: Path) -> tuple[str, str]:
@@ -260,7 +260,9 @@ def attempt(part: Part, limit: float, log: Path) -> tuple[str, str]:
         return "done", part.done() or last_lines(printed)
     if code is not None:
         return "failed", last_lines(printed)
-    progress = part.progress() or passed(printed)
+    if told := passed(printed):
+        return "cut short", told
+    progress = part.progress()
     return ("unfinished", progress) if progress else ("failed", f"its {limit:.0f} s ran out: {last_lines(printed)}")
 
 

@@ -212,6 +212,17 @@ def test_a_part_that_fails_or_hangs_is_told_and_the_next_one_runs(tmp_path, monk
     assert (tmp_path / "all.md").read_text(encoding="utf-8") in told
 
 
+def test_tests_that_hang_after_others_have_passed_are_cut_short(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    hangs = "import time; print('a.py::b PASSED  [ 50%]', flush=True); time.sleep(60)"
+    assert gpu.work([part("tests", hangs, limit=2.0)], tmp_path, "all", 30) == 1
+    told = "1 tests passed, none failed, and its time ran out"
+    assert parts_json()["tests"] | {"seconds": 0, "code": ""} == {
+        "state": "cut short", "result": told, "seconds": 0, "code": "",
+    }  # fmt: skip
+    assert "continue" not in capsys.readouterr().out
+
+
 def test_only_what_has_no_result_of_this_code_is_done_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     once = "import pathlib, sys; p = pathlib.Path('{}'); sys.exit(p.exists() and 'again' or p.touch())"

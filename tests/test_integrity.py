@@ -361,7 +361,7 @@ def on_one_machine(raw, values, case, other):
 
 def check_claims(report, raw, accuracy, linear, flops, loss, psnr, memory):
     default, mib = "random-75", {"digits": 0, "scale": 2**-20, "unit": " MiB"}
-    ran = memory["mask-tokens"] and memory[default]
+    ran = memory["mask-tokens"].keys() & memory[default].keys()
     memory = memory | {"mask-tokens": on_one_machine(raw, memory["mask-tokens"], "mask-tokens", default)}
     others = ("random-25", "random-50", "random-90")
     claimed = {

@@ -153,10 +153,10 @@ def check_folders(data_dir: Path, needs_classes: bool) -> None:
             f"there"
         )
     if classes and test is not None and classes != (others := class_names(test)):
-        odd = sorted(set(classes) ^ set(others))[0]
+        differing = sorted(set(classes) ^ set(others))
+        odd = differing[0]
         there, lacking = ("train", test.name) if odd in classes else (test.name, "train")
-        alike = [name for name in (*classes, *others) if name != odd and normalize("NFC", name) == normalize("NFC", odd)]
-        if alike:
+        if any(normalize("NFC", name) == normalize("NFC", odd) for name in differing[1:]):
             raise MissingDataError(
                 f"data_dir is {str(data_dir)!r}: the class {printable(odd)!r} is written with other characters in {there}/ "
                 f"than in {lacking}/, though both look the same: rename one folder as the other"

@@ -15,6 +15,7 @@ import mmap
 import os
 import platform
 import shutil
+import tokenize
 import warnings
 import zlib
 from collections.abc import Callable
@@ -68,12 +69,12 @@ def stored(data_dir: Path, name: str, key: str, check: bool = False) -> Stored |
         path = folder / f"{name}-{key}.npy"
         try:
             about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            crc32, pixels_nCHW = about.pop("crc32"), mapped(path)
+            crc32 = about.pop("crc32")
             if not check or crc32 == checksum(path, about):
-                return Stored(pixels_nCHW, about)
+                return Stored(mapped(path), about)
         except MissingDataError:
             raise
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, tokenize.TokenError):  # damaged
             continue
     return None
 

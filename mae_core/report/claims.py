@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mae_core.report import published
-from mae_core.report.case import MEMORY, Case
+from mae_core.report.case import Case
 from mae_core.report.statistics import LEVEL, Estimate, detectable, estimate, holm, p_value, same, signed_estimate
 from mae_core.report.summary import Summary
 
@@ -70,7 +70,8 @@ def claims(summary: Summary) -> list[Claim]:
         differences = [difference for difference in found.values() if difference]
         if len(differences) < len(pairs):
             ran = all(case.values(quantity) for pair in pairs for case in pair)
-            why = "not on one machine" if quantity in MEMORY else "no shared seed"
+            shared = all(a.values(quantity).keys() & b.values(quantity).keys() for a, b in pairs)
+            why = "not on one machine" if shared else "no shared seed"
             return Claim(statement, source, "–", f"undecided ({why})" if ran else "not run", key=key)
         decisive, verdict, p = decide(differences, matters(quantity))
         against = next(name for name, difference in found.items() if difference is decisive) if len(pairs) > 1 else ""

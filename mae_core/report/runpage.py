@@ -42,7 +42,9 @@ PROVENANCE = {  # what provenance.json may hold, in words
     "machines": "machines, one after the other",
     "data_md5": "MD5 of the data",
     "weights_sha256": "SHA-256 of the weights",
+    "images": "checksum of the names and sizes of the images",
     "initial_weights_sha256": "SHA-256 of the weights at the start",
+    "initial_settings_sha256": "SHA-256 of the settings beside the weights at the start",
 }
 PICTURES = {  # what fine-tuning may record beside its predictions, in words
     "attention": "the attention of the class token in the last block",
@@ -115,7 +117,8 @@ def show_metrics(metrics: Mapping[str, Any], holdout: int) -> None:
 def show_loss(history: Mapping[str, Sequence[float]], used: str) -> None:
     """The loss of pre-training by epoch."""
     panel = figures.curves({"run": [history]}, "train_loss", "loss on masked patches")
-    alt = f"The loss falls from {history['train_loss'][0]:.3f} to {history['train_loss'][-1]:.3f}."
+    first, last = history["train_loss"][0], history["train_loss"][-1]
+    alt = f"The loss: {first:.3f} in the first epoch, {last:.3f} in the last."
     show_figure(panel, "fig-loss", "Loss by epoch.", alt)
 
 

@@ -169,7 +169,7 @@ def written(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``folder`` once it is complete; raises as :func:`export`."""
     check_replaceable(folder)
     with explained_writing(folder):
-        folder = folder.resolve()  # where a link leads
+        folder = Path(os.path.realpath(folder))  # where a link leads
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
             unfinished = Path(place) / "new"

@@ -207,7 +207,7 @@ def load_encoder(model: Classifier, run: FinetuneParameters) -> Found:
     Raises:
         ParameterError: if the file is missing or damaged, or its model differs; names the parameter that differs.
     """
-    with contextlib.suppress(PermissionError):  # find_encoder explains it
+    with contextlib.suppress(OSError):  # find_encoder explains it
         if not Path(run.weights).exists():
             raise ParameterError(f"weights is {run.weights!r}: there is no such file; pre-train first, or leave it empty")
     found = find_encoder(run.weights)
@@ -253,7 +253,7 @@ def load_both(run: PretrainParameters | FinetuneParameters, record: "Record") ->
 
 
 def keys_of(data_dir: str) -> tuple[str, ...]:
-    """Checksums of the names, sizes and modification times of a folder's training and test images."""
+    """Checksums of the names and sizes of a folder's training and test images, and of when they changed."""
     return tuple(listing.key for listing in list_images(Path(data_dir)))
 
 

@@ -151,6 +151,25 @@ def test_one_changed_byte_of_the_decoded_images_is_noticed_and_told_once(photos,
     assert capsys.readouterr().out == f"{path} is damaged, or has no checksum: its images are prepared anew\n"
 
 
+@pytest.mark.parametrize(
+    ("ending", "spoil"),
+    [
+        ("npy", lambda content: b""),
+        ("npy", lambda content: content.replace(b"(22,", b"((2,")),
+        ("json", lambda content: b"[]"),
+        ("json", lambda content: b'"text"'),
+    ],
+)
+@pytest.mark.parametrize("check", [True, False])
+def test_a_spoilt_file_of_the_store_is_made_again(photos, decoded, ending, spoil, check):
+    first = load("folder", photos, image_size=16).images_nCHW.clone()
+    path = next((photos / store.CACHE).glob(f"*.{ending}"))
+    assert spoil(path.read_bytes()) != path.read_bytes()
+    path.write_bytes(spoil(path.read_bytes()))
+    assert load("folder", photos, image_size=16, check=check).images_nCHW.equal(first)
+    assert len(decoded) == 44
+
+
 def test_a_changed_note_on_the_decoded_images_is_noticed(photos, decoded):
     """It holds the MD5 that a run's provenance tells."""
     before = checksum("folder", photos, 16)

@@ -13,6 +13,7 @@ from mae_core.report.case import Case
 from mae_core.report.claims import MATTERS, Claim, claims, decide, flops_ratio, judge, matters, measured, throughout
 from mae_core.report.statistics import Estimate, detectable, estimate, holm, p_value
 from mae_core.report.summary import Summary
+from mae_core.report.text import words
 from mae_core.study.parameters import PretrainParameters
 from mae_core.study.results import read_json, write_json
 
@@ -237,6 +238,20 @@ def test_memory_is_compared_on_one_machine_only(moved, verdict):
             write_json(folder / "provenance.json", told | {"device": told["device"] + "s"})
     (claim,) = [claim for claim in claims(read_again()) if claim.statement == "Skipping mask tokens saves memory"]
     assert claim.verdict.startswith(verdict)
+
+
+def test_without_a_shared_seed_no_machine_is_blamed():
+    (claim,) = [c for c in claims(study(tokens={2: 41.0})) if c.statement == "Skipping mask tokens saves memory"]
+    assert claim.verdict == "undecided (no shared seed)"
+
+
+def test_the_cost_of_blocks_is_told_beside_random_masks_only():
+    cases = {"block": told({0: 50.0}, MASKS["block 50"], flops=1500), "grid": told({0: 50.0}, MASKS["grid"])}
+    assert words.cost_of_blocks(Summary("study", cases)) == ""
+    cases["random"] = told({0: 50.0}, {})
+    assert words.cost_of_blocks(Summary("study", cases)).startswith(
+        "An epoch of block-wise 50 % costs 1.50 times the FLOPs"
+    )
 
 
 @pytest.mark.parametrize(

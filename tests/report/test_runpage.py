@@ -64,7 +64,7 @@ def test_a_page_of_pre_training_has_its_loss_and_reconstructions(results, tmp_pa
     page = printed(results, "random-75/seed0/pretrain", tmp_path / "page.html")
     assert "<h1>random-75, seed\N{NO-BREAK SPACE}0: pre-training</h1>" in page
     assert rows_of(page)["parameters of the model"] == "7,212,684"
-    assert "The loss falls from 1.000 to 0.500." in page
+    assert "The loss: 1.000 in the first epoch, 0.500 in the last." in page
     assert "Masked, reconstructed and original test images; 19.5 dB over the masked pixels" in page
 
 

@@ -423,6 +423,12 @@ def test_an_earlier_export_is_replaced_as_a_whole(finished, tmp_path):
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 
+def test_a_link_to_itself_is_told(finished, tmp_path):
+    (tmp_path / "my-model").symlink_to(tmp_path / "my-model")
+    with pytest.raises(OutputError, match="my-model cannot be written"):
+        hub.export(finished, tmp_path / "my-model")
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_link_to_a_folder_stays_and_the_export_is_where_it_leads(finished, tmp_path, there):
     place, link = tmp_path / "disk" / "scratch", tmp_path / "my-model"

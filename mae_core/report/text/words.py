@@ -104,8 +104,8 @@ def dataset(summary: Summary, markdown: bool = True) -> str:
 
 
 def cost_of_blocks(summary: Summary) -> str:
-    """What an epoch of block-wise 50 % costs beside the default, for tables that compare them; empty if it has not run."""
-    flops = summary.find("block", 0.5).ratio(summary.default, "flops")
+    """What an epoch of block-wise 50 % costs beside random 75 %, for tables that compare them; empty without both."""
+    flops = summary.find("block", 0.5).ratio(summary.find("random", 0.75), "flops")
     return f"An epoch of block-wise 50 % costs {flops:.2f} times the FLOPs of one of random 75 %." if flops else ""
 
 
