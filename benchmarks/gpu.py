@@ -316,7 +316,7 @@ def end_with_parent() -> None:
 def passed(printed: str) -> str | None:
     """How many tests had passed when the time ran out; None if one had failed, or if these were no tests."""
     states = re.findall(r"::.* (PASSED|FAILED|ERROR) +\[", printed)
-    return f"{len(states)} tests passed, none failed, and its time ran out" if set(states) == {"PASSED"} else None
+    return f"tests passed: {len(states)}; none failed, and the time ran out" if set(states) == {"PASSED"} else None
 
 
 def last_lines(printed: str) -> str:

@@ -130,7 +130,7 @@ def test_tests_that_are_cut_short_have_named_their_failures(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("printed", "told"),
     [
-        ("a.py::b PASSED  [ 33%]\na.py::c[1-2] SKIPPED [ 60%]\na.py::d PASSED [ 66%]\na.py::e ", "2 tests passed"),
+        ("a.py::b PASSED  [ 33%]\na.py::c[1-2] SKIPPED [ 60%]\na.py::d PASSED [ 66%]\na.py::e ", "tests passed: 2"),
         ("a.py::b PASSED  [ 33%]\na.py::d FAILED [ 66%]\n", None),
         ("a.py::b PASSED  [ 33%]\na.py::d ERROR [ 66%]\n", None),
         ("epoch 1\n", None),
@@ -216,7 +216,7 @@ def test_tests_that_hang_after_others_have_passed_are_cut_short(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     hangs = "import time; print('a.py::b PASSED  [ 50%]', flush=True); time.sleep(60)"
     assert gpu.work([part("tests", hangs, limit=2.0)], tmp_path, "all", 30) == 1
-    told = "1 tests passed, none failed, and its time ran out"
+    told = "tests passed: 1; none failed, and the time ran out"
     assert parts_json()["tests"] | {"seconds": 0, "code": ""} == {
         "state": "cut short", "result": told, "seconds": 0, "code": "",
     }  # fmt: skip
