@@ -15,6 +15,8 @@ from mae_core.model.mae import Encoder
 from mae_core.model.vit import unpatchify
 from mae_core.study.parameters import RunParameters
 
+LARGEST_MATRIX = 200  # classes in the confusion matrix of metrics.json
+
 
 @torch.no_grad()
 def class_scores(model: nn.Module, split: Split, run: RunParameters, device: torch.device) -> Tensor:
@@ -23,9 +25,6 @@ def class_scores(model: nn.Module, split: Split, run: RunParameters, device: tor
     model = devices.cast(model, devices.choose_precision(run.precision, device))
     parts = batches(len(split), device, run.model.n_patches)
     return torch.cat([model(scale_pixels(images_BCHW)).float() for images_BCHW in split.stream(parts)])
-
-
-MOST_CLASSES = 200  # in the confusion matrix of metrics.json
 
 
 def accuracy(scores_nC: Tensor, labels_n: Tensor) -> float:
@@ -41,7 +40,7 @@ def top5_accuracy(scores_nC: Tensor, labels_n: Tensor) -> float:
 def predictions(scores_nC: Tensor, test: Split) -> dict[str, Any]:
     """Labels and predictions of the first test images, and the confusion matrix of all (row: true class).
 
-    There is no matrix of more than MOST_CLASSES: ``predictions.png`` tells the same in less space.
+    There is no matrix of more than LARGEST_MATRIX: ``predictions.png`` tells the same in less space.
     """
     probability_nC = scores_nC.softmax(dim=1)
     n_classes = len(test.classes)
@@ -51,7 +50,7 @@ def predictions(scores_nC: Tensor, test: Split) -> dict[str, Any]:
         "predicted": scores_nC[:N_PICTURES].argmax(1).tolist(),
         "confidence": [round(p, 4) for p in probability_nC[:N_PICTURES].amax(1).tolist()],
     }
-    if n_classes <= MOST_CLASSES:
+    if n_classes <= LARGEST_MATRIX:
         confusion = torch.bincount(test.labels_n * n_classes + scores_nC.argmax(1), minlength=n_classes**2)
         told["confusion"] = confusion.reshape(n_classes, n_classes).tolist()
     return told

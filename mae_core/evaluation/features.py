@@ -17,7 +17,7 @@ from mae_core import devices
 from mae_core.data.decode import decode
 from mae_core.data.images import batches, scale_pixels
 from mae_core.data.layout import ENDINGS, images
-from mae_core.errors import MissingDataError, ParameterError
+from mae_core.errors import DeviceMemoryError, MissingDataError, ParameterError
 from mae_core.evaluation.probes import PatchMean
 from mae_core.model.mae import Encoder
 from mae_core.study.foreign import find_encoder
@@ -88,20 +88,23 @@ def features(weights: str, folder: Path, pool: Pool, device: torch.device) -> Fe
     for part in batches(len(names), device, encoder.config.n_patches):
         pixels_BHWC = np.stack([decoded(root / name, encoder.config.image_size) for name in names[part]])
         images_BCHW = torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2)
-        with devices.explained_shortage():
-            vectors.append(
-                in_parts(lambda part_BCHW: pooled(encoder, part_BCHW, pool, found.pools_mean), images_BCHW, device)
-            )
+        vectors.append(in_parts(lambda part_BCHW: pooled(encoder, part_BCHW, pool, found.pools_mean), images_BCHW, device))
     return Features(names, labels_of(names), torch.cat(vectors).numpy())
 
 
 def in_parts(vectors_of: Callable[[Tensor], Tensor], images_BCHW: Tensor, device: torch.device) -> Tensor:
-    """The vectors of images; of half as many at a time, and so on, while memory runs out."""
+    """The vectors of images; of half as many at a time, and so on, while memory runs out.
+
+    Raises:
+        DeviceMemoryError: if it does not suffice for one image.
+    """
     try:
         return vectors_of(scale_pixels(images_BCHW.to(device))).cpu()
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
         if len(images_BCHW) == 1:
-            raise
+            raise DeviceMemoryError(
+                "there is not enough memory on the GPU for one image: end other programs that use it"
+            ) from error
     torch.cuda.empty_cache()
     halves = images_BCHW.split((len(images_BCHW) + 1) // 2)
     return torch.cat([in_parts(vectors_of, half_BCHW, device) for half_BCHW in halves])

@@ -39,7 +39,7 @@ class ExploreParameters(Parameters):
         [], description="cases to open; empty: all that have weights, and the first one's sizes of image and patch"
     )
     seed: Seed = Field(0, description="seed of the runs to open")
-    dataset: Shown = Field("auto", description="images to show; auto: as in training, or pictures")
+    dataset: Shown = Field("auto", description="images to show; auto: of the training, or its pictures")
     data_dir: UserPath = Field("", description="folder that contains the data set; empty: as in training")
     train: bool = Field(
         False, description="true: train and open a small model instead, on dataset (auto: cifar10), downloaded if missing"

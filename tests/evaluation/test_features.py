@@ -9,7 +9,7 @@ from PIL import Image
 
 from mae_core import cli
 from mae_core.data.images import scale_pixels
-from mae_core.errors import MissingDataError, OutputError, ParameterError
+from mae_core.errors import DeviceMemoryError, MissingDataError, OutputError, ParameterError
 from mae_core.evaluation.features import Features, in_parts, labels_of, write_features, write_parquet
 from mae_core.model.mae import Classifier, MaskedAutoencoder
 from mae_core.study.parameters import FinetuneParameters, PretrainParameters
@@ -75,7 +75,7 @@ def test_images_are_taken_in_parts_where_memory_is_short():
     found = in_parts(vectors_of, pixels_BCHW, torch.device("cpu"))
     assert found.equal(scale_pixels(pixels_BCHW).flatten(1))
     assert taken == [2, 2, 2, 1]
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(DeviceMemoryError, match="not enough memory on the GPU for one image"):
         in_parts(lambda images_BCHW: vectors_of(torch.zeros(3)), pixels_BCHW, torch.device("cpu"))
 
 
