@@ -644,7 +644,7 @@ def test_the_records_are_those_of_the_published_results():
     assert gpu[1] == f"{wall:.0f} s in all, {tuned['last_epoch_accuracy']:.2f} %"
     assert origin["device"] in gpu[3]
     assert origin["commit"].startswith(gpu[4])
-    tuned, origin = run("night", "finetune", best[5].strip("`").split()[1])
+    tuned, origin = run("night", "finetune", *best[5].strip("`").split()[1:])
     assert best[1] == f"{tuned['last_epoch_accuracy']:.2f} %"
     assert origin["commit"].startswith(best[4])
     for row in (cpu, gpu, best):
